@@ -1,0 +1,160 @@
+//! The documents of the HTTP API, as the server writes and the client reads them.
+
+use crate::purge::PurgeType;
+use crate::site::SiteSpec;
+use serde::{Deserialize, Serialize};
+
+/// RFC 9457 problem details.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Problem {
+    /// Stable name of the kind of problem, relative to the API's root.
+    pub r#type: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurgeRequest {
+    pub r#type: PurgeType,
+    #[serde(default)]
+    pub selectors: Vec<String>,
+    #[serde(default)]
+    pub site: Option<String>,
+    #[serde(default)]
+    pub soft: bool,
+}
+
+/// A purge and how far it has come: the answer to the purge and, later, its receipt.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Receipt {
+    pub revision: String,
+    pub index: u64,
+    pub r#type: PurgeType,
+    pub site: Option<String>,
+    pub selectors: Vec<String>,
+    pub soft: bool,
+    pub by: String,
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// True everywhere: no request that came after is answered with what it names.
+    pub done: bool,
+    pub nodes: Vec<ReceiptNode>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReceiptNode {
+    pub name: String,
+    pub role: String,
+    pub region: String,
+    /// applied | silent | waiting | may_serve
+    pub state: String,
+    /// Milliseconds since 1970, as the leader heard of it.
+    pub applied_at: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SiteView {
+    pub name: String,
+    pub revision: u64,
+    pub hosts: Vec<String>,
+    /// Where to point a CNAME at, if the network has a zone.
+    pub cname: Option<String>,
+    pub spec: SiteSpec,
+    /// The file as it was applied.
+    pub source: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SiteVersionView {
+    pub revision: u64,
+    pub at: u64,
+    pub by: String,
+    pub source: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    pub name: String,
+    pub role: String,
+    pub region: String,
+    pub address: Option<String>,
+    pub advertise: Vec<String>,
+    /// attached | detached | drained | removed, and for control nodes leader | voter | learner.
+    pub state: String,
+    /// The newest revision that it acknowledged to this leader.
+    pub applied: Option<u64>,
+    pub requests: Option<u64>,
+    pub hits: Option<u64>,
+    pub stored_bytes: Option<u64>,
+    pub version: Option<String>,
+    pub origins_down: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    pub role: crate::token::TokenRole,
+    #[serde(default)]
+    pub sites: Vec<String>,
+    #[serde(default)]
+    pub note: String,
+    /// Seconds until it expires; never where it is missing.
+    #[serde(default)]
+    pub expires_in: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    pub role: crate::node::Role,
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Seconds until it expires.
+    #[serde(default)]
+    pub expires_in: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenView {
+    pub id: String,
+    /// Role of an API token, or `join <role>`.
+    pub role: String,
+    pub sites: Vec<String>,
+    pub note: String,
+    pub created: u64,
+    pub expires: Option<u64>,
+    /// The whole token, in the answer that made it and never again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberView {
+    pub id: u64,
+    pub name: String,
+    pub address: String,
+    /// leader | voter | learner
+    pub state: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditView {
+    pub index: u64,
+    pub at: u64,
+    pub by: String,
+    pub what: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub cluster: String,
+    pub revision: String,
+    pub leader: String,
+    pub term: u64,
+    pub zone: Option<String>,
+    pub sites: usize,
+    pub members: Vec<MemberView>,
+    pub nodes: Vec<NodeView>,
+}

@@ -1,0 +1,66 @@
+//! What an entry of the log says.
+
+use crate::name::{NodeName, SiteName};
+use crate::node::NodeState;
+use crate::purge::PurgeOrder;
+use crate::revision::Incarnation;
+use crate::site::SiteSpec;
+use crate::time::WallTime;
+use crate::token::{JoinRecord, TokenRecord};
+use serde::{Deserialize, Serialize};
+
+/// One change of the network, with the time that the leader gave it and who asked for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    pub at: WallTime,
+    pub by: String,
+    pub change: Change,
+}
+
+/// Grows at its end only. `expected` is the revision that the caller saw last (If-Match): another one refuses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Change {
+    SitePut { spec: Box<SiteSpec>, source: String, expected: Option<u64> },
+    SiteRemove { name: SiteName, expected: Option<u64> },
+    /// Orders whose site is not named get the one that serves their host.
+    Purge { orders: Vec<PurgeOrder> },
+    /// Uses up the join token named. A node of the same name that is not removed refuses.
+    NodeEnrol { node: NodeState, join: String },
+    NodeUpdate { node: NodeState },
+    NodeDrain { name: NodeName, drained: bool },
+    NodeRemove { name: NodeName, dead: bool },
+    /// By the leader: a removed node can no longer answer anything.
+    NodeForget { name: NodeName },
+    TokenCreate { token: TokenRecord },
+    TokenRevoke { id: String },
+    JoinCreate { join: JoinRecord },
+    JoinRevoke { id: String },
+    CertificatePut { certificate: SealedCertificate },
+    CertificateRemove { name: String },
+    /// A voter's or learner's place in the control plane.
+    MemberPut { id: u64, name: NodeName, address: String },
+    MemberRemove { id: u64 },
+}
+
+/// A certificate whose private key is sealed under the cluster key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedCertificate {
+    pub name: String,
+    /// DER, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    pub sealed_key: Vec<u8>,
+    pub hosts: Vec<String>,
+    pub not_before: WallTime,
+    pub not_after: WallTime,
+}
+
+/// The first state of a cluster, written by `control init`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    pub cluster: String,
+    pub incarnation: Incarnation,
+    pub zone: Option<String>,
+    /// DER of the internal CA's certificate, and its private key sealed under the cluster key.
+    pub ca_certificate: Vec<u8>,
+    pub ca_sealed_key: Vec<u8>,
+}

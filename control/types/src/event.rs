@@ -1,0 +1,89 @@
+//! What control nodes and cache nodes say to each other on the watch stream: a node's hello, then what it missed,
+//! then every entry as it is applied; acknowledgements and askings for a lease the other way.
+
+use crate::lease::LeaseTerms;
+use crate::name::{NodeName, SiteName};
+use crate::node::{NodeReport, NodeState};
+use crate::purge::PurgeOrder;
+use crate::revision::Revision;
+use crate::site::SiteSpec;
+use crate::time::WallTime;
+use serde::{Deserialize, Serialize};
+
+/// A site as the nodes that serve it know it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SiteState {
+    pub spec: SiteSpec,
+    /// The index of its newest version.
+    pub revision: u64,
+    /// The index at which a site of this name began; nothing stored earlier is this site's.
+    pub created: u64,
+    /// The index at which its hosts or its key's rules changed last: what was stored earlier needs revalidation, since
+    /// purges in between may have named it otherwise.
+    pub keys_since: u64,
+}
+
+/// A site's certificate with its private key in clear: only inside mutual TLS and in memory.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    pub name: String,
+    /// DER, leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS #8 DER.
+    pub key: Vec<u8>,
+    pub hosts: Vec<String>,
+    pub not_after: WallTime,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("name", &self.name).field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
+
+/// What applying one entry changed, for those who watch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Site(Box<SiteState>),
+    SiteRemoved(SiteName),
+    Purged(Vec<PurgeOrder>),
+    Certificate(Certificate),
+    CertificateRemoved(String),
+    Node(NodeState),
+    NodeRemoved(NodeName),
+}
+
+/// All that a node at an earlier revision missed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CatchUp {
+    /// Purges up to this index may be missing below: what was stored through less needs revalidation.
+    pub floor: u64,
+    /// Sites changed since the node's revision, and the names of all: others are gone.
+    pub sites: Vec<SiteState>,
+    pub site_names: Vec<SiteName>,
+    pub certificates: Vec<Certificate>,
+    pub nodes: Vec<NodeState>,
+    pub purges: Vec<(u64, Vec<PurgeOrder>)>,
+}
+
+/// Control node to cache node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToNode {
+    CatchUp { revision: Revision, terms: LeaseTerms, missed: Box<CatchUp> },
+    /// Entries in order, each with its index; after them the node is at `through`.
+    Entries { through: u64, entries: Vec<(u64, Vec<Event>)> },
+    Lease { asking: u64, read_index: u64 },
+    /// The operator removed this node.
+    Removed,
+}
+
+/// Cache node to control node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromNode {
+    /// First of all; `None` where the node holds nothing.
+    Hello { applied: Option<Revision>, version: String },
+    /// Every worker has applied all up to this index.
+    Ack { index: u64 },
+    AskLease { asking: u64 },
+    Report(NodeReport),
+}

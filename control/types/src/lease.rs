@@ -1,0 +1,171 @@
+//! Leases: how a cache node knows that it has heard of every purge that was answered.
+//!
+//! A node asks; only the leader grants, after a quorum has confirmed it since the asking arrived. The grant
+//! names the log index that was committed by then: the node is attached once it has applied that index, from
+//! when it *asked* for [`LeaseTerms::duration`]. The leader counts the same lease from when it *answered*, plus
+//! a margin for drifting clocks. So, by one and the same true time:
+//!
+//! Invariant: what a node believes of its lease's end <= what the leader believes of it.
+
+use crate::time::BootTime;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseTerms {
+    /// How long a node may count on a grant, from when it asked.
+    pub duration: Duration,
+    /// What the leader adds for clocks that run at different speeds while a lease lasts.
+    pub drift_margin: Duration,
+}
+
+impl Default for LeaseTerms {
+    fn default() -> Self {
+        Self { duration: Duration::from_secs(5), drift_margin: Duration::from_millis(100) }
+    }
+}
+
+impl LeaseTerms {
+    /// A node asks this often, so that two lost grants do not detach it.
+    #[must_use]
+    pub fn ask_every(self) -> Duration {
+        self.duration / 4
+    }
+
+    /// The end of a lease as the leader that answers at `answered` has to count it.
+    #[must_use]
+    pub fn counted_until(self, answered: BootTime) -> BootTime {
+        answered + self.duration + self.drift_margin
+    }
+}
+
+/// The node's side. Whoever holds it publishes [`NodeLease::until`] to the workers, who compare it with the
+/// clock after each request's head has come in.
+#[derive(Debug)]
+pub struct NodeLease {
+    terms: LeaseTerms,
+    next: u64,
+    /// Asked, not answered. Bounded: an older asking is worth less than any newer one.
+    asked: VecDeque<(u64, BootTime)>,
+    /// Answered, but the index it names is not applied yet.
+    granted: VecDeque<(u64, BootTime)>,
+    applied: u64,
+    until: Option<BootTime>,
+}
+
+const MOST_ASKED: usize = 16;
+
+impl NodeLease {
+    #[must_use]
+    pub fn new(terms: LeaseTerms) -> Self {
+        Self { terms, next: 0, asked: VecDeque::new(), granted: VecDeque::new(), applied: 0, until: None }
+    }
+
+    /// Starts an asking at `now`; the number goes with it and comes back in the grant.
+    pub fn ask(&mut self, now: BootTime) -> u64 {
+        self.next += 1;
+        if self.asked.len() == MOST_ASKED {
+            self.asked.pop_front();
+        }
+        self.asked.push_back((self.next, now));
+        self.next
+    }
+
+    /// Another connection, possibly to another control node: what was asked before will not be answered, and an
+    /// index granted under another incarnation must not be waited for.
+    pub fn reconnected(&mut self) {
+        self.asked.clear();
+        self.granted.clear();
+    }
+
+    /// The terms, as the control plane says them now.
+    pub fn set_terms(&mut self, terms: LeaseTerms) {
+        self.terms = terms;
+    }
+
+    /// A grant came. An asking that is not remembered (answered twice, from an earlier connection) grants nothing.
+    pub fn granted(&mut self, asking: u64, read_index: u64) {
+        let Some(at) = self.asked.iter().position(|(n, _)| *n == asking) else { return };
+        if let Some((_, asked_at)) = self.asked.remove(at) {
+            self.granted.push_back((read_index, asked_at));
+            self.settle();
+        }
+    }
+
+    /// Every worker has applied all up to `index`.
+    pub fn applied(&mut self, index: u64) {
+        self.applied = index;
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let (applied, duration) = (self.applied, self.terms.duration);
+        let until = &mut self.until;
+        self.granted.retain(|(read_index, asked_at)| {
+            if *read_index > applied {
+                return true;
+            }
+            *until = (*until).max(Some(*asked_at + duration));
+            false
+        });
+    }
+
+    /// The node is attached before this moment, and detached from it on.
+    #[must_use]
+    pub fn until(&self) -> Option<BootTime> {
+        self.until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> BootTime {
+        BootTime::from_nanos(ms * 1_000_000)
+    }
+
+    #[test]
+    fn a_lease_counts_from_the_asking_and_only_once_the_index_is_applied() {
+        let mut lease = NodeLease::new(LeaseTerms::default());
+        let asking = lease.ask(at(1000));
+        lease.granted(asking, 7);
+        assert_eq!(lease.until(), None, "granted before the purge at 7 was applied");
+        lease.applied(6);
+        assert_eq!(lease.until(), None);
+        lease.applied(7);
+        assert_eq!(lease.until(), Some(at(6000)));
+    }
+
+    #[test]
+    fn an_asking_is_answered_once_and_not_across_connections() {
+        let mut lease = NodeLease::new(LeaseTerms::default());
+        lease.applied(9);
+        let first = lease.ask(at(0));
+        lease.granted(first, 1);
+        assert_eq!(lease.until(), Some(at(5000)));
+        let second = lease.ask(at(2000));
+        lease.reconnected();
+        lease.granted(second, 1);
+        lease.granted(first, 1);
+        assert_eq!(lease.until(), Some(at(5000)));
+    }
+
+    #[test]
+    fn a_late_grant_never_shortens_a_lease() {
+        let mut lease = NodeLease::new(LeaseTerms::default());
+        let (a, b) = (lease.ask(at(0)), lease.ask(at(1000)));
+        lease.applied(5);
+        lease.granted(b, 5);
+        lease.granted(a, 3);
+        assert_eq!(lease.until(), Some(at(6000)));
+    }
+
+    #[test]
+    fn the_leader_counts_longer_than_the_node() {
+        let terms = LeaseTerms::default();
+        let (asked, answered) = (at(100), at(130));
+        assert!(asked + terms.duration < terms.counted_until(answered));
+    }
+}

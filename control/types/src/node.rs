@@ -1,0 +1,77 @@
+//! Nodes: any process of the network, as the control plane and its neighbours know it.
+
+use crate::name::NodeName;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Control,
+    Edge,
+    Shield,
+}
+
+impl Role {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Edge => "edge",
+            Self::Shield => "shield",
+        }
+    }
+
+    /// Whether it keeps responses, and so has to acknowledge purges and hold a lease.
+    #[must_use]
+    pub fn caches(self) -> bool {
+        matches!(self, Self::Edge | Self::Shield)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        [Self::Control, Self::Edge, Self::Shield]
+            .into_iter()
+            .find(|r| r.as_str() == s)
+            .ok_or_else(|| format!("{s:?} is not a role: control, edge or shield"))
+    }
+}
+
+/// What the log holds of a node, and what every cache node is told of its neighbours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeState {
+    pub name: NodeName,
+    pub role: Role,
+    pub region: String,
+    /// Where other nodes reach it (host:port): a shield's listener for edges, a control node's for all.
+    pub address: Option<String>,
+    /// What DNS answers with: an edge's public addresses.
+    pub advertise: Vec<IpAddr>,
+    /// A drained node is sent no new work.
+    pub drained: bool,
+    /// The revision at which it enrolled.
+    pub since: u64,
+}
+
+/// What a node says of itself now and then; soft state, never in the log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    pub requests: u64,
+    pub hits: u64,
+    pub stored_bytes: u64,
+    pub stored_limit_bytes: u64,
+    pub open_connections: u64,
+    pub version: String,
+    /// Origin servers that its probes found down.
+    pub origins_down: Vec<String>,
+}

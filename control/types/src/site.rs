@@ -1,0 +1,218 @@
+//! A site: whose requests it answers, where its content comes from, and how it is kept. Made only by
+//! [`crate::site_file`], which checks it.
+
+use crate::name::SiteName;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SiteSpec {
+    pub name: SiteName,
+    pub hosts: Vec<HostPattern>,
+    pub origin: OriginSpec,
+    pub cache: CacheSpec,
+    pub tls: TlsSpec,
+}
+
+impl SiteSpec {
+    #[must_use]
+    pub fn serves(&self, host: &str) -> bool {
+        self.hosts.iter().any(|p| p.matches(host))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum HostPattern {
+    Exact(String),
+    /// `*.example.com`: any one or more labels before `.example.com`. Holds `example.com`.
+    Under(String),
+    /// `*`: every host that no other site serves.
+    Any,
+}
+
+impl HostPattern {
+    #[must_use]
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(h) => h == host,
+            Self::Under(base) => host.strip_suffix(base.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+            Self::Any => true,
+        }
+    }
+
+    /// # Errors
+    /// What would be right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let lower = text.to_ascii_lowercase();
+        let (name, wild) = match lower.strip_prefix("*.") {
+            Some(base) => (base, true),
+            None => (lower.as_str(), false),
+        };
+        if !is_host(name) {
+            return Err(format!("{text:?} is not a host: a DNS name such as \"www.example.com\", or \"*.example.com\" for all below it"));
+        }
+        Ok(if wild { Self::Under(name.into()) } else { Self::Exact(name.into()) })
+    }
+}
+
+/// A DNS name (no port, no dot at its end) or an IP address as it stands in a Host field.
+#[must_use]
+pub fn is_host(name: &str) -> bool {
+    if let Some(v6) = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')) {
+        return v6.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    name.len() <= 253
+        && name.split('.').all(|l| {
+            (1..=63).contains(&l.len())
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        })
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(h) => f.write_str(h),
+            Self::Under(h) => write!(f, "*.{h}"),
+            Self::Any => f.write_str("*"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OriginSpec {
+    pub servers: Vec<OriginServer>,
+    pub host: OriginHost,
+    pub balance: Balance,
+    pub connect_timeout: Duration,
+    pub first_byte_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub retries: u32,
+    pub health: Option<HealthSpec>,
+    pub tls: OriginTls,
+    pub allow_private: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OriginServer {
+    pub https: bool,
+    /// A DNS name or an address (IPv6 in brackets).
+    pub host: String,
+    pub port: u16,
+    pub weight: u32,
+    pub backup: bool,
+}
+
+impl fmt::Display for OriginServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}:{}", if self.https { "https" } else { "http" }, self.host, self.port)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OriginHost {
+    /// The client's own Host.
+    Keep,
+    Name(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    RoundRobin,
+    LeastRequests,
+    Hash,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthSpec {
+    pub path: String,
+    pub interval: Duration,
+    pub expect: Vec<u16>,
+    pub down_after: u32,
+    pub up_after: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginTls {
+    pub verify: bool,
+    /// PEM of the authority to trust instead of the system's.
+    pub ca: Option<String>,
+    /// The name to ask for and to check, where it is not the server's host.
+    pub server_name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheSpec {
+    pub query: QueryRule,
+    /// `None`: heuristic (RFC 9111 section 4.2.2).
+    pub default_ttl: Option<Duration>,
+    pub stale_while_revalidate: Duration,
+    pub stale_if_error: Duration,
+    pub when_detached: WhenDetached,
+    /// Bytes.
+    pub max_object: u64,
+}
+
+/// Which parameters of the query are part of the key, and sent to the origin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QueryRule {
+    All,
+    None,
+    Keep(Vec<String>),
+    /// A name may end in `*`.
+    Drop(Vec<String>),
+}
+
+/// What a node that is cut off from the control plane does with what it stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenDetached {
+    /// Answers from its cache: the data plane outlives the control plane.
+    Serve,
+    /// Asks the origin about each object, at most once a second.
+    Revalidate,
+    /// Answers 503.
+    Refuse,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsSpec {
+    pub certificate: CertificateChoice,
+    pub redirect: bool,
+    pub min_version: TlsVersion,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CertificateChoice {
+    /// By the network itself.
+    Auto,
+    /// From the network's own CA.
+    Internal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TlsVersion {
+    V1_2,
+    V1_3,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_covers_what_is_below_it_and_not_itself() {
+        let p = HostPattern::parse("*.img.Example.com").unwrap();
+        assert!(p.matches("a.img.example.com") && p.matches("a.b.img.example.com"));
+        assert!(!p.matches("img.example.com") && !p.matches(".img.example.com") && !p.matches("aimg.example.com"));
+        for bad in ["", "a b", "*.", "a..b", "*", "[::g]"].iter().filter(|b| **b != "*") {
+            assert!(HostPattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

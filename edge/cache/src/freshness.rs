@@ -1,0 +1,146 @@
+//! Freshness and age (RFC 9111 section 4.2).
+
+use crate::cache_control::ResponseDirectives;
+use crate::field;
+use crate::storable::heuristically_cacheable;
+use http::StatusCode;
+use http::header::{AGE, DATE, EXPIRES, HeaderMap, LAST_MODIFIED};
+use tidegate_control_types::WallTime;
+
+/// The most that a heuristic gives, in seconds: a day.
+const MOST_HEURISTIC: u64 = 86_400;
+
+/// What the site says where the origin says nothing. Seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FreshnessDefaults {
+    /// `None`: heuristic.
+    pub ttl: Option<u64>,
+    pub stale_while_revalidate: u64,
+    pub stale_if_error: u64,
+}
+
+/// All that decides, at any later time, how old a stored response is and whether it is fresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Freshness lifetime in whole seconds (section 4.2.1).
+    pub lifetime: u64,
+    /// `corrected_initial_age` in seconds (section 4.2.3), at `response_time`.
+    pub initial_age: u64,
+    pub response_time: WallTime,
+    pub stale_while_revalidate: u64,
+    pub stale_if_error: u64,
+    /// Never used stale (section 4.2.4).
+    pub must_revalidate: bool,
+    /// Used only after revalidation (section 5.2.2.4).
+    pub no_cache: bool,
+}
+
+impl Freshness {
+    #[must_use]
+    pub fn new(
+        status: StatusCode,
+        headers: &HeaderMap,
+        said: &ResponseDirectives,
+        request_time: WallTime,
+        response_time: WallTime,
+        defaults: FreshnessDefaults,
+    ) -> Self {
+        let date = field::date(headers, &DATE);
+        Self {
+            lifetime: lifetime(status, headers, said, date.unwrap_or(response_time.as_secs()), defaults.ttl),
+            initial_age: initial_age(headers, date, request_time, response_time),
+            response_time,
+            stale_while_revalidate: said.stale_while_revalidate.unwrap_or(defaults.stale_while_revalidate),
+            stale_if_error: said.stale_if_error.unwrap_or(defaults.stale_if_error),
+            // s-maxage has the meaning of proxy-revalidate too (section 5.2.2.10).
+            must_revalidate: said.must_revalidate || said.proxy_revalidate || (said.s_maxage.is_some() && !said.targeted),
+            no_cache: said.no_cache,
+        }
+    }
+
+    /// `current_age` in whole seconds (section 4.2.3).
+    #[must_use]
+    pub fn current_age(&self, now: WallTime) -> u64 {
+        self.initial_age + now.since(self.response_time).as_secs()
+    }
+
+    /// How many seconds it has been stale for at `now`; `None` while it is fresh.
+    #[must_use]
+    pub fn stale_for(&self, now: WallTime) -> Option<u64> {
+        let age = self.current_age(now);
+        (age >= self.lifetime).then(|| age - self.lifetime)
+    }
+}
+
+/// Section 4.2.1.
+fn lifetime(status: StatusCode, headers: &HeaderMap, said: &ResponseDirectives, date: u64, default_ttl: Option<u64>) -> u64 {
+    if let Some(seconds) = said.s_maxage.or(said.max_age) {
+        return seconds;
+    }
+    if !said.targeted && headers.contains_key(EXPIRES) {
+        // An unreadable Expires, "0" among them, is in the past (section 5.3).
+        return field::date(headers, &EXPIRES).map_or(0, |at| at.saturating_sub(date));
+    }
+    if !(heuristically_cacheable(status) || said.public) {
+        return 0;
+    }
+    if let Some(seconds) = default_ttl {
+        return seconds;
+    }
+    // Section 4.2.2: a tenth of the time since it changed last.
+    let changed = field::date(headers, &LAST_MODIFIED);
+    changed.map_or(0, |at| (date.saturating_sub(at) / 10).min(MOST_HEURISTIC))
+}
+
+/// Section 4.2.3, at the time of the response.
+fn initial_age(headers: &HeaderMap, date: Option<u64>, request_time: WallTime, response_time: WallTime) -> u64 {
+    let apparent = date.map_or(0, |d| response_time.as_secs().saturating_sub(d));
+    // The first member counts; an age that is no number is ignored (section 5.1).
+    let value = field::list(headers, &AGE).next().unwrap_or("0");
+    let value = if value.bytes().all(|b| b.is_ascii_digit()) { value.parse().unwrap_or(1 << 31).min(1 << 31) } else { 0 };
+    let corrected = value + response_time.since(request_time).as_secs();
+    apparent.max(corrected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache_control;
+
+    const NOW: WallTime = WallTime(1_700_000_000_000);
+
+    fn check(lines: &[(&'static str, String)]) -> Freshness {
+        let mut h = HeaderMap::new();
+        for (n, v) in lines {
+            h.append(*n, v.parse().unwrap());
+        }
+        Freshness::new(StatusCode::OK, &h, &cache_control::of_response(&h), NOW, NOW, FreshnessDefaults::default())
+    }
+
+    fn date(offset: i64) -> String {
+        field::show_date(NOW.as_secs().saturating_add_signed(offset))
+    }
+
+    #[test]
+    fn lifetimes_by_precedence() {
+        let cc = |v: &str| ("cache-control", v.to_owned());
+        assert_eq!(check(&[cc("max-age=5, s-maxage=9")]).lifetime, 9);
+        assert_eq!(check(&[cc("max-age=5"), ("expires", date(99))]).lifetime, 5);
+        assert_eq!(check(&[("date", date(0)), ("expires", date(99))]).lifetime, 99);
+        assert_eq!(check(&[("expires", "0".into())]).lifetime, 0);
+        assert_eq!(check(&[("date", date(0)), ("last-modified", date(-1000))]).lifetime, 100);
+        assert_eq!(check(&[("date", date(0)), ("last-modified", date(-100_000_000))]).lifetime, MOST_HEURISTIC);
+        assert_eq!(check(&[]).lifetime, 0);
+    }
+
+    #[test]
+    fn age_counts_from_the_origin() {
+        let f = check(&[("date", date(-30)), ("age", "10".into()), ("cache-control", "max-age=60".into())]);
+        assert_eq!(f.initial_age, 30);
+        assert_eq!(f.current_age(WallTime(NOW.0 + 5_999)), 35);
+        assert_eq!(f.stale_for(WallTime(NOW.0 + 29_999)), None);
+        assert_eq!(f.stale_for(WallTime(NOW.0 + 31_000)), Some(1));
+        assert_eq!(check(&[("age", "50, 3".into())]).initial_age, 50);
+        assert_eq!(check(&[("age", "x".into())]).initial_age, 0);
+    }
+}

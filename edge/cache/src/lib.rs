@@ -1,0 +1,23 @@
+//! What a shared cache may store, reuse, revalidate and combine (RFC 9111), under which key, and the purge check.
+//! Pure: messages, the time and the ledger come in as arguments, decisions go out as values.
+
+#![forbid(unsafe_code)]
+
+pub mod cache_control;
+pub mod cache_status;
+pub mod conditional;
+pub mod field;
+pub mod freshness;
+pub mod key;
+pub mod ledger;
+pub mod range;
+pub mod reuse;
+pub mod storable;
+pub mod validation;
+pub mod vary;
+
+pub use cache_status::{CacheStatus, ForwardReason};
+pub use freshness::{Freshness, FreshnessDefaults};
+pub use key::{CacheKey, Target};
+pub use ledger::{Ledger, Scope, Standing};
+pub use vary::VaryKey;

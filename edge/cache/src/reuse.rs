@@ -1,0 +1,119 @@
+//! Whether a stored response answers a request, as it is, stale, or after validation (RFC 9111 section 4, RFC 5861,
+//! and the purge check).
+
+use crate::cache_control::RequestDirectives;
+use crate::freshness::Freshness;
+use crate::ledger::Standing;
+use tidegate_control_types::WallTime;
+
+/// How the node stands to the control plane, for one request to one site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// Its lease lasts: it knows of every purge that was answered.
+    Attached,
+    /// Cut off, and the site says `serve`.
+    Alone,
+    /// Cut off, and the site says `revalidate`: usable only if the origin confirmed it within the second.
+    AloneRevalidating { confirmed: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    Fresh,
+    /// Answers now, while a validation goes on behind it (stale-while-revalidate).
+    StaleWhileRevalidating,
+    /// Upstream is asked first. `or_stale`: the stored response may stand in if that fails (stale-if-error).
+    Validate { why: Why, or_stale: bool },
+    /// Must not be used and not be validated: as if it were not there.
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Stale,
+    Request,
+}
+
+/// Decides on a stored response that matches by key and Vary.
+#[must_use]
+pub fn decide(freshness: &Freshness, asked: &RequestDirectives, standing: Standing, attachment: Attachment, now: WallTime) -> Reuse {
+    let unvouched = match standing {
+        Standing::Purged => return Reuse::Gone,
+        Standing::Unvouched => true,
+        Standing::Current | Standing::SoftlyPurged => matches!(attachment, Attachment::AloneRevalidating { confirmed: false }),
+    };
+    let stale_for = match (freshness.stale_for(now), standing) {
+        (None, Standing::SoftlyPurged) => Some(0),
+        (natural, _) => natural,
+    };
+    let may_be_stale = !freshness.must_revalidate && !freshness.no_cache;
+    let or_stale = |for_seconds: u64| may_be_stale && standing != Standing::Unvouched && for_seconds < freshness.stale_if_error;
+    let validate = |why| Reuse::Validate { why, or_stale: or_stale(stale_for.unwrap_or(0)) };
+    if unvouched || freshness.no_cache {
+        return validate(Why::Stale);
+    }
+    let age = freshness.current_age(now);
+    let unwanted = asked.no_cache
+        || asked.max_age.is_some_and(|most| age > most)
+        || asked.min_fresh.is_some_and(|least| stale_for.is_some() || freshness.lifetime.saturating_sub(age) < least);
+    if unwanted {
+        return validate(Why::Request);
+    }
+    match stale_for {
+        None => Reuse::Fresh,
+        Some(_) if !may_be_stale => validate(Why::Stale),
+        Some(s) if s < freshness.stale_while_revalidate => Reuse::StaleWhileRevalidating,
+        Some(s) if standing == Standing::Current && asked.max_stale.is_some_and(|most| s <= most) => Reuse::Fresh,
+        Some(_) => validate(Why::Stale),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRESH: Freshness = Freshness {
+        lifetime: 10,
+        initial_age: 0,
+        response_time: WallTime(0),
+        stale_while_revalidate: 0,
+        stale_if_error: 0,
+        must_revalidate: false,
+        no_cache: false,
+    };
+
+    fn at(freshness: Freshness, second: u64) -> Reuse {
+        decide(&freshness, &RequestDirectives::default(), Standing::Current, Attachment::Attached, WallTime(second * 1000))
+    }
+
+    #[test]
+    fn stale_answers_only_within_their_windows() {
+        let validate = |or_stale| Reuse::Validate { why: Why::Stale, or_stale };
+        assert_eq!((at(FRESH, 9), at(FRESH, 10)), (Reuse::Fresh, validate(false)));
+        let lenient = Freshness { stale_while_revalidate: 5, stale_if_error: 20, ..FRESH };
+        assert_eq!((at(lenient, 14), at(lenient, 15), at(lenient, 30)), (Reuse::StaleWhileRevalidating, validate(true), validate(false)));
+        assert_eq!(at(Freshness { must_revalidate: true, ..lenient }, 14), validate(false));
+    }
+
+    #[test]
+    fn a_purge_is_stronger_than_freshness() {
+        let decide = |standing, attachment| decide(&Freshness { stale_if_error: 9, ..FRESH }, &RequestDirectives::default(), standing, attachment, WallTime(0));
+        let validate = |or_stale| Reuse::Validate { why: Why::Stale, or_stale };
+        assert_eq!(decide(Standing::Purged, Attachment::Alone), Reuse::Gone);
+        assert_eq!(decide(Standing::SoftlyPurged, Attachment::Attached), validate(true));
+        assert_eq!(decide(Standing::Unvouched, Attachment::Attached), validate(false), "a forgotten purge may have been hard");
+        assert_eq!(decide(Standing::Current, Attachment::Alone), Reuse::Fresh);
+        assert_eq!(decide(Standing::Current, Attachment::AloneRevalidating { confirmed: true }), Reuse::Fresh);
+        assert_eq!(decide(Standing::Current, Attachment::AloneRevalidating { confirmed: false }), validate(true));
+    }
+
+    #[test]
+    fn requests_may_ask_for_more() {
+        let ask = |asked| decide(&FRESH, &asked, Standing::Current, Attachment::Attached, WallTime(5000));
+        let refused = Reuse::Validate { why: Why::Request, or_stale: false };
+        assert_eq!(ask(RequestDirectives { no_cache: true, ..Default::default() }), refused);
+        assert_eq!(ask(RequestDirectives { max_age: Some(4), ..Default::default() }), refused);
+        assert_eq!(ask(RequestDirectives { max_age: Some(5), ..Default::default() }), Reuse::Fresh);
+        assert_eq!(ask(RequestDirectives { min_fresh: Some(6), ..Default::default() }), refused);
+    }
+}

@@ -1,0 +1,118 @@
+//! Whether a shared cache may store a response (RFC 9111 section 3).
+
+use crate::cache_control::{RequestDirectives, ResponseDirectives};
+use http::header::{AUTHORIZATION, CONTENT_RANGE, EXPIRES, HeaderMap, SET_COOKIE};
+use http::{Method, StatusCode};
+
+/// Why it may not: the word that the access log and the metrics show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStorable {
+    Method,
+    Status,
+    NoStore,
+    Private,
+    Authorization,
+    NoFreshness,
+    VaryStar,
+    /// A cookie is for one client; only an explicit `public` or shared lifetime says otherwise.
+    SetCookie,
+    TooLarge,
+}
+
+/// Final statuses that this cache understands (RFC 9111 section 3, `must-understand`), and that are cacheable
+/// without explicit freshness (RFC 9110 section 15.1) but for 206.
+#[must_use]
+pub fn heuristically_cacheable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+fn understood(status: StatusCode) -> bool {
+    heuristically_cacheable(status) || matches!(status.as_u16(), 302 | 303 | 307 | 400 | 403 | 500 | 502 | 503 | 504)
+}
+
+/// `vary_star`: the response cannot be selected again. 206 is combined and not stored by this rule.
+///
+/// # Errors
+/// Why not.
+pub fn storable(
+    method: &Method,
+    request: &HeaderMap,
+    asked: &RequestDirectives,
+    status: StatusCode,
+    response: &HeaderMap,
+    said: &ResponseDirectives,
+    vary_star: bool,
+) -> Result<(), NotStorable> {
+    let shared = said.public || said.s_maxage.is_some();
+    let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
+    if method != Method::GET {
+        Err(NotStorable::Method)
+    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) || response.contains_key(CONTENT_RANGE) {
+        Err(NotStorable::Status)
+    } else if asked.no_store || (said.no_store && !(said.must_understand && understood(status))) {
+        Err(NotStorable::NoStore)
+    } else if said.must_understand && !understood(status) {
+        Err(NotStorable::Status)
+    } else if said.private {
+        Err(NotStorable::Private)
+    } else if request.contains_key(AUTHORIZATION) && !(shared || said.must_revalidate) {
+        Err(NotStorable::Authorization)
+    } else if vary_star {
+        Err(NotStorable::VaryStar)
+    } else if response.contains_key(SET_COOKIE) && !(shared || said.targeted) {
+        Err(NotStorable::SetCookie)
+    } else if !(explicit || said.public || heuristically_cacheable(status)) {
+        Err(NotStorable::NoFreshness)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether an answered request makes what is stored under its target invalid (RFC 9111 section 4.4).
+#[must_use]
+pub fn invalidates(method: &Method, status: StatusCode) -> bool {
+    !method.is_safe() && (status.is_success() || status.is_redirection())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache_control;
+
+    fn check(request: &[(&'static str, &str)], status: u16, response: &[(&'static str, &str)]) -> Result<(), NotStorable> {
+        let map = |lines: &[(&'static str, &str)]| {
+            let mut h = HeaderMap::new();
+            for (n, v) in lines {
+                h.append(*n, v.parse().unwrap());
+            }
+            h
+        };
+        let (request, response) = (map(request), map(response));
+        let (asked, said) = (cache_control::of_request(&request), cache_control::of_response(&response));
+        storable(&Method::GET, &request, &asked, StatusCode::from_u16(status).unwrap(), &response, &said, false)
+    }
+
+    #[test]
+    fn section_3_case_by_case() {
+        let cc = "cache-control";
+        for (request, status, response, want) in [
+            (&[][..], 200, &[][..], Ok(())),
+            (&[], 200, &[(cc, "no-store")], Err(NotStorable::NoStore)),
+            (&[], 200, &[(cc, "no-store, must-understand, max-age=1")], Ok(())),
+            (&[], 499, &[(cc, "must-understand, max-age=1")], Err(NotStorable::Status)),
+            (&[], 200, &[(cc, "private, max-age=1")], Err(NotStorable::Private)),
+            (&[], 299, &[], Err(NotStorable::NoFreshness)),
+            (&[], 299, &[(cc, "max-age=1")], Ok(())),
+            (&[], 302, &[], Err(NotStorable::NoFreshness)),
+            (&[], 206, &[(cc, "max-age=1")], Err(NotStorable::Status)),
+            (&[(cc, "no-store")], 200, &[(cc, "max-age=1")], Err(NotStorable::NoStore)),
+            (&[("authorization", "x")], 200, &[(cc, "max-age=1")], Err(NotStorable::Authorization)),
+            (&[("authorization", "x")], 200, &[(cc, "s-maxage=1")], Ok(())),
+            (&[("authorization", "x")], 200, &[(cc, "max-age=1, must-revalidate")], Ok(())),
+            (&[], 200, &[("set-cookie", "a=b"), (cc, "max-age=1")], Err(NotStorable::SetCookie)),
+            (&[], 200, &[("set-cookie", "a=b"), (cc, "public, max-age=1")], Ok(())),
+        ] {
+            assert_eq!(check(request, status, response), want, "{request:?} {status} {response:?}");
+        }
+    }
+}
