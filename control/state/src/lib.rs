@@ -1,1 +1,201 @@
+//! The replicated state machine. Pure: the same entries in the same order make the same state on every voter; the
+//! time of a change is the one that the leader wrote into its entry.
 
+#![forbid(unsafe_code)]
+
+mod apply;
+mod purges;
+mod sites;
+
+pub use apply::{Applied, Refusal};
+pub use purges::PurgeRecord;
+pub use sites::{SiteRecord, SiteVersion};
+
+use purges::Purges;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use tidegate_control_types::command::{Founding, SealedCertificate};
+use tidegate_control_types::event::SiteState;
+use tidegate_control_types::site::WhenDetached;
+use tidegate_control_types::token::{JoinRecord, TokenRecord};
+use tidegate_control_types::{NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
+
+/// Limits of one cluster; what goes over them is refused with a clear answer.
+pub const MOST_SITES: usize = 100_000;
+pub const MOST_NODES: usize = 10_000;
+pub const MOST_TOKENS: usize = 10_000;
+pub const MOST_AUDIT: usize = 10_000;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub founding: Founding,
+    /// Index of the last entry applied.
+    pub applied: u64,
+    /// The greatest time that an entry carried.
+    pub now: WallTime,
+    sites: BTreeMap<SiteName, SiteRecord>,
+    /// Per site name, also of removed sites: from which index on it was which. Never shorter than what a node may hold.
+    detached: BTreeMap<SiteName, Vec<(u64, Option<WhenDetached>)>>,
+    nodes: BTreeMap<NodeName, NodeRecord>,
+    tokens: BTreeMap<String, TokenRecord>,
+    joins: BTreeMap<String, JoinRecord>,
+    certificates: BTreeMap<String, (u64, SealedCertificate)>,
+    members: BTreeMap<u64, (NodeName, String)>,
+    purges: Purges,
+    audit: VecDeque<AuditRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub state: NodeState,
+    /// Index of its newest state.
+    pub revision: u64,
+    pub removed: Option<Removal>,
+}
+
+/// A removed node counts until it can no longer answer anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    pub index: u64,
+    /// The operator vouches that its process is gone.
+    pub dead: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    pub index: u64,
+    pub at: WallTime,
+    pub by: String,
+    pub what: String,
+}
+
+/// What a watcher at an earlier revision missed, before certificates are unsealed for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Missed {
+    pub floor: u64,
+    pub sites: Vec<SiteState>,
+    pub site_names: Vec<SiteName>,
+    pub certificates: Vec<SealedCertificate>,
+    pub nodes: Vec<NodeState>,
+    pub purges: Vec<(u64, Vec<PurgeOrder>)>,
+}
+
+impl State {
+    /// The state of a cluster that was just founded, at `index`.
+    #[must_use]
+    pub fn new(founding: Founding, index: u64) -> Self {
+        Self {
+            founding,
+            applied: index,
+            now: WallTime(0),
+            sites: BTreeMap::new(),
+            detached: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            joins: BTreeMap::new(),
+            certificates: BTreeMap::new(),
+            members: BTreeMap::new(),
+            purges: Purges::starting_at(index),
+            audit: VecDeque::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision::new(self.founding.incarnation, self.applied)
+    }
+
+    #[must_use]
+    pub fn site(&self, name: &str) -> Option<&SiteRecord> {
+        self.sites.get(name)
+    }
+
+    pub fn sites(&self) -> impl Iterator<Item = &SiteRecord> {
+        self.sites.values()
+    }
+
+    /// The site that answers for `host`: by its exact name, else by the longest wildcard, else by `*`.
+    #[must_use]
+    pub fn site_of_host(&self, host: &str) -> Option<&SiteRecord> {
+        sites::most_exact(self.sites.values().map(|r| (r, &r.current().spec)), host)
+    }
+
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeRecord> {
+        self.nodes.get(name)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values()
+    }
+
+    #[must_use]
+    pub fn token(&self, id: &str) -> Option<&TokenRecord> {
+        self.tokens.get(id)
+    }
+
+    pub fn tokens(&self) -> impl Iterator<Item = &TokenRecord> {
+        self.tokens.values()
+    }
+
+    #[must_use]
+    pub fn join(&self, id: &str) -> Option<&JoinRecord> {
+        self.joins.get(id)
+    }
+
+    pub fn joins(&self) -> impl Iterator<Item = &JoinRecord> {
+        self.joins.values()
+    }
+
+    pub fn certificates(&self) -> impl Iterator<Item = &SealedCertificate> {
+        self.certificates.values().map(|(_, c)| c)
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = (u64, &NodeName, &str)> {
+        self.members.iter().map(|(id, (name, address))| (*id, name, address.as_str()))
+    }
+
+    pub fn audit(&self) -> impl DoubleEndedIterator<Item = &AuditRecord> {
+        self.audit.iter()
+    }
+
+    /// The purge at `index`, while its receipt is kept.
+    ///
+    /// # Errors
+    /// `true` where there may have been one that is forgotten, `false` where there was none.
+    pub fn purge(&self, index: u64) -> Result<&PurgeRecord, bool> {
+        self.purges.get(index).ok_or(index <= self.purges.forgotten_through() && index > 0)
+    }
+
+    /// Whether a node that knows the network as of any revision from `since` on would answer on its own, cut off, with
+    /// what `orders` name.
+    #[must_use]
+    pub fn may_serve_detached(&self, orders: &[PurgeOrder], since: u64) -> bool {
+        let serves = |history: &Vec<(u64, Option<WhenDetached>)>| {
+            let first = history.partition_point(|(index, _)| *index <= since).saturating_sub(1);
+            history.get(first..).unwrap_or_default().iter().any(|(_, w)| *w == Some(WhenDetached::Serve))
+        };
+        orders.iter().any(|order| match (&order.site, &order.selector) {
+            (Some(site), _) => self.detached.get(site).is_some_and(serves),
+            (None, Selector::All) => self.detached.values().any(serves),
+            (None, _) => true,
+        })
+    }
+
+    /// What a node that has applied all through `applied` (0: nothing) has missed.
+    #[must_use]
+    pub fn missed_since(&self, applied: u64) -> Missed {
+        let forgotten = self.purges.forgotten_through();
+        Missed {
+            floor: if applied > 0 && applied < forgotten { forgotten } else { 0 },
+            sites: self.sites.values().filter(|s| s.revision() > applied).map(SiteRecord::state).collect(),
+            site_names: self.sites.keys().cloned().collect(),
+            certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
+            nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),
+            purges: self.purges.since(applied).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Who a node is, as its certificate says it.
+
+use crate::CertError;
+use std::fmt;
+use x509_parser::extensions::GeneralName;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIdentity {
+    pub cluster: String,
+    pub role: String,
+    pub region: String,
+    pub name: String,
+}
+
+impl fmt::Display for NodeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tidegate://{}/{}/{}/{}", self.cluster, self.role, self.region, self.name)
+    }
+}
+
+/// The name under which TLS asks for any node of a role.
+#[must_use]
+pub fn role_name(cluster: &str, role: &str) -> String {
+    format!("{role}.{cluster}.tidegate.internal")
+}
+
+/// The name under which TLS asks for one node.
+#[must_use]
+pub fn node_name(cluster: &str, role: &str, name: &str) -> String {
+    format!("{name}.{role}.{cluster}.tidegate.internal")
+}
+
+impl NodeIdentity {
+    /// Reads the identity out of a certificate whose chain was verified already.
+    ///
+    /// # Errors
+    /// It is no node's certificate.
+    pub fn of_certificate(der: &[u8]) -> Result<Self, CertError> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|e| CertError::Certificate(e.to_string()))?;
+        let names = certificate.subject_alternative_name().map_err(|e| CertError::Certificate(e.to_string()))?;
+        let names = names.ok_or(CertError::Identity { why: "it names nobody" })?;
+        let uri = names.value.general_names.iter().find_map(|n| match n {
+            GeneralName::URI(uri) => uri.strip_prefix("tidegate://"),
+            _ => None,
+        });
+        let mut parts = uri.ok_or(CertError::Identity { why: "it has no tidegate:// name" })?.split('/');
+        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(cluster), Some(role), Some(region), Some(name), None) => {
+                Ok(Self { cluster: cluster.into(), role: role.into(), region: region.into(), name: name.into() })
+            }
+            _ => Err(CertError::Identity { why: "its tidegate:// name has not four parts" }),
+        }
+    }
+}
+
+/// When a certificate stops being valid, in seconds since 1970.
+///
+/// # Errors
+/// It is no certificate.
+pub fn not_after(der: &[u8]) -> Result<u64, CertError> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|e| CertError::Certificate(e.to_string()))?;
+    Ok(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0))
+}

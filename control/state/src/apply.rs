@@ -1,0 +1,268 @@
+//! One entry of the log, applied.
+
+use crate::purges::PurgeRecord;
+use crate::sites::{SiteRecord, SiteVersion};
+use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, NodeRecord, Removal, State};
+use tidegate_control_types::event::Event;
+use tidegate_control_types::site::{SiteSpec, WhenDetached};
+use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Selector, SiteName};
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    /// Another revision than the caller expected.
+    #[error("the site is at revision {found}, not at {expected}: look at what changed, then try again")]
+    Stale { expected: u64, found: u64 },
+    #[error("{0}")]
+    Limit(String),
+    #[error("the join token is unknown, used up or expired")]
+    JoinToken,
+}
+
+/// What an entry did: what watchers are told, or why nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    pub outcome: Result<(), Refusal>,
+    /// Certificates come with [`State::certificates`]; the name of one that changed is here.
+    pub events: Vec<Event>,
+    pub certificate_changed: Option<String>,
+}
+
+type Changed = Result<Vec<Event>, Refusal>;
+
+impl State {
+    /// Applies the entry at `index`, which is greater than [`State::applied`]. An entry that is refused counts as applied.
+    pub fn apply(&mut self, index: u64, command: Command) -> Applied {
+        let Command { at, by, change } = command;
+        self.now = self.now.max(at);
+        let what = describe(&change);
+        let certificate_changed = match &change {
+            Change::CertificatePut { certificate } => Some(certificate.name.clone()),
+            _ => None,
+        };
+        let done = match change {
+            Change::SitePut { spec, source, expected } => self.site_put(index, &by, *spec, source, expected),
+            Change::SiteRemove { name, expected } => self.site_remove(index, &name, expected),
+            Change::Purge { orders } => self.record_purge(index, &by, orders),
+            Change::NodeEnrol { node, join } => self.node_enrol(index, node, &join),
+            Change::NodeUpdate { node } => self.node_update(index, node),
+            Change::NodeDrain { name, drained } => self.node_drain(index, &name, drained),
+            Change::NodeRemove { name, dead } => self.node_remove(index, &name, dead),
+            Change::NodeForget { name } => {
+                self.nodes.remove(&name);
+                Ok(Vec::new())
+            }
+            Change::TokenCreate { token } => limited(&mut self.tokens, token.id.clone(), token, MOST_TOKENS, "tokens"),
+            Change::TokenRevoke { id } => removed(&mut self.tokens, &id, "token"),
+            Change::JoinCreate { join } => {
+                let now = self.now;
+                self.joins.retain(|_, j| now < j.expires);
+                limited(&mut self.joins, join.id.clone(), join, MOST_TOKENS, "join tokens")
+            }
+            Change::JoinRevoke { id } => removed(&mut self.joins, &id, "join token"),
+            Change::CertificatePut { certificate } => {
+                self.certificates.insert(certificate.name.clone(), (index, certificate));
+                Ok(Vec::new())
+            }
+            Change::CertificateRemove { name } => {
+                removed(&mut self.certificates, &name, "certificate").map(|_| vec![Event::CertificateRemoved(name)])
+            }
+            Change::MemberPut { id, name, address } => {
+                self.members.insert(id, (name, address));
+                Ok(Vec::new())
+            }
+            Change::MemberRemove { id } => {
+                self.members.remove(&id);
+                Ok(Vec::new())
+            }
+        };
+        self.applied = index;
+        if let (Ok(_), Some(what)) = (&done, what) {
+            if self.audit.len() >= MOST_AUDIT {
+                self.audit.pop_front();
+            }
+            self.audit.push_back(AuditRecord { index, at, by, what });
+        }
+        match done {
+            Ok(events) => Applied { outcome: Ok(()), events, certificate_changed },
+            Err(refusal) => Applied { outcome: Err(refusal), events: Vec::new(), certificate_changed: None },
+        }
+    }
+
+    /// An entry without a command: the first of a term, or a change of the voters.
+    pub fn skip(&mut self, index: u64) {
+        self.applied = index;
+    }
+
+    fn site_put(&mut self, index: u64, by: &str, spec: SiteSpec, source: String, expected: Option<u64>) -> Changed {
+        self.expect(&spec.name, expected)?;
+        for other in self.sites.values().filter(|r| *r.name() != spec.name) {
+            if let Some(host) = spec.hosts.iter().find(|h| other.current().spec.hosts.contains(h)) {
+                return Err(Refusal::Conflict(format!("the host {host} belongs to the site {}", other.name())));
+            }
+        }
+        if self.sites.len() >= MOST_SITES && !self.sites.contains_key(&spec.name) {
+            return Err(Refusal::Limit(format!("there are {MOST_SITES} sites already")));
+        }
+        self.note_detached(index, &spec.name, Some(spec.cache.when_detached));
+        let version = SiteVersion { index, at: self.now, by: by.into(), source, spec };
+        let name = version.spec.name.clone();
+        let record = match self.sites.entry(name) {
+            std::collections::btree_map::Entry::Occupied(at) => {
+                let record = at.into_mut();
+                record.put(version);
+                record
+            }
+            std::collections::btree_map::Entry::Vacant(at) => at.insert(SiteRecord::new(version)),
+        };
+        Ok(vec![Event::Site(Box::new(record.state()))])
+    }
+
+    fn site_remove(&mut self, index: u64, name: &SiteName, expected: Option<u64>) -> Changed {
+        self.expect(name, expected)?;
+        self.sites.remove(name).ok_or_else(|| Refusal::NotFound(format!("there is no site {name}")))?;
+        self.note_detached(index, name, None);
+        let certificate = format!("internal/{name}");
+        let mut events = vec![Event::SiteRemoved(name.clone())];
+        if self.certificates.remove(&certificate).is_some() {
+            events.push(Event::CertificateRemoved(certificate));
+        }
+        Ok(events)
+    }
+
+    fn expect(&self, name: &SiteName, expected: Option<u64>) -> Result<(), Refusal> {
+        let found = self.sites.get(name).map_or(0, SiteRecord::revision);
+        match expected {
+            Some(expected) if expected != found => Err(Refusal::Stale { expected, found }),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_detached(&mut self, index: u64, name: &SiteName, now: Option<WhenDetached>) {
+        let history = self.detached.entry(name.clone()).or_default();
+        if history.last().is_none_or(|(_, last)| *last != now) {
+            history.push((index, now));
+        }
+    }
+
+    fn record_purge(&mut self, index: u64, by: &str, mut orders: Vec<PurgeOrder>) -> Changed {
+        for order in &mut orders {
+            self.place(order)?;
+        }
+        self.purges.add(index, PurgeRecord { at: self.now, by: by.into(), orders: orders.clone() });
+        Ok(vec![Event::Purged(orders)])
+    }
+
+    /// Finds the site that an order concerns, or checks the one it names.
+    fn place(&self, order: &mut PurgeOrder) -> Result<(), Refusal> {
+        if let Some(site) = &order.site
+            && !self.sites.contains_key(site)
+        {
+            return Err(Refusal::NotFound(format!("there is no site {site}")));
+        }
+        if let Some(host) = order.selector.host() {
+            let found = self.site_of_host(host).ok_or_else(|| Refusal::NotFound(format!("no site serves the host {host}")))?.name();
+            if order.site.as_ref().is_some_and(|named| named != found) {
+                return Err(Refusal::Conflict(format!("the host {host} belongs to the site {found}")));
+            }
+            order.site = Some(found.clone());
+        } else if order.site.is_none() && order.selector != Selector::All {
+            let mut names = self.sites.keys();
+            match (names.next(), names.next()) {
+                (Some(only), None) => order.site = Some(only.clone()),
+                (None, _) => return Err(Refusal::NotFound("there is no site yet".into())),
+                _ => return Err(Refusal::Conflict(format!("there are several sites: say which one the {} is of", order.selector))),
+            }
+        } else if order.selector == Selector::All {
+            order.site = None;
+        }
+        Ok(())
+    }
+
+    fn node_enrol(&mut self, index: u64, mut node: NodeState, join: &str) -> Changed {
+        let record = self.joins.get(join).filter(|j| self.now < j.expires && j.role == node.role).ok_or(Refusal::JoinToken)?;
+        if record.region.as_ref().is_some_and(|r| *r != node.region) {
+            return Err(Refusal::Conflict(format!("the join token is for another region than {}", node.region)));
+        }
+        if self.nodes.contains_key(&node.name) {
+            return Err(Refusal::Conflict(format!("there is a node {} already: remove it first, or choose another name", node.name)));
+        }
+        if self.nodes.len() >= MOST_NODES {
+            return Err(Refusal::Limit(format!("there are {MOST_NODES} nodes already")));
+        }
+        self.joins.remove(join);
+        node.since = index;
+        Ok(self.put_node(index, node))
+    }
+
+    fn put_node(&mut self, index: u64, state: NodeState) -> Vec<Event> {
+        let event = Event::Node(state.clone());
+        self.nodes.insert(state.name.clone(), NodeRecord { state, revision: index, removed: None });
+        vec![event]
+    }
+
+    fn present(&mut self, name: &NodeName) -> Result<&mut NodeRecord, Refusal> {
+        let found = self.nodes.get_mut(name).filter(|n| n.removed.is_none());
+        found.ok_or_else(|| Refusal::NotFound(format!("there is no node {name}")))
+    }
+
+    fn node_update(&mut self, index: u64, mut node: NodeState) -> Changed {
+        let old = &self.present(&node.name)?.state;
+        if old.role != node.role {
+            return Err(Refusal::Conflict(format!("{} is enrolled as {}", node.name, old.role)));
+        }
+        (node.since, node.drained) = (old.since, old.drained);
+        Ok(self.put_node(index, node))
+    }
+
+    fn node_drain(&mut self, index: u64, name: &NodeName, drained: bool) -> Changed {
+        let mut state = self.present(name)?.state.clone();
+        state.drained = drained;
+        Ok(self.put_node(index, state))
+    }
+
+    fn node_remove(&mut self, index: u64, name: &NodeName, dead: bool) -> Changed {
+        let record = self.nodes.get_mut(name).ok_or_else(|| Refusal::NotFound(format!("there is no node {name}")))?;
+        let before = record.removed;
+        record.removed = Some(Removal { index: before.map_or(index, |r| r.index), dead: dead || before.is_some_and(|r| r.dead) });
+        record.revision = index;
+        Ok(if before.is_none() { vec![Event::NodeRemoved(name.clone())] } else { Vec::new() })
+    }
+}
+
+fn limited<T>(map: &mut std::collections::BTreeMap<String, T>, id: String, value: T, most: usize, what: &str) -> Changed {
+    if map.len() >= most {
+        return Err(Refusal::Limit(format!("there are {most} {what} already")));
+    }
+    map.insert(id, value);
+    Ok(Vec::new())
+}
+
+fn removed<T>(map: &mut std::collections::BTreeMap<String, T>, id: &str, what: &str) -> Changed {
+    map.remove(id).map(|_| Vec::new()).ok_or_else(|| Refusal::NotFound(format!("there is no {what} {id}")))
+}
+
+/// What the audit log says of a change; purges have their receipts instead.
+fn describe(change: &Change) -> Option<String> {
+    Some(match change {
+        Change::SitePut { spec, .. } => format!("site {} applied", spec.name),
+        Change::SiteRemove { name, .. } => format!("site {name} removed"),
+        Change::Purge { .. } | Change::NodeUpdate { .. } => return None,
+        Change::NodeEnrol { node, .. } => format!("{} {} enrolled", node.role, node.name),
+        Change::NodeDrain { name, drained } => format!("node {name} {}", if *drained { "drained" } else { "undrained" }),
+        Change::NodeRemove { name, dead } => format!("node {name} removed{}", if *dead { " as dead" } else { "" }),
+        Change::NodeForget { name } => format!("node {name} can no longer answer"),
+        Change::TokenCreate { token } => format!("token {} created ({})", token.id, token.role.as_str()),
+        Change::TokenRevoke { id } => format!("token {id} revoked"),
+        Change::JoinCreate { join } => format!("join token {} created ({})", join.id, join.role),
+        Change::JoinRevoke { id } => format!("join token {id} revoked"),
+        Change::CertificatePut { certificate } => format!("certificate {} put", certificate.name),
+        Change::CertificateRemove { name } => format!("certificate {name} removed"),
+        Change::MemberPut { id, name, .. } => format!("control node {name} ({id}) put"),
+        Change::MemberRemove { id } => format!("control node {id} removed"),
+    })
+}

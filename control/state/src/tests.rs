@@ -1,0 +1,148 @@
+use super::*;
+use tidegate_control_types::event::Event;
+use tidegate_control_types::node::Role;
+use tidegate_control_types::{Change, Command, Incarnation, site_file, wire};
+
+fn founded() -> State {
+    let founding = Founding { cluster: "main".into(), incarnation: Incarnation(7), zone: None, ca_certificate: vec![], ca_sealed_key: vec![] };
+    State::new(founding, 1)
+}
+
+/// Applies changes from index 2 on, at one second each; `Err` of the last one.
+struct Log {
+    state: State,
+    index: u64,
+}
+
+impl Log {
+    fn new() -> Self {
+        Self { state: founded(), index: 1 }
+    }
+
+    fn apply(&mut self, change: Change) -> Applied {
+        self.index += 1;
+        self.state.apply(self.index, Command { at: WallTime(self.index * 1000), by: "test".into(), change })
+    }
+
+    fn site(&mut self, name: &str, hosts: &str, more: &str) -> Applied {
+        let source = format!("name = \"{name}\"\nhosts = [{hosts}]\n[origin]\nservers = [{{ url = \"http://o\" }}]\n{more}");
+        let spec = Box::new(site_file::read("t", &source).unwrap());
+        self.apply(Change::SitePut { spec, source, expected: None })
+    }
+
+    fn purge(&mut self, site: Option<&str>, selector: Selector) -> Applied {
+        self.apply(Change::Purge { orders: vec![PurgeOrder { site: site.map(|s| s.parse().unwrap()), selector, soft: false }] })
+    }
+
+    fn enrol(&mut self, name: &str) -> Applied {
+        let join = JoinRecord { id: format!("j-{name}"), hash: [0; 32], role: Role::Edge, region: None, created: WallTime(0), expires: WallTime(u64::MAX) };
+        let id = join.id.clone();
+        self.apply(Change::JoinCreate { join });
+        let node = NodeState { name: name.parse().unwrap(), role: Role::Edge, region: "eu".into(), address: None, advertise: vec![], drained: false, since: 0 };
+        self.apply(Change::NodeEnrol { node, join: id })
+    }
+}
+
+#[test]
+fn a_purge_finds_its_site_by_host_and_is_refused_without_one() {
+    let mut log = Log::new();
+    log.site("shop", "\"www.example.com\"", "");
+    log.site("imgs", "\"*.example.com\"", "");
+    let url = |host: &str| Selector::Url { host: host.into(), target: "/".into() };
+    let placed = |a: Applied| match a.events.first() {
+        Some(Event::Purged(orders)) => orders[0].site.as_ref().map(ToString::to_string),
+        other => panic!("{other:?} {:?}", a.outcome),
+    };
+    assert_eq!(placed(log.purge(None, url("www.example.com"))).unwrap(), "shop");
+    assert_eq!(placed(log.purge(None, url("a.example.com"))).unwrap(), "imgs");
+    assert!(matches!(log.purge(None, url("example.org")).outcome, Err(Refusal::NotFound(_))));
+    assert!(matches!(log.purge(Some("imgs"), url("www.example.com")).outcome, Err(Refusal::Conflict(_))));
+    assert!(matches!(log.purge(None, Selector::Tag { tag: "t".into() }).outcome, Err(Refusal::Conflict(_))));
+    assert_eq!(placed(log.purge(Some("shop"), Selector::Tag { tag: "t".into() })).unwrap(), "shop");
+    assert_eq!(placed(log.purge(None, Selector::All)), None);
+}
+
+#[test]
+fn a_host_belongs_to_one_site_and_an_unexpected_revision_is_refused() {
+    let mut log = Log::new();
+    log.site("shop", "\"a.example\"", "");
+    assert!(matches!(log.site("blog", "\"a.example\"", "").outcome, Err(Refusal::Conflict(_))));
+    let name: SiteName = "shop".parse().unwrap();
+    let remove = |expected| Change::SiteRemove { name: name.clone(), expected: Some(expected) };
+    assert_eq!(log.apply(remove(9)).outcome, Err(Refusal::Stale { expected: 9, found: 2 }));
+    assert_eq!(log.apply(remove(2)).outcome, Ok(()));
+    assert!(log.state.site("shop").is_none());
+}
+
+#[test]
+fn any_version_since_an_acknowledgement_that_served_alone_counts() {
+    let mut log = Log::new();
+    let cache = |w: &str| format!("[cache]\nwhen_detached = \"{w}\"\n");
+    log.site("shop", "\"a.example\"", &cache("refuse")); // 2
+    log.site("shop", "\"a.example\"", &cache("serve")); // 3
+    log.site("shop", "\"a.example\"", &cache("refuse")); // 4
+    let order = [PurgeOrder { site: Some("shop".parse().unwrap()), selector: Selector::Site, soft: false }];
+    let may = |log: &Log, since| log.state.may_serve_detached(&order, since);
+    assert_eq!([may(&log, 1), may(&log, 2), may(&log, 3), may(&log, 4), may(&log, 5)], [true, true, true, false, false]);
+    log.apply(Change::SiteRemove { name: "shop".parse().unwrap(), expected: None }); // 5
+    log.site("shop", "\"a.example\"", &cache("refuse")); // 6
+    assert_eq!([may(&log, 3), may(&log, 4)], [true, false], "a removed site's past is not forgotten with it");
+    let all = [PurgeOrder { site: None, selector: Selector::All, soft: false }];
+    assert!(log.state.may_serve_detached(&all, 3) && !log.state.may_serve_detached(&all, 4));
+}
+
+#[test]
+fn changed_hosts_or_keys_need_revalidation_and_other_changes_do_not() {
+    let mut log = Log::new();
+    let keys_since = |log: &Log| log.state.site("shop").unwrap().state().keys_since;
+    log.site("shop", "\"a.example\"", "");
+    log.site("shop", "\"a.example\"", "[cache]\ndefault_ttl = \"5s\"\n");
+    assert_eq!(keys_since(&log), 2);
+    log.site("shop", "\"a.example\", \"b.example\"", "");
+    assert_eq!(keys_since(&log), 4);
+    log.site("shop", "\"a.example\", \"b.example\"", "[cache]\nquery = \"none\"\n");
+    assert_eq!(keys_since(&log), 5);
+}
+
+#[test]
+fn what_was_missed_is_complete_or_the_floor_says_so() {
+    let mut log = Log::new();
+    log.state.purges.keep_at_most(2);
+    log.site("shop", "\"a.example\"", "");
+    for _ in 0..4 {
+        log.purge(None, Selector::All); // 3, 4, 5, 6
+    }
+    let missed = |applied| {
+        let m = log.state.missed_since(applied);
+        (m.floor, m.purges.iter().map(|p| p.0).collect::<Vec<_>>(), m.sites.len())
+    };
+    assert_eq!(missed(0), (0, vec![5, 6], 1), "a node that holds nothing misses nothing");
+    assert_eq!(missed(3), (4, vec![5, 6], 0));
+    assert_eq!(missed(4), (0, vec![5, 6], 0));
+    assert_eq!(missed(6), (0, vec![], 0));
+    assert_eq!((log.state.purge(4).err(), log.state.purge(5).is_ok(), log.state.purge(9).err()), (Some(true), true, Some(false)));
+}
+
+#[test]
+fn a_join_token_enrols_one_node_and_names_are_unique_until_forgotten() {
+    let mut log = Log::new();
+    assert_eq!(log.enrol("fra-1").outcome, Ok(()));
+    assert!(matches!(log.enrol("fra-1").outcome, Err(Refusal::Conflict(_))));
+    let name: NodeName = "fra-1".parse().unwrap();
+    let node = log.state.node("fra-1").unwrap().state.clone();
+    assert_eq!(log.apply(Change::NodeEnrol { node, join: "j-fra-1".into() }).outcome, Err(Refusal::Conflict("there is a node fra-1 already: remove it first, or choose another name".into())));
+    assert_eq!(log.apply(Change::NodeRemove { name: name.clone(), dead: false }).outcome, Ok(()));
+    assert!(log.state.node("fra-1").unwrap().removed.is_some(), "it counts until it can no longer answer");
+    assert!(matches!(log.apply(Change::NodeDrain { name: name.clone(), drained: true }).outcome, Err(Refusal::NotFound(_))));
+    log.apply(Change::NodeForget { name });
+    assert_eq!(log.enrol("fra-1").outcome, Ok(()));
+}
+
+#[test]
+fn the_state_survives_its_encoding() {
+    let mut log = Log::new();
+    log.site("shop", "\"a.example\"", "");
+    log.enrol("fra-1");
+    log.purge(None, Selector::All);
+    assert_eq!(wire::decode::<State>(&wire::encode(&log.state)).unwrap(), log.state);
+}
