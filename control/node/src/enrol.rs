@@ -1,0 +1,155 @@
+//! Enrolment by a one-time join token, and the daily renewal of what it gave.
+
+use crate::clock::random_u64;
+use crate::identity::{Credentials, CurrentCredentials};
+use crate::link::{self, Links, full};
+use crate::settings::NodeSettings;
+use crate::{NodeError, SystemClock, backoff::Backoff};
+use http::Request;
+use http_body_util::BodyExt;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_certs::token::JoinToken;
+use tidegate_certs::{SealingKey, ca, identity, tls};
+use tidegate_control_types::{Clock, NodeState, wire};
+
+#[derive(Serialize, Deserialize)]
+pub struct EnrolRequest {
+    pub join_id: String,
+    pub join_secret: [u8; 32],
+    pub node: NodeState,
+    /// Certificate signing request, DER.
+    pub request: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct EnrolAnswer {
+    pub chain: Vec<Vec<u8>>,
+    pub ca: Vec<u8>,
+    /// For control nodes alone: what a voter needs.
+    pub control: Option<ControlSecrets>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct ControlSecrets {
+    pub raft_id: u64,
+    pub cluster_key: [u8; 32],
+}
+
+/// Certificates are renewed when they are older than this.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
+const CALL: Duration = Duration::from_secs(20);
+const TRIES: u32 = 30;
+
+/// A join token from its file.
+///
+/// # Errors
+/// The file cannot be read or holds none.
+pub fn read_join_token(path: &Path) -> Result<JoinToken, NodeError> {
+    let text = std::fs::read_to_string(path).map_err(|e| NodeError::file(path, e))?;
+    JoinToken::parse(&text).ok_or_else(|| NodeError::NoJoinToken { path: path.display().to_string() })
+}
+
+/// The credentials of an enrolled node: from its data folder, or by enrolling now.
+///
+/// # Errors
+/// There are none and no valid join token, or no control node answers.
+pub async fn credentials(settings: &NodeSettings, node: NodeState) -> Result<(Credentials, SealingKey), NodeError> {
+    std::fs::create_dir_all(&settings.data).map_err(|e| NodeError::file(&settings.data, e))?;
+    let node_key = SealingKey::load_or_create(&settings.node_key)?;
+    if let Some(found) = Credentials::load(&settings.data, &node_key)? {
+        return Ok((found, node_key));
+    }
+    let role = node.role.as_str();
+    let token = settings.join_token_file.as_deref().ok_or(NodeError::NotEnrolled { role })?;
+    let token = read_join_token(token)?;
+    let (credentials, _) = enrol(&token, &settings.control, node).await?;
+    credentials.save(&settings.data, &node_key)?;
+    tracing::info!(node = %settings.name, role, cluster = token.cluster, "enrolled");
+    Ok((credentials, node_key))
+}
+
+/// Asks the control nodes in turn; a refusal is final, silence is not.
+///
+/// # Errors
+/// Refused, or nobody answers for about a minute.
+pub async fn enrol(token: &JoinToken, control: &[String], node: NodeState) -> Result<(Credentials, Option<ControlSecrets>), NodeError> {
+    let (key, request) = ca::node_request()?;
+    let body = wire::encode(&EnrolRequest { join_id: token.id.clone(), join_secret: token.secret, node, request });
+    let name = identity::role_name(&token.cluster, "control");
+    let config = Arc::new(tls::enrolling_client(token.ca_fingerprint));
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(3));
+    let mut last = String::from("no control node is named");
+    for _ in 0..TRIES {
+        for address in control {
+            match ask(address, &name, Arc::clone(&config), body.clone()).await {
+                Ok(answer) => return Ok((Credentials::new(answer.chain, key, answer.ca)?, answer.control)),
+                Err(Asked::Refused(why)) => return Err(NodeError::Enrolment(why)),
+                Err(Asked::Silent(why)) => last = why,
+            }
+        }
+        tokio::time::sleep(backoff.next(random_u64())).await;
+    }
+    Err(NodeError::Enrolment(last))
+}
+
+enum Asked {
+    Refused(String),
+    Silent(String),
+}
+
+async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body: Vec<u8>) -> Result<EnrolAnswer, Asked> {
+    let silent = |e: String| Asked::Silent(e);
+    let mut sender = link::connect(address, name, config).await.map_err(|e| silent(e.to_string()))?;
+    let request = Request::post("https://node/enrol").body(full(body)).map_err(|e| silent(e.to_string()))?;
+    let response = tokio::time::timeout(CALL, sender.send_request(request)).await.map_err(|_| silent(format!("{address} does not answer")))?;
+    let response = response.map_err(|e| silent(format!("{address}: {e}")))?;
+    let status = response.status();
+    let bytes = response.into_body().collect().await.map_err(|e| silent(e.to_string()))?.to_bytes();
+    match status.as_u16() {
+        200 => wire::decode(&bytes).map_err(|e| silent(e.to_string())),
+        400..=499 => Err(Asked::Refused(String::from_utf8_lossy(&bytes).into_owned())),
+        _ => Err(silent(format!("{address} answered {status}: {}", String::from_utf8_lossy(&bytes)))),
+    }
+}
+
+/// Renews the certificate daily, for as long as the node runs. A control plane that is away delays it, and says so in
+/// the log with the time that is left.
+pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key: SealingKey, links: Arc<Links>) {
+    let week = u64::try_from(ca::NODE_DAYS * 86_400).unwrap_or(0);
+    loop {
+        let (now, not_after) = (SystemClock.wall().as_secs(), current.get().not_after);
+        let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(week);
+        if now < renew_at {
+            tokio::time::sleep(Duration::from_secs((renew_at - now).min(3600))).await;
+            continue;
+        }
+        match renew_once(&settings, &current, &node_key, &links).await {
+            Ok(()) => tracing::info!(node = %settings.name, "certificate renewed"),
+            Err(error) => {
+                tracing::warn!(node = %settings.name, seconds_left = not_after.saturating_sub(now), %error, "certificate not renewed");
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+        }
+    }
+}
+
+async fn renew_once(settings: &NodeSettings, current: &CurrentCredentials, node_key: &SealingKey, links: &Links) -> Result<(), NodeError> {
+    let (key, request) = ca::node_request()?;
+    let mut last = String::new();
+    for address in &settings.control {
+        match links.call(address, "control", "/renew", request.clone(), CALL).await {
+            Ok(bytes) => {
+                let chain: Vec<Vec<u8>> = wire::decode(&bytes).map_err(|e| NodeError::Enrolment(e.to_string()))?;
+                let renewed = Credentials::new(chain, key, current.get().ca.clone())?;
+                renewed.save(&settings.data, node_key)?;
+                current.replace(renewed);
+                return Ok(());
+            }
+            Err(e) => last = e.to_string(),
+        }
+    }
+    Err(NodeError::Enrolment(last))
+}

@@ -1,0 +1,176 @@
+//! What a cache node knows of the network: its last good configuration, kept on disk so that it starts and serves
+//! without any control node.
+
+use crate::NodeError;
+use crate::identity::write_file;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tidegate_certs::SealingKey;
+use tidegate_control_types::{CatchUp, Certificate, Event, NodeName, NodeState, Revision, SiteName, SiteState, WallTime, wire};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    pub revision: Revision,
+    /// When this node last heard from the control plane.
+    pub heard: WallTime,
+    /// Shared maps: a step that is purges alone copies none of them.
+    pub sites: Arc<BTreeMap<SiteName, Arc<SiteState>>>,
+    pub certificates: Arc<BTreeMap<String, Certificate>>,
+    pub nodes: Arc<BTreeMap<NodeName, NodeState>>,
+}
+
+/// One step from revision to revision, for each worker to apply in order.
+pub struct Update {
+    /// Where it leads to.
+    pub revision: Revision,
+    /// Under another incarnation than before, or the first of all: what a worker knew of purges is void.
+    pub fresh: bool,
+    /// Purges up to this index may be missing (0: none are).
+    pub floor: u64,
+    /// Entries of the log with what they changed.
+    pub entries: Vec<(u64, Vec<Event>)>,
+    /// The network after it.
+    pub network: Arc<Network>,
+}
+
+impl Update {
+    /// Whether it holds more than purges, and so has to be on disk before it is acknowledged: a node that restarts must
+    /// not serve by rules that the control plane believes gone.
+    #[must_use]
+    pub fn changes_configuration(&self) -> bool {
+        self.fresh || self.floor > 0 || self.entries.iter().flat_map(|(_, events)| events).any(|e| !matches!(e, Event::Purged(_)))
+    }
+}
+
+const CONTEXT: &str = "network";
+
+impl Network {
+    fn empty(revision: Revision) -> Self {
+        Self { revision, heard: WallTime(0), sites: Arc::default(), certificates: Arc::default(), nodes: Arc::default() }
+    }
+
+    fn file(data: &Path) -> PathBuf {
+        data.join("network")
+    }
+
+    /// The last good configuration.
+    ///
+    /// # Errors
+    /// It is there but cannot be read or opened.
+    pub fn load(data: &Path, node_key: &SealingKey) -> Result<Option<Self>, NodeError> {
+        let path = Self::file(data);
+        let sealed = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(NodeError::file(&path, e)),
+        };
+        let bytes = node_key.open(CONTEXT, &sealed)?;
+        wire::decode(&bytes).map(Some).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error })
+    }
+
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save(&self, data: &Path, node_key: &SealingKey) -> Result<(), NodeError> {
+        write_file(&Self::file(data), &node_key.seal(CONTEXT, &wire::encode(self))?)
+    }
+
+    /// The step that a worker starts with after a restart: it remembers no purges.
+    #[must_use]
+    pub fn restart(self: &Arc<Self>) -> Update {
+        let sites = self.sites.values().map(|s| Event::Site(Box::new((**s).clone()))).collect();
+        let index = self.revision.index;
+        Update { revision: self.revision, fresh: true, floor: index, entries: vec![(index, sites)], network: Arc::clone(self) }
+    }
+
+    /// The step that a catch-up makes from `old` (or from nothing).
+    #[must_use]
+    pub fn caught_up(old: Option<&Self>, revision: Revision, missed: CatchUp, heard: WallTime) -> Update {
+        let same = old.filter(|o| o.revision.incarnation == revision.incarnation);
+        let mut new = same.cloned().unwrap_or_else(|| Self::empty(revision));
+        let gone = new.sites.keys().filter(|n| !missed.site_names.contains(n)).cloned().map(Event::SiteRemoved);
+        let first: Vec<Event> = gone.chain(missed.sites.into_iter().map(|s| Event::Site(Box::new(s)))).collect();
+        let index = revision.index;
+        let purges = missed.purges.into_iter().map(|(i, orders)| (i, vec![Event::Purged(orders)]));
+        // Sites first: a purge of a site that is not known yet would be lost.
+        let entries: Vec<_> = std::iter::once((index, first)).chain(purges).collect();
+        entries.iter().flat_map(|(_, events)| events).for_each(|e| new.apply(e));
+        new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), c)).collect());
+        new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
+        (new.revision, new.heard) = (revision, heard);
+        Update { revision, fresh: same.is_none(), floor: missed.floor, entries, network: Arc::new(new) }
+    }
+
+    /// The step that entries of the log make; those at or before this revision are left out.
+    #[must_use]
+    pub fn followed(self: &Arc<Self>, through: u64, mut entries: Vec<(u64, Vec<Event>)>, heard: WallTime) -> Update {
+        entries.retain(|(index, _)| *index > self.revision.index);
+        let revision = Revision::new(self.revision.incarnation, through.max(self.revision.index));
+        let mut new = (**self).clone();
+        entries.iter().flat_map(|(_, events)| events).for_each(|e| new.apply(e));
+        (new.revision, new.heard) = (revision, heard);
+        Update { revision, fresh: false, floor: 0, entries, network: Arc::new(new) }
+    }
+
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Site(site) => {
+                Arc::make_mut(&mut self.sites).insert(site.spec.name.clone(), Arc::new((**site).clone()));
+            }
+            Event::SiteRemoved(name) => {
+                Arc::make_mut(&mut self.sites).remove(name);
+            }
+            Event::Purged(_) => {}
+            Event::Certificate(c) => {
+                Arc::make_mut(&mut self.certificates).insert(c.name.clone(), c.clone());
+            }
+            Event::CertificateRemoved(name) => {
+                Arc::make_mut(&mut self.certificates).remove(name);
+            }
+            Event::Node(node) => {
+                Arc::make_mut(&mut self.nodes).insert(node.name.clone(), node.clone());
+            }
+            Event::NodeRemoved(name) => {
+                Arc::make_mut(&mut self.nodes).remove(name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_control_types::{Incarnation, site_file};
+
+    fn site(name: &str, revision: u64) -> SiteState {
+        let text = format!("name = \"{name}\"\nhosts = [\"{name}.example\"]\n[origin]\nservers = [{{ url = \"http://o\" }}]\n");
+        SiteState { spec: site_file::read("t", &text).unwrap(), revision, created: revision, keys_since: revision }
+    }
+
+    fn at(incarnation: u64, index: u64) -> Revision {
+        Revision::new(Incarnation(incarnation), index)
+    }
+
+    #[test]
+    fn a_catch_up_removes_what_is_gone_and_another_incarnation_starts_afresh() {
+        let names = |n: &[&str]| n.iter().map(|n| n.parse().unwrap()).collect::<Vec<SiteName>>();
+        let first = CatchUp { sites: vec![site("a", 2), site("b", 3)], site_names: names(&["a", "b"]), ..CatchUp::default() };
+        let u = Network::caught_up(None, at(1, 5), first, WallTime(0));
+        assert!(u.fresh && u.network.sites.len() == 2);
+        let next = CatchUp { site_names: names(&["b"]), ..CatchUp::default() };
+        let v = Network::caught_up(Some(&u.network), at(1, 9), next.clone(), WallTime(0));
+        assert!(!v.fresh && v.network.sites.len() == 1);
+        assert_eq!(v.entries[0].1, [Event::SiteRemoved("a".parse().unwrap())]);
+        let w = Network::caught_up(Some(&u.network), at(2, 3), CatchUp { sites: vec![site("b", 2)], ..next }, WallTime(0));
+        assert!(w.fresh && w.revision == at(2, 3));
+    }
+
+    #[test]
+    fn entries_that_were_applied_already_are_left_out() {
+        let u = Network::caught_up(None, at(1, 5), CatchUp::default(), WallTime(0));
+        let v = u.network.followed(7, vec![(5, vec![Event::Purged(vec![])]), (7, vec![Event::Site(Box::new(site("c", 7)))])], WallTime(0));
+        assert_eq!((v.entries.len(), v.revision.index, v.network.sites.len()), (1, 7, 1));
+        assert!(v.changes_configuration());
+    }
+}

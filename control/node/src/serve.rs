@@ -1,0 +1,123 @@
+//! Listeners between nodes and for the API: TLS or clear, HTTP/1.1 or HTTP/2, with limits, until the role ends.
+
+use crate::lifecycle::{DRAIN_WITHIN, Stopping};
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_certs::NodeIdentity;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const MOST_CONNECTIONS: usize = 20_000;
+const MOST_STREAMS: u32 = 1000;
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// From its certificate; `None` without one.
+    pub identity: Option<NodeIdentity>,
+}
+
+/// The TLS settings to use for the next handshake; they change when a certificate is renewed.
+pub type CurrentTls = Arc<dyn Fn() -> Option<Arc<rustls::ServerConfig>> + Send + Sync>;
+
+/// Serves `answer` on `listener`; in clear where `tls` is `None`.
+pub async fn serve<A, F, B>(listener: TcpListener, tls: Option<CurrentTls>, answer: A, mut stopping: Stopping)
+where
+    A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<crate::BoxError>,
+{
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(l) => l,
+        Err(error) => return tracing::error!(%error, "a listener failed"),
+    };
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = async {
+                let permit = Arc::clone(&room).acquire_owned().await;
+                (listener.accept().await, permit)
+            } => accepted,
+            () = stopping.stopped() => return,
+        };
+        let (Ok((tcp, address)), Ok(permit)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ = tcp.set_nodelay(true);
+        let (answer, stopping, config) = (answer.clone(), stopping.clone(), tls.as_ref().map(|t| t()));
+        tokio::spawn(async move {
+            let _permit = permit;
+            match config {
+                None => connection(tcp, Peer { address, identity: None }, false, answer, stopping).await,
+                Some(None) => {}
+                Some(Some(config)) => {
+                    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await;
+                    let Ok(Ok(tls)) = shaken else {
+                        return tracing::debug!(%address, "a TLS handshake failed");
+                    };
+                    let session = tls.get_ref().1;
+                    let h2 = session.alpn_protocol() == Some(b"h2");
+                    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+                    let identity = leaf.and_then(|leaf| NodeIdentity::of_certificate(leaf).ok());
+                    connection(tls, Peer { address, identity }, h2, answer, stopping).await;
+                }
+            }
+        });
+    }
+}
+
+async fn connection<I, A, F, B>(io: I, peer: Peer, h2: bool, answer: A, mut stopping: Stopping)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<crate::BoxError>,
+{
+    let service = service_fn(move |request| {
+        let answer = answer(request, peer.clone());
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    // Both kinds end the same way: told to finish, then given a bound.
+    macro_rules! drive {
+        ($connection:expr) => {{
+            let mut connection = std::pin::pin!($connection);
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stopping.stopped() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::time::timeout(DRAIN_WITHIN, connection).await.unwrap_or(Ok(()))
+                }
+            }
+        }};
+    }
+    let ended = if h2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+        builder.max_concurrent_streams(MOST_STREAMS).initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+        drive!(builder.serve_connection(TokioIo::new(io), service))
+    } else {
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        drive!(builder.serve_connection(TokioIo::new(io), service))
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
