@@ -1,1 +1,38 @@
+//! The control plane: a Raft node, the watch streams of cache nodes, enrolment, and the HTTP API.
+//!
+//! `raft` is the core: a driver that takes messages, the time and random numbers as arguments and gives messages and
+//! results back. Everything else in this crate is the rim around it.
 
+#![forbid(unsafe_code)]
+
+mod api;
+mod duties;
+mod enrol;
+mod init;
+mod peers;
+pub mod purge;
+pub mod raft;
+mod run;
+pub mod settings;
+mod shared;
+mod watch;
+
+//pub use init::{Founded, InitOptions, init, join};
+//pub use run::{Bound, run};
+//pub use settings::ControlSettings;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error(transparent)]
+    Node(#[from] tidegate_node::NodeError),
+    #[error(transparent)]
+    Certificates(#[from] tidegate_certs::CertError),
+    #[error(transparent)]
+    Storage(#[from] raft::StorageError),
+    #[error("{0} is a control node already: its data folder holds a log")]
+    Exists(String),
+    #[error("{0} holds no control node yet: make the first of a cluster with `tidegate control init`, or a further one with `tidegate control join`")]
+    NoLog(String),
+    #[error("the consensus core refused to go on: {0}")]
+    Raft(String),
+}

@@ -61,6 +61,12 @@ impl Fleet {
         Self { terms, elected, nodes: BTreeMap::new() }
     }
 
+    /// When this leader was elected.
+    #[must_use]
+    pub fn elected(&self) -> BootTime {
+        self.elected
+    }
+
     /// A node has applied all up to `index`. True where that is news.
     pub fn acked(&mut self, node: &NodeName, index: u64, now: WallTime) -> bool {
         let s = self.nodes.entry(node.clone()).or_default();
