@@ -119,3 +119,9 @@ pub fn node_request() -> Result<(Vec<u8>, Vec<u8>), CertError> {
     let request = CertificateParams::default().serialize_request(&key)?;
     Ok((key.serialize_der(), request.der().to_vec()))
 }
+
+/// A certificate in PEM form.
+#[must_use]
+pub fn certificate_pem(der: &[u8]) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE", der))
+}

@@ -1,1 +1,91 @@
+//! What the leader does by itself: certificates for sites from the internal CA, voters out of learners, and forgetting
+//! removed nodes once they can answer nothing any more.
 
+use crate::shared::Control;
+use crate::{enrol, purge};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_control_types::command::SealedCertificate;
+use tidegate_control_types::site::HostPattern;
+use tidegate_control_types::{Change, Clock, SiteName, WallTime};
+use tidegate_node::lifecycle::Stopping;
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Certificates are renewed when less than this is left of their 90 days.
+const RENEW_LEFT: Duration = Duration::from_secs(30 * 86_400);
+const BY: &str = "leader";
+
+/// Runs on every control node, and acts only while it leads.
+pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
+    let mut changed = control.changed.subscribe();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = changed.changed() => {}
+            () = stopping.stopped() => return,
+        }
+        if control.leads() {
+            once(&control).await;
+            // However many changes come, the duties look at most a few times a second.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn once(control: &Arc<Control>) {
+    for site in sites_without_certificate(control) {
+        if let Err(error) = issue(control, &site).await {
+            tracing::error!(site = %site, error, "no certificate could be issued");
+        }
+    }
+    if let Some(id) = control.members().await.as_ref().and_then(enrol::ready_learner) {
+        match enrol::promote(control, id).await {
+            Ok(()) => tracing::info!(id, "a control node votes from now on"),
+            Err(error) => tracing::debug!(id, %error, "not promoted yet"),
+        }
+    }
+    let now = control.now();
+    for name in control.with_leadership(|state, l| purge::forgettable(state, l, now)).unwrap_or_default() {
+        if control.change(BY, Change::NodeForget { name: name.clone() }).await.is_ok() {
+            control.with_leadership(|_, l| l.fleet.forget(&name));
+            control.heard.lock().remove(&name);
+        }
+    }
+}
+
+fn certificate_name(site: &SiteName) -> String {
+    format!("internal/{site}")
+}
+
+/// The names of a site's certificate. Hosts of `*` are those of a network on one machine.
+fn certificate_hosts(hosts: &[HostPattern]) -> Vec<String> {
+    hosts
+        .iter()
+        .flat_map(|h| match h {
+            HostPattern::Any => vec!["localhost".into(), "127.0.0.1".into(), "::1".into()],
+            other => vec![other.to_string()],
+        })
+        .collect()
+}
+
+fn sites_without_certificate(control: &Control) -> Vec<SiteName> {
+    let state = control.raft.state.read();
+    let now = control.clock.wall();
+    let good = |site: &SiteName, hosts: &[HostPattern]| {
+        let name = certificate_name(site);
+        let wanted = certificate_hosts(hosts);
+        state.certificates().any(|c| c.name == name && c.hosts == wanted && now + RENEW_LEFT < c.not_after)
+    };
+    state.sites().filter(|s| !good(s.name(), &s.current().spec.hosts)).map(|s| s.name().clone()).collect()
+}
+
+async fn issue(control: &Control, site: &SiteName) -> Result<(), String> {
+    let Some(hosts) = control.raft.state.read().site(site.as_str()).map(|s| certificate_hosts(&s.current().spec.hosts)) else { return Ok(()) };
+    let now = control.clock.wall();
+    let name = certificate_name(site);
+    let issued = control.ca().map_err(|e| e.to_string())?.issue_site(&hosts, now.as_secs()).map_err(|e| e.to_string())?;
+    let sealed_key = control.cluster_key.seal(&format!("certificate {name}"), &issued.key).map_err(|e| e.to_string())?;
+    let not_after = issued.chain.first().and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok()).unwrap_or(0);
+    let certificate = SealedCertificate { name, chain: issued.chain, sealed_key, hosts, not_before: now, not_after: WallTime(not_after * 1000) };
+    control.change(BY, Change::CertificatePut { certificate }).await.map(|_| ()).map_err(|e| e.to_string())
+}

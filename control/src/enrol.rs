@@ -1,1 +1,99 @@
+//! Enrolment and renewal, at the leader.
 
+use crate::raft::Members;
+use crate::shared::{Control, NotNow};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use std::sync::Arc;
+use tidegate_certs::token::hash_matches;
+use tidegate_certs::{CertError, NodeIdentity};
+use tidegate_control_state::Refusal;
+use tidegate_control_types::{Change, Clock, Role, wire};
+use tidegate_node::enrol::{ControlSecrets, EnrolAnswer, EnrolRequest};
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    #[error("the request cannot be read: {0}")]
+    Request(#[from] wire::WireError),
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    #[error(transparent)]
+    Control(#[from] crate::ControlError),
+    #[error(transparent)]
+    Certificate(#[from] CertError),
+}
+
+impl EnrolError {
+    /// Whether asking again can help.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Request(_) | Self::NotNow(NotNow::Refused(_)))
+    }
+}
+
+/// Enrols a node: uses up its join token, writes it into the log, signs its certificate.
+pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, EnrolError> {
+    let asked: EnrolRequest = wire::decode(body)?;
+    let refused = || EnrolError::NotNow(NotNow::Refused(Refusal::JoinToken));
+    control.read_barrier().await?;
+    {
+        let state = control.raft.state.read();
+        let join = state.join(&asked.join_id).ok_or_else(refused)?;
+        // All that can be refused is refused before the token is used up.
+        if !hash_matches(&asked.join_secret, &join.hash) || join.role != asked.node.role {
+            return Err(refused());
+        }
+    }
+    let ca = control.ca()?;
+    let identity = NodeIdentity {
+        cluster: control.raft.state.read().founding.cluster.clone(),
+        role: asked.node.role.to_string(),
+        region: asked.node.region.clone(),
+        name: asked.node.name.to_string(),
+    };
+    let chain = ca.sign_node(&asked.request, &identity, control.clock.wall().as_secs())?;
+    let by = format!("join token {}", asked.join_id);
+    let (name, role, address) = (asked.node.name.clone(), asked.node.role, asked.node.address.clone());
+    control.change(&by, Change::NodeEnrol { node: asked.node, join: asked.join_id }).await?;
+    let secrets = match role {
+        Role::Control => Some(add_member(control, &by, name, address.unwrap_or_default()).await?),
+        Role::Edge | Role::Shield => None,
+    };
+    Ok(EnrolAnswer { chain, ca: ca.certificate().to_vec(), control: secrets })
+}
+
+/// Writes a new control node into the log and makes it a learner; the leader makes it a voter once it has caught up.
+async fn add_member(control: &Arc<Control>, by: &str, name: tidegate_control_types::NodeName, address: String) -> Result<ControlSecrets, EnrolError> {
+    let id = control.raft.state.read().members().map(|m| m.0).max().unwrap_or(0) + 1;
+    control.change(by, Change::MemberPut { id, name, address }).await?;
+    control.change_members(one(ConfChangeType::AddLearnerNode, id)).await?;
+    Ok(ControlSecrets { raft_id: id, cluster_key: *control.cluster_key.as_bytes() })
+}
+
+fn one(kind: ConfChangeType, id: u64) -> ConfChangeV2 {
+    let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
+    single.set_change_type(kind);
+    ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }
+}
+
+/// The learner that may vote now, if any: it has all but the newest of the log.
+#[must_use]
+pub fn ready_learner(members: &Members) -> Option<u64> {
+    const CLOSE: u64 = 100;
+    if members.joint {
+        return None;
+    }
+    members.learners.iter().find(|(_, matched)| *matched > 0 && matched + CLOSE >= members.committed).map(|(id, _)| *id)
+}
+
+pub async fn promote(control: &Control, id: u64) -> Result<(), NotNow> {
+    control.change_members(one(ConfChangeType::AddNode, id)).await
+}
+
+/// A new certificate for a node that shows its old one.
+pub fn renew(control: &Control, who: &NodeIdentity, request: &[u8]) -> Result<Vec<Vec<u8>>, EnrolError> {
+    let removed = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_some());
+    if removed {
+        return Err(NotNow::Refused(Refusal::NotFound(format!("{} is not, or no longer, a node of this network", who.name))).into());
+    }
+    Ok(control.ca()?.sign_node(request, who, control.clock.wall().as_secs())?)
+}

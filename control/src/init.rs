@@ -1,1 +1,178 @@
+//! The first control node of a cluster, and further ones.
 
+use crate::ControlError;
+use crate::raft::{Disk, RedbDisk, WriteBatch};
+use crate::settings::ControlSettings;
+use raft::eraftpb::{HardState, Snapshot};
+use std::time::Duration;
+use tidegate_certs::token::{ApiToken, JoinToken, sha256};
+use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca};
+use tidegate_control_state::State;
+use tidegate_control_types::command::Founding;
+use tidegate_control_types::token::{JoinRecord, TokenRecord, TokenRole};
+use tidegate_control_types::{Change, Clock, Command, Incarnation, NodeState, Role, WallTime, wire};
+use tidegate_node::clock::random_u64;
+use tidegate_node::{Credentials, NodeError, SystemClock, enrol};
+
+/// How long join tokens that were not given another time are good for.
+pub const JOIN_TTL: Duration = Duration::from_secs(3600);
+
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    pub cluster: String,
+    /// Join tokens to make at once, one for each role named.
+    pub joins: Vec<Role>,
+}
+
+/// What a new cluster gives its operator, once.
+pub struct Founded {
+    pub admin_token: String,
+    pub join_tokens: Vec<(Role, String)>,
+    /// PEM.
+    pub ca: String,
+}
+
+/// This node's member id in the control plane, and how it is reached.
+fn node_state(settings: &ControlSettings) -> NodeState {
+    NodeState {
+        name: settings.name.clone(),
+        role: Role::Control,
+        region: settings.region.clone(),
+        address: settings.address.clone(),
+        advertise: Vec::new(),
+        drained: false,
+        since: 0,
+    }
+}
+
+fn refuse_existing(settings: &ControlSettings) -> Result<(), ControlError> {
+    std::fs::create_dir_all(&settings.data).map_err(|e| NodeError::file(&settings.data, e))?;
+    if RedbDisk::exists(&settings.data) { Err(ControlError::Exists(settings.name.to_string())) } else { Ok(()) }
+}
+
+/// Founds a cluster: its CA, its keys, its first voter and its first tokens. Runs nothing.
+///
+/// # Errors
+/// There is one already, or the folders cannot be written.
+pub fn init(settings: &ControlSettings, options: &InitOptions) -> Result<Founded, ControlError> {
+    refuse_existing(settings)?;
+    let now = SystemClock.wall();
+    let node_key = SealingKey::load_or_create(&settings.node_key)?;
+    let cluster_key = SealingKey::load_or_create(&settings.cluster_key)?;
+    let (ca, ca_key) = Ca::create(&options.cluster, now.as_secs())?;
+    let founding = Founding {
+        cluster: options.cluster.clone(),
+        incarnation: Incarnation(random_u64()),
+        zone: settings.zone.clone(),
+        ca_certificate: ca.certificate().to_vec(),
+        ca_sealed_key: cluster_key.seal("ca", &ca_key)?,
+    };
+    let mut state = State::new(founding, 0);
+    let mut index = 0;
+    let mut apply = |change| {
+        index += 1;
+        state.apply(index, Command { at: now, by: "control init".into(), change })
+    };
+    let token = ApiToken::generate()?;
+    let record = TokenRecord {
+        id: token.id.clone(),
+        note: "made by control init".into(),
+        hash: sha256(&token.secret),
+        role: TokenRole::Admin,
+        sites: Vec::new(),
+        created: now,
+        expires: None,
+    };
+    apply(Change::TokenCreate { token: record });
+    let mut join_tokens = Vec::new();
+    for role in [Role::Control].iter().chain(&options.joins) {
+        let (record, token) = join_record(&options.cluster, ca.certificate(), *role, None, now, JOIN_TTL)?;
+        let id = record.id.clone();
+        apply(Change::JoinCreate { join: record });
+        if join_tokens.is_empty() && *role == Role::Control {
+            // The first one is for this node itself.
+            apply(Change::NodeEnrol { node: node_state(settings), join: id });
+        }
+        join_tokens.push((*role, token));
+    }
+    join_tokens.remove(0);
+    apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() });
+    let identity = NodeIdentity { cluster: options.cluster.clone(), role: Role::Control.to_string(), region: settings.region.clone(), name: settings.name.to_string() };
+    let (key, request) = ca::node_request()?;
+    let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, ca.certificate().to_vec())?;
+    credentials.save(&settings.data, &node_key)?;
+    write_first(settings, &state)?;
+    Ok(Founded { admin_token: token.reveal(), join_tokens, ca: pem(ca.certificate()) })
+}
+
+/// The state as the snapshot that the log begins behind, with this node as its only voter.
+fn write_first(settings: &ControlSettings, state: &State) -> Result<(), ControlError> {
+    let mut snapshot = Snapshot { data: wire::encode(state).into(), ..Snapshot::default() };
+    let meta = snapshot.mut_metadata();
+    (meta.index, meta.term) = (state.applied, 1);
+    meta.mut_conf_state().voters = vec![1];
+    let conf_state = meta.get_conf_state().clone();
+    let hard_state = HardState { term: 1, commit: state.applied, ..HardState::default() };
+    let mut disk = RedbDisk::open(&settings.data)?;
+    disk.write(&WriteBatch {
+        hard_state: Some(&hard_state),
+        conf_state: Some(&conf_state),
+        snapshot: Some(&snapshot),
+        compacted: Some((state.applied, 1)),
+        ..WriteBatch::default()
+    })?;
+    write_raft_id(settings, 1)
+}
+
+/// A join token and what the log keeps of it.
+///
+/// # Errors
+/// The system's random source fails.
+pub fn join_record(cluster: &str, ca: &[u8], role: Role, region: Option<String>, now: WallTime, ttl: Duration) -> Result<(JoinRecord, String), ControlError> {
+    let token = JoinToken::generate(cluster, ca)?;
+    let record = JoinRecord { id: token.id.clone(), hash: sha256(&token.secret), role, region, created: now, expires: now + ttl };
+    Ok((record, token.reveal()))
+}
+
+/// Enrols a further control node with its join token: it gets its certificate, its place among the learners, and the
+/// cluster key. Runs nothing; `run` then makes it catch up, and the leader makes it a voter.
+///
+/// # Errors
+/// It is a control node already, or the peers refuse it or do not answer.
+pub async fn join(settings: &ControlSettings) -> Result<(), ControlError> {
+    refuse_existing(settings)?;
+    let node_key = SealingKey::load_or_create(&settings.node_key)?;
+    let file = settings.join_token_file.as_deref().ok_or(NodeError::NotEnrolled { role: "control" })?;
+    let token = enrol::read_join_token(file)?;
+    if settings.peers.is_empty() {
+        return Err(NodeError::Enrolment("no peers are named; for example: peers = [\"https://c1.example.net:7443\"]".into()).into());
+    }
+    let (credentials, secrets) = enrol::enrol(&token, &settings.peers, node_state(settings)).await?;
+    let secrets = secrets.ok_or_else(|| NodeError::Enrolment("the join token is not for a control node".into()))?;
+    SealingKey::from_bytes(secrets.cluster_key).save(&settings.cluster_key)?;
+    credentials.save(&settings.data, &node_key)?;
+    RedbDisk::open(&settings.data)?.write(&WriteBatch::default())?;
+    write_raft_id(settings, secrets.raft_id)
+}
+
+fn raft_id_file(settings: &ControlSettings) -> std::path::PathBuf {
+    settings.data.join("raft-id")
+}
+
+fn write_raft_id(settings: &ControlSettings, id: u64) -> Result<(), ControlError> {
+    Ok(tidegate_node::identity::write_file(&raft_id_file(settings), &wire::encode(&id))?)
+}
+
+/// # Errors
+/// This is no control node yet.
+pub fn read_raft_id(settings: &ControlSettings) -> Result<u64, ControlError> {
+    let path = raft_id_file(settings);
+    let bytes = std::fs::read(&path).map_err(|_| ControlError::NoLog(settings.data.display().to_string()))?;
+    wire::decode(&bytes).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error }.into())
+}
+
+/// DER to PEM.
+#[must_use]
+pub fn pem(der: &[u8]) -> String {
+    tidegate_certs::ca::certificate_pem(der)
+}

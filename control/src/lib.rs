@@ -17,9 +17,9 @@ pub mod settings;
 mod shared;
 mod watch;
 
-//pub use init::{Founded, InitOptions, init, join};
-//pub use run::{Bound, run};
-//pub use settings::ControlSettings;
+pub use init::{Founded, InitOptions, init, join};
+pub use run::{Bound, run};
+pub use settings::ControlSettings;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {

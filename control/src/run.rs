@@ -1,1 +1,367 @@
+//! A control node, running.
 
+use crate::raft::{Driver, DriverSettings, RedbDisk};
+use crate::settings::ControlSettings;
+use crate::shared::Control;
+use crate::{ControlError, api, duties, enrol, init, peers, watch};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site, tls};
+use tidegate_control_state::State;
+use tidegate_control_types::command::Founding;
+use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
+use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::link::full;
+use tidegate_node::metrics::Metrics;
+use tidegate_node::serve::{CurrentTls, Peer, serve};
+use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, listen};
+use prometheus_client::metrics::gauge::Gauge;
+
+/// The longest message that one control node takes from another, in bytes.
+const MOST_BODY: usize = wire::MAX_FRAME;
+
+/// The listeners of a control node, bound before anything runs.
+pub struct Bound {
+    node: Vec<TcpListener>,
+    api: Vec<TcpListener>,
+    api_https: Vec<TcpListener>,
+    admin: TcpListener,
+}
+
+fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|l| l.local_addr().ok()).collect()
+}
+
+impl Bound {
+    /// # Errors
+    /// An address cannot be bound.
+    pub fn bind(settings: &ControlSettings) -> Result<Self, NodeError> {
+        let all = |list: &[SocketAddr]| list.iter().map(|a| listen::bind(*a)).collect::<Result<Vec<_>, _>>();
+        Ok(Self { node: all(&settings.listen)?, api: all(&settings.api)?, api_https: all(&settings.api_https)?, admin: listen::bind(settings.admin)? })
+    }
+
+    #[must_use]
+    pub fn node(&self) -> Vec<SocketAddr> {
+        addresses(&self.node)
+    }
+
+    #[must_use]
+    pub fn api(&self) -> Vec<SocketAddr> {
+        addresses(&self.api)
+    }
+
+    #[must_use]
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.local_addr().ok()
+    }
+}
+
+fn nothing_yet() -> State {
+    let founding = Founding { cluster: String::new(), incarnation: Incarnation(0), zone: None, ca_certificate: Vec::new(), ca_sealed_key: Vec::new() };
+    State::new(founding, 0)
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// The node cannot start, or its disk fails.
+pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stopping) -> Result<(), ControlError> {
+    if !RedbDisk::exists(&settings.data) {
+        return Err(ControlError::NoLog(settings.data.display().to_string()));
+    }
+    if settings.address.is_none() {
+        settings.address = bound.node().first().map(ToString::to_string);
+    }
+    let node_key = SealingKey::load(&settings.node_key)?;
+    let cluster_key = SealingKey::load(&settings.cluster_key)?;
+    let id = init::read_raft_id(&settings)?;
+    let credentials = Credentials::load(&settings.data, &node_key)?.ok_or_else(|| ControlError::NoLog(settings.data.display().to_string()))?;
+    let credentials = CurrentCredentials::new(credentials);
+    let driver_settings = DriverSettings {
+        id,
+        election_ticks: settings.raft.election_ticks,
+        heartbeat_ticks: settings.raft.heartbeat_ticks,
+        terms: settings.raft.lease,
+        snapshot_every: settings.raft.snapshot_every,
+        keep_entries: settings.raft.snapshot_every / 10,
+    };
+    let driver = Driver::new(RedbDisk::open(&settings.data)?, driver_settings, nothing_yet(), Box::new(tidegate_node::clock::random_u64))?;
+    let (control, thread) = Control::start(driver, settings, credentials, cluster_key)?;
+    let mut failed = control.failed.subscribe();
+
+    let metrics = Metrics::new("control", control.settings.name.as_str());
+    let figures = Figures::register(&metrics);
+    let ready = Arc::clone(&control);
+    let readiness: admin::Readiness = Arc::new(move || {
+        if ready.raft.leader.load(Ordering::Acquire) > 0 { Ok(()) } else { Err("no leader is known".into()) }
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
+    for listener in bound.node {
+        let (c, s) = (Arc::clone(&control), stopping.clone());
+        let answer = move |request, peer| node_request(Arc::clone(&c), request, peer, s.clone());
+        tasks.spawn(serve(listener, Some(node_tls(&control)), answer, stopping.clone()));
+    }
+    let router = api::router(Arc::clone(&control));
+    let from_client = move |request, _peer: Peer| api::answer(router.clone(), request);
+    for listener in bound.api {
+        tasks.spawn(serve(listener, None, from_client.clone(), stopping.clone()));
+    }
+    if !bound.api_https.is_empty() {
+        let tls = api_tls(&control).await?;
+        for listener in bound.api_https {
+            tasks.spawn(serve(listener, Some(Arc::clone(&tls)), from_client.clone(), stopping.clone()));
+        }
+    }
+    tasks.spawn(watch::relay(Arc::clone(&control), stopping.clone()));
+    tasks.spawn(duties::run(Arc::clone(&control), stopping.clone()));
+    tasks.spawn(figures.keep(Arc::clone(&control), stopping.clone()));
+    tasks.spawn(renew_own(Arc::clone(&control), node_key, stopping.clone()));
+    notify_systemd("READY=1");
+    tracing::info!(node = %control.settings.name, id, "this control node runs");
+    tokio::select! {
+        () = stopping.stopped() => {}
+        _ = failed.wait_for(Option::is_some) => {}
+    }
+    notify_systemd("STOPPING=1");
+    let why = failed.borrow().clone();
+    if let Some(error) = why {
+        return Err(ControlError::Raft(error));
+    }
+    // A leader that goes hands over first, so that nobody waits for an election.
+    if control.leads() {
+        hand_over(&control).await;
+    }
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), tasks.join_all()).await;
+    control.stop();
+    let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    Ok(())
+}
+
+async fn hand_over(control: &Control) {
+    let Some(members) = control.members().await else { return };
+    let Some(to) = members.voters.iter().copied().find(|id| *id != control.raft.id) else { return };
+    control.input(crate::raft::Input::Transfer { to });
+    let mut changed = control.changed.subscribe();
+    let handed = async {
+        while control.leads() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), handed).await;
+}
+
+/// The TLS settings of the listener between nodes, made again when the certificate is renewed.
+fn node_tls(control: &Arc<Control>) -> CurrentTls {
+    let credentials = control.credentials.clone();
+    let made: parking_lot::Mutex<Option<(u64, Arc<rustls::ServerConfig>)>> = parking_lot::Mutex::default();
+    Arc::new(move || {
+        let now = credentials.get();
+        let mut made = made.lock();
+        if let Some((not_after, config)) = made.as_ref()
+            && *not_after == now.not_after
+        {
+            return Some(Arc::clone(config));
+        }
+        match tls::node_server(&now.chain, &now.key, &now.ca, true) {
+            Ok(config) => {
+                let config = Arc::new(config);
+                *made = Some((now.not_after, Arc::clone(&config)));
+                Some(config)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the node listener has no TLS settings");
+                None
+            }
+        }
+    })
+}
+
+async fn api_tls(control: &Arc<Control>) -> Result<CurrentTls, ControlError> {
+    // A node that joins learns the CA's key with the state.
+    let mut changed = control.changed.subscribe();
+    let ca: Ca = loop {
+        match control.ca() {
+            Ok(ca) => break ca,
+            Err(error) if changed.changed().await.is_err() => return Err(error),
+            Err(_) => {}
+        }
+    };
+    let issued = ca.issue_site(&control.settings.api_names, control.clock.wall().as_secs())?;
+    let resolver = tidegate_certs::SiteCertificates::default();
+    resolver.replace([("*".to_owned(), site::certified(&issued.chain, &issued.key)?)].into());
+    let mut config = rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let config = Arc::new(config);
+    Ok(Arc::new(move || Some(Arc::clone(&config))))
+}
+
+/// A control node has the CA at hand and renews its own certificate.
+async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: Stopping) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(std::time::Duration::from_secs(3600)) => {}
+            () = stopping.stopped() => return,
+        }
+        let old = control.credentials.get();
+        let now = control.clock.wall().as_secs();
+        if old.not_after.saturating_sub(now) > u64::try_from((ca::NODE_DAYS - 1) * 86_400).unwrap_or(0) {
+            continue;
+        }
+        let renewed = ca::node_request().map_err(ControlError::from).and_then(|(key, request)| {
+            let chain = control.ca()?.sign_node(&request, &old.identity, now)?;
+            Ok(Credentials::new(chain, key, old.ca.clone())?)
+        });
+        match renewed.and_then(|c| c.save(&control.settings.data, &node_key).map(|()| c).map_err(Into::into)) {
+            Ok(c) => control.credentials.replace(c),
+            Err(error) => tracing::warn!(%error, "certificate not renewed"),
+        }
+    }
+}
+
+fn plain(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    response
+}
+
+/// Requests of other nodes. Who may do what is decided by the certificate alone.
+async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: Peer, stopping: Stopping) -> Response<Body> {
+    let role = peer.identity.as_ref().and_then(|i| i.role.parse::<Role>().ok());
+    let path = request.uri().path().to_owned();
+    match (path.as_str(), role, peer.identity) {
+        ("/enrol", _, _) => enrol_request(&control, request).await,
+        ("/watch", Some(role), Some(who)) if role.caches() => match who.name.parse::<NodeName>() {
+            Ok(name) => watch::open(&control, name, role, request.into_body(), stopping),
+            Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
+        },
+        ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
+        ("/raft" | "/lease" | "/relay", Some(Role::Control), Some(who)) => {
+            let known = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_none());
+            if known { control_request(&control, &path, request).await } else { plain(StatusCode::GONE, "removed") }
+        }
+        (path, Some(_), Some(_)) if path.starts_with("/v1/") => api::answer(api::router(control), request).await,
+        _ => plain(StatusCode::FORBIDDEN, "this node may not ask for that"),
+    }
+}
+
+async fn body(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
+    match Limited::new(request.into_body(), MOST_BODY).collect().await {
+        Ok(all) => Ok(all.to_bytes()),
+        Err(e) => Err(plain(StatusCode::BAD_REQUEST, e.to_string())),
+    }
+}
+
+async fn enrol_request(control: &Arc<Control>, request: Request<Incoming>) -> Response<Body> {
+    let bytes = match body(request).await {
+        Ok(b) => b,
+        Err(r) => return r,
+    };
+    if !control.leads() {
+        let Some(leader) = control.leader_address() else { return plain(StatusCode::SERVICE_UNAVAILABLE, "no leader is known") };
+        return match control.links.call(&leader, "control", "/enrol", bytes.to_vec(), crate::shared::CHANGE_TIMEOUT * 2).await {
+            Ok(answer) => plain(StatusCode::OK, answer),
+            Err(tidegate_node::link::LinkError::Refused { status, detail, .. }) => plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), detail),
+            Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+        };
+    }
+    match enrol::enrol(control, &bytes).await {
+        Ok(answer) => plain(StatusCode::OK, wire::encode(&answer)),
+        Err(e) if e.is_final() => plain(StatusCode::FORBIDDEN, e.to_string()),
+        Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+    }
+}
+
+async fn renew_request(control: &Control, who: &NodeIdentity, request: Request<Incoming>) -> Response<Body> {
+    match body(request).await {
+        Err(r) => r,
+        Ok(bytes) => match enrol::renew(control, who, &bytes) {
+            Ok(chain) => plain(StatusCode::OK, wire::encode(&chain)),
+            Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
+        },
+    }
+}
+
+async fn control_request(control: &Arc<Control>, path: &str, request: Request<Incoming>) -> Response<Body> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let bytes = match body(request).await {
+        Ok(b) => b,
+        Err(r) => return r,
+    };
+    let bad = |why: String| plain(StatusCode::BAD_REQUEST, why);
+    match path {
+        "/raft" => {
+            let Some(messages) = peers::decode(&bytes) else { return bad("not Raft messages".into()) };
+            let field = |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('=').map(str::to_owned));
+            if let (Some(id), Some(address)) = (field("from").and_then(|f| f.parse().ok()), field("address")) {
+                control.peers.saw(id, &address);
+            }
+            messages.into_iter().for_each(|m| control.message(m));
+            plain(StatusCode::OK, Bytes::new())
+        }
+        "/lease" => match wire::decode::<NodeName>(&bytes) {
+            Ok(name) => match control.grant_lease(name).await {
+                Ok(index) => plain(StatusCode::OK, wire::encode(&index)),
+                Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+            },
+            Err(e) => bad(e.to_string()),
+        },
+        _ => match wire::decode::<watch::Relayed>(&bytes) {
+            Ok(relayed) if control.leads() => {
+                relayed.acks.iter().for_each(|(node, index)| watch::acknowledged(control, node, *index));
+                relayed.reports.into_iter().for_each(|(node, report)| watch::reported(control, &node, report));
+                plain(StatusCode::OK, Bytes::new())
+            }
+            Ok(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
+            Err(e) => bad(e.to_string()),
+        },
+    }
+}
+
+/// The figures of a control node.
+struct Figures {
+    leader: Gauge,
+    term: Gauge,
+    applied: Gauge,
+    sites: Gauge,
+    nodes: Gauge,
+}
+
+impl Figures {
+    fn register(metrics: &Metrics) -> Self {
+        let f = Self { leader: Gauge::default(), term: Gauge::default(), applied: Gauge::default(), sites: Gauge::default(), nodes: Gauge::default() };
+        metrics.register(|r| {
+            r.register("raft_leads", "1 while this control node leads", f.leader.clone());
+            r.register("raft_term", "Raft term", f.term.clone());
+            r.register("raft_applied_index", "Index of the last applied entry", f.applied.clone());
+            r.register("sites", "Sites", f.sites.clone());
+            r.register("nodes", "Nodes that are enrolled", f.nodes.clone());
+        });
+        f
+    }
+
+    async fn keep(self, control: Arc<Control>, mut stopping: Stopping) {
+        loop {
+            let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            {
+                let state = control.raft.state.read();
+                self.applied.set(int(state.applied));
+                self.sites.set(int(state.sites().count() as u64));
+                self.nodes.set(int(state.nodes().count() as u64));
+            }
+            self.term.set(int(control.raft.term.load(Ordering::Acquire)));
+            self.leader.set(i64::from(control.leads()));
+            tokio::select! {
+                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                () = stopping.stopped() => return,
+            }
+        }
+    }
+}

@@ -1,1 +1,240 @@
+//! Watch streams of cache nodes, at any control node: what a node missed, then every entry as it is applied; its
+//! acknowledgements and askings for a lease go on to the leader.
 
+use crate::shared::{Broadcast, Control};
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use http_body_util::channel::{Channel, Sender};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_control_types::wire::{self, Deframer};
+use tidegate_control_types::{CatchUp, FromNode, NodeName, NodeReport, Revision, Role, ToNode};
+use tidegate_node::lifecycle::Stopping;
+use tidegate_node::link::{BoxError, full};
+use tidegate_node::{Body, VERSION};
+use tokio::sync::{broadcast, mpsc};
+
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A stream that takes nothing for this long is cut.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Acknowledgements and reports that a follower hands on.
+#[derive(Serialize, Deserialize)]
+pub struct Relayed {
+    pub acks: Vec<(NodeName, u64)>,
+    pub reports: Vec<(NodeName, NodeReport)>,
+}
+
+/// Opens the stream of `name`.
+pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incoming, stopping: Stopping) -> Response<Body> {
+    let known = control.raft.state.read().node(name.as_str()).map(|n| n.removed.is_some());
+    match known {
+        Some(false) => {}
+        Some(true) => return status(StatusCode::GONE),
+        // A follower that is behind may not know a node that has just enrolled: it is to try again.
+        None if !control.leads() => return status(StatusCode::SERVICE_UNAVAILABLE),
+        None => return status(StatusCode::GONE),
+    }
+    let (out, body) = Channel::<Bytes, BoxError>::new(16);
+    let control = Arc::clone(control);
+    tokio::spawn(async move {
+        let session = Session { control, name, role };
+        if let Err(why) = session.run(incoming, out, stopping).await {
+            tracing::info!(node = %session.name, why, "a watch stream ended");
+        }
+    });
+    Response::new(body.boxed_unsync())
+}
+
+fn status(code: StatusCode) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::new()));
+    *response.status_mut() = code;
+    response
+}
+
+struct Session {
+    control: Arc<Control>,
+    name: NodeName,
+    role: Role,
+}
+
+impl Session {
+    async fn run(&self, mut incoming: Incoming, mut out: Sender<Bytes, BoxError>, mut stopping: Stopping) -> Result<(), String> {
+        let mut frames = Deframer::default();
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, next(&mut incoming, &mut frames)).await.map_err(|_| "no hello")??;
+        let FromNode::Hello { applied, version } = hello else { return Err("it did not begin with a hello".into()) };
+        tracing::info!(node = %self.name, role = %self.role, version, mine = VERSION, "a node watches");
+        // Subscribed before the state is read: nothing falls between.
+        let mut updates = self.control.broadcast.subscribe();
+        let mut sent = self.catch_up(applied, &mut out).await?;
+        let (leases, mut granted) = mpsc::channel(16);
+        loop {
+            tokio::select! {
+                message = next(&mut incoming, &mut frames) => self.hear(message?, &leases)?,
+                update = updates.recv() => match update {
+                    Ok(Broadcast::Entries { through, frame }) => {
+                        if through > sent {
+                            send(&mut out, frame).await?;
+                            sent = through;
+                        }
+                        self.check_removed(&mut out).await?;
+                    }
+                    Ok(Broadcast::Restored) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                        let at = Revision::new(self.control.raft.state.read().founding.incarnation, sent);
+                        sent = self.catch_up(Some(at), &mut out).await?;
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                },
+                Some(grant) = granted.recv() => send(&mut out, wire::frame(&grant).into()).await?,
+                () = stopping.stopped() => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends what the node missed; returns the index that it is at then.
+    async fn catch_up(&self, applied: Option<Revision>, out: &mut Sender<Bytes, BoxError>) -> Result<u64, String> {
+        let (revision, missed) = {
+            let state = self.control.raft.state.read();
+            let revision = state.revision();
+            // A revision of another incarnation, or from a future that was lost, is worth nothing.
+            let since = applied.filter(|a| revision.reaches(*a)).map_or(0, |a| a.index);
+            (revision, state.missed_since(since))
+        };
+        let secret = self.role == Role::Edge;
+        let certificates = if secret { missed.certificates.iter().filter_map(|c| self.control.unsealed(c)).collect() } else { Vec::new() };
+        let missed = CatchUp { floor: missed.floor, sites: missed.sites, site_names: missed.site_names, certificates, nodes: missed.nodes, purges: missed.purges };
+        let message = ToNode::CatchUp { revision, terms: self.control.settings.raft.lease, missed: Box::new(missed) };
+        send(out, wire::frame(&message).into()).await?;
+        Ok(revision.index)
+    }
+
+    async fn check_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<(), String> {
+        let removed = self.control.raft.state.read().node(self.name.as_str()).is_none_or(|n| n.removed.is_some());
+        if removed {
+            send(out, wire::frame(&ToNode::Removed).into()).await?;
+            return Err("the node was removed".into());
+        }
+        Ok(())
+    }
+
+    fn hear(&self, message: FromNode, leases: &mpsc::Sender<ToNode>) -> Result<(), String> {
+        match message {
+            FromNode::Hello { .. } => return Err("a second hello".into()),
+            FromNode::Ack { index } => acknowledged(&self.control, &self.name, index),
+            FromNode::Report(report) => reported(&self.control, &self.name, report),
+            FromNode::AskLease { asking } => {
+                let (control, name, leases) = (Arc::clone(&self.control), self.name.clone(), leases.clone());
+                tokio::spawn(async move {
+                    match lease(&control, &name).await {
+                        Ok(read_index) => drop(leases.send(ToNode::Lease { asking, read_index }).await),
+                        Err(why) => tracing::debug!(node = %name, why, "no lease granted"),
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn next(incoming: &mut Incoming, frames: &mut Deframer) -> Result<FromNode, String> {
+    loop {
+        if let Some(message) = frames.take().map_err(|e| e.to_string())? {
+            return Ok(message);
+        }
+        match incoming.frame().await {
+            Some(Ok(data)) => frames.push(data.data_ref().map(Bytes::as_ref).unwrap_or_default()),
+            Some(Err(e)) => return Err(e.to_string()),
+            None => return Err("the node closed it".into()),
+        }
+    }
+}
+
+async fn send(out: &mut Sender<Bytes, BoxError>, frame: Bytes) -> Result<(), String> {
+    let sent = tokio::time::timeout(SEND_TIMEOUT, out.send_data(frame)).await;
+    sent.map_err(|_| "the node takes nothing")?.map_err(|e| e.to_string())
+}
+
+/// A lease from the leader, be it this node or another.
+async fn lease(control: &Arc<Control>, name: &NodeName) -> Result<u64, String> {
+    if control.leads() {
+        return control.grant_lease(name.clone()).await.map_err(|e| e.to_string());
+    }
+    let leader = control.leader_address().ok_or("no leader is known")?;
+    let bytes = control.links.call(&leader, "control", "/lease", wire::encode(name), LEASE_TIMEOUT).await.map_err(|e| e.to_string())?;
+    wire::decode(&bytes).map_err(|e| e.to_string())
+}
+
+/// A node has applied all through `index`.
+pub fn acknowledged(control: &Control, name: &NodeName, index: u64) {
+    {
+        let mut heard = control.heard.lock();
+        let last = heard.entry(name.clone()).or_default();
+        *last = (*last).max(index);
+    }
+    let now = tidegate_control_types::Clock::wall(&control.clock);
+    match control.raft.leadership.lock().as_mut() {
+        Some(leadership) => {
+            leadership.fleet.acked(name, index, now);
+        }
+        None => control.relay.notify_one(),
+    }
+    control.note_change();
+}
+
+pub fn reported(control: &Control, name: &NodeName, report: NodeReport) {
+    let now = tidegate_control_types::Clock::wall(&control.clock);
+    match control.raft.leadership.lock().as_mut() {
+        Some(leadership) => leadership.fleet.reported(name, report, now),
+        None => {
+            control.reports.lock().insert(name.clone(), report);
+            control.relay.notify_one();
+        }
+    }
+}
+
+/// Hands acknowledgements and reports on to the leader, all of them whenever it changes.
+pub async fn relay(control: Arc<Control>, mut stopping: Stopping) {
+    let mut told: (Option<String>, std::collections::HashMap<NodeName, u64>) = Default::default();
+    loop {
+        tokio::select! {
+            () = control.relay.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = stopping.stopped() => return,
+        }
+        let now = tidegate_control_types::Clock::wall(&control.clock);
+        let heard = control.heard.lock().clone();
+        if let Some(leadership) = control.raft.leadership.lock().as_mut() {
+            told = Default::default();
+            let news = heard.iter().filter(|(node, index)| leadership.fleet.acked(node, **index, now)).count();
+            for (node, report) in control.reports.lock().drain() {
+                leadership.fleet.reported(&node, report, now);
+            }
+            if news > 0 {
+                control.note_change();
+            }
+            continue;
+        }
+        let Some(leader) = control.leader_address() else { continue };
+        if told.0.as_ref() != Some(&leader) {
+            told = (Some(leader.clone()), Default::default());
+        }
+        let acks: Vec<_> = heard.into_iter().filter(|(node, index)| told.1.get(node) != Some(index)).collect();
+        let reports: Vec<_> = control.reports.lock().drain().collect();
+        if acks.is_empty() && reports.is_empty() {
+            continue;
+        }
+        let body = wire::encode(&Relayed { acks: acks.clone(), reports });
+        match control.links.call(&leader, "control", "/relay", body, LEASE_TIMEOUT).await {
+            Ok(_) => told.1.extend(acks),
+            Err(error) => {
+                tracing::debug!(%error, "acknowledgements were not handed on");
+                control.relay.notify_one();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

@@ -16,33 +16,16 @@ use http_body_util::channel::{Channel, Sender};
 use hyper::body::Incoming;
 use parking_lot::RwLock;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_certs::SealingKey;
-use tidegate_control_types::lease::NodeLease;
+use tidegate_control_types::lease::{LeaseEnd, NodeLease};
 use tidegate_control_types::wire::{self, Deframer};
-use tidegate_control_types::{BootTime, Clock, FromNode, LeaseTerms, NodeReport, ToNode};
+use tidegate_control_types::{Clock, FromNode, LeaseTerms, NodeReport, ToNode};
 use tokio::sync::watch;
 
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Purges alone are written to disk at most this often; configuration always before it is acknowledged.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
-
-/// The end of the lease, for workers to compare with the clock on each request.
-#[derive(Debug, Default)]
-pub struct LeaseEnd(AtomicU64);
-
-impl LeaseEnd {
-    /// `now` is read after the request's head has come in.
-    #[must_use]
-    pub fn attached(&self, now: BootTime) -> bool {
-        now.as_nanos() < self.0.load(Ordering::Acquire)
-    }
-
-    pub fn publish(&self, until: Option<BootTime>) {
-        self.0.store(until.map_or(0, BootTime::as_nanos), Ordering::Release);
-    }
-}
 
 /// What a watching node shares with the rest of its process.
 pub struct Watched {
@@ -155,7 +138,7 @@ impl Watcher {
                     Some(Ok(data)) => {
                         frames.push(data.data_ref().map(Bytes::as_ref).unwrap_or_default());
                         loop {
-                            match frames.next::<ToNode>() {
+                            match frames.take::<ToNode>() {
                                 Ok(Some(ToNode::Removed)) => return Ended::Removed,
                                 Ok(Some(message)) => {
                                     if let ToNode::CatchUp { terms: new, .. } = &message {

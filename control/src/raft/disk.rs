@@ -67,7 +67,8 @@ impl RedbDisk {
         Ok(Self { path, database })
     }
 
-    fn damaged(&self, what: impl ToString) -> StorageError {
+    #[allow(clippy::needless_pass_by_value)] // For map_err.
+    fn damaged(&self, what: impl std::fmt::Display) -> StorageError {
         StorageError::Damaged { path: self.path.clone(), what: what.to_string() }
     }
 

@@ -149,12 +149,19 @@ impl State {
         }
     }
 
-    fn record_purge(&mut self, index: u64, by: &str, mut orders: Vec<PurgeOrder>) -> Changed {
-        for order in &mut orders {
-            self.place(order)?;
-        }
+    fn record_purge(&mut self, index: u64, by: &str, orders: Vec<PurgeOrder>) -> Changed {
+        let orders = self.placed(orders)?;
         self.purges.add(index, PurgeRecord { at: self.now, by: by.into(), orders: orders.clone() });
         Ok(vec![Event::Purged(orders)])
+    }
+
+    /// The orders with the sites that they concern, as applying them now would find them.
+    ///
+    /// # Errors
+    /// An order concerns no site, or another than it names.
+    pub fn placed(&self, mut orders: Vec<PurgeOrder>) -> Result<Vec<PurgeOrder>, Refusal> {
+        orders.iter_mut().try_for_each(|order| self.place(order))?;
+        Ok(orders)
     }
 
     /// Finds the site that an order concerns, or checks the one it names.

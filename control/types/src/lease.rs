@@ -10,6 +10,7 @@
 use crate::time::BootTime;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +116,22 @@ impl NodeLease {
     #[must_use]
     pub fn until(&self) -> Option<BootTime> {
         self.until
+    }
+}
+
+/// The end of a node's lease, published to its workers.
+#[derive(Debug, Default)]
+pub struct LeaseEnd(AtomicU64);
+
+impl LeaseEnd {
+    /// `now` is read after the request's head has come in.
+    #[must_use]
+    pub fn attached(&self, now: BootTime) -> bool {
+        now.as_nanos() < self.0.load(Ordering::Acquire)
+    }
+
+    pub fn publish(&self, until: Option<BootTime>) {
+        self.0.store(until.map_or(0, BootTime::as_nanos), Ordering::Release);
     }
 }
 

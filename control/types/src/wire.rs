@@ -73,7 +73,7 @@ impl Deframer {
     ///
     /// # Errors
     /// A frame over [`MAX_FRAME`], of another version, or damaged: the stream is of no use after it.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
         let rest = self.buffer.get(self.start..).unwrap_or_default();
         let Some((head, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head) as usize;
@@ -99,7 +99,7 @@ mod tests {
             let (mut d, mut got) = (Deframer::default(), Vec::<String>::new());
             for piece in bytes.chunks(cut) {
                 d.push(piece);
-                while let Some(v) = d.next().unwrap() { got.push(v); }
+                while let Some(v) = d.take().unwrap() { got.push(v); }
             }
             prop_assert_eq!(got, values);
         }
@@ -110,7 +110,7 @@ mod tests {
             let _ = decode::<crate::ToNode>(&bytes);
             let mut d = Deframer::default();
             d.push(&bytes);
-            let _ = d.next::<crate::FromNode>();
+            let _ = d.take::<crate::FromNode>();
         }
     }
 

@@ -1,0 +1,96 @@
+//! Nodes: seen, drained, removed.
+
+use super::{ApiError, Caller, reply};
+use crate::raft::Leadership;
+use crate::shared::Control;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::Deserialize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tidegate_control_state::{NodeRecord, State as Machine};
+use tidegate_control_types::api::NodeView;
+use tidegate_control_types::token::Verb;
+use tidegate_control_types::{BootTime, Change, NodeName, Role};
+
+pub fn view(control: &Control, state: &Machine, leadership: &Leadership, node: &NodeRecord, now: BootTime) -> NodeView {
+    let name = &node.state.name;
+    let report = leadership.fleet.report(name).map(|(r, _)| r);
+    let member = state.members().find(|m| m.1 == name);
+    let condition = match (node.removed, node.state.role, member) {
+        (Some(_), _, _) => "removed",
+        (None, Role::Control, Some((id, ..))) if id == control.raft.leader.load(Ordering::Acquire) => "leader",
+        (None, Role::Control, _) => "member",
+        (None, ..) if !leadership.fleet.attached(name, now) => "detached",
+        (None, ..) if node.state.drained => "drained",
+        (None, ..) => "attached",
+    };
+    NodeView {
+        name: name.to_string(),
+        role: node.state.role.to_string(),
+        region: node.state.region.clone(),
+        address: node.state.address.clone(),
+        advertise: node.state.advertise.iter().map(ToString::to_string).collect(),
+        state: condition.into(),
+        applied: if node.state.role.caches() { leadership.fleet.acked_index(name) } else { None },
+        requests: report.map(|r| r.requests),
+        hits: report.map(|r| r.hits),
+        stored_bytes: report.map(|r| r.stored_bytes),
+        version: report.map(|r| r.version.clone()),
+        origins_down: report.map(|r| r.origins_down.clone()).unwrap_or_default(),
+    }
+}
+
+pub fn all(control: &Control) -> Result<Vec<NodeView>, ApiError> {
+    let now = control.now();
+    let views = control.with_leadership(|state, l| state.nodes().map(|n| view(control, state, l, n, now)).collect());
+    views.ok_or_else(|| crate::shared::NotNow::NoLeader.into())
+}
+
+fn node_name(text: &str) -> Result<NodeName, ApiError> {
+    text.parse().map_err(|e: tidegate_control_types::name::NotAName| ApiError::bad(e.to_string()))
+}
+
+pub async fn list(State(control): State<Arc<Control>>, caller: Caller) -> Result<Response, ApiError> {
+    caller.may(Verb::Read, None)?;
+    Ok(reply(StatusCode::OK, &all(&control)?))
+}
+
+pub async fn show(State(control): State<Arc<Control>>, Path(name): Path<String>, caller: Caller) -> Result<Response, ApiError> {
+    caller.may(Verb::Read, None)?;
+    let name = node_name(&name)?;
+    let found = all(&control)?.into_iter().find(|n| n.name == name.as_str());
+    Ok(reply(StatusCode::OK, &found.ok_or_else(|| ApiError::not_found(format!("there is no node {name}")))?))
+}
+
+pub async fn drain(State(control): State<Arc<Control>>, Path(name): Path<String>, caller: Caller) -> Result<Response, ApiError> {
+    set_drained(&control, &caller, &name, true).await
+}
+
+pub async fn undrain(State(control): State<Arc<Control>>, Path(name): Path<String>, caller: Caller) -> Result<Response, ApiError> {
+    set_drained(&control, &caller, &name, false).await
+}
+
+async fn set_drained(control: &Control, caller: &Caller, name: &str, drained: bool) -> Result<Response, ApiError> {
+    caller.may(Verb::Node, None)?;
+    control.change(&caller.name(), Change::NodeDrain { name: node_name(name)?, drained }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Deserialize)]
+pub struct Removal {
+    #[serde(default)]
+    dead: bool,
+}
+
+pub async fn remove(State(control): State<Arc<Control>>, Path(name): Path<String>, Query(how): Query<Removal>, caller: Caller) -> Result<Response, ApiError> {
+    caller.may(Verb::Node, None)?;
+    let name = node_name(&name)?;
+    let member = control.raft.state.read().members().any(|m| *m.1 == name);
+    if member {
+        return Err(ApiError::new(StatusCode::CONFLICT, "conflict", format!("{name} is a voter of the control plane")));
+    }
+    control.change(&caller.name(), Change::NodeRemove { name, dead: how.dead }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
