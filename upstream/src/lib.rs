@@ -1,1 +1,19 @@
+//! The ways to the origin: over the region's shields, or directly to the origin's servers.
 
+#![forbid(unsafe_code)]
+
+mod body;
+mod connect;
+mod health;
+mod origin;
+mod pool;
+mod private;
+mod resolve;
+mod ring;
+mod shields;
+
+pub use health::{Health, probe_all};
+pub use origin::{OriginPools, OriginUpstream, Servers};
+pub use resolve::Resolver;
+pub use ring::ranked;
+pub use shields::{EdgeUpstream, Shield, Shields};

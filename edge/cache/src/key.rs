@@ -137,6 +137,16 @@ impl CacheKey {
         }
     }
 
+    /// The key of one piece of a stored body. It equals no response's key: those begin with the length of a site's name,
+    /// which is far below 2^24.
+    #[must_use]
+    pub fn chunk(object: u64, number: u64) -> Self {
+        let mut bytes = [0xff; 17];
+        bytes[1..9].copy_from_slice(&object.to_be_bytes());
+        bytes[9..].copy_from_slice(&number.to_be_bytes());
+        Self(bytes.as_slice().into())
+    }
+
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

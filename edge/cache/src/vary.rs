@@ -6,7 +6,10 @@ use http::header::{HeaderMap, VARY};
 /// The fields that a response varies on, with the values of the request that it answered: what the next
 /// request is compared with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VaryKey(Box<[(Box<str>, Option<Box<str>>)]>);
+pub struct VaryKey(Box<[Varied]>);
+
+/// A field's name, and its value where the request had it.
+type Varied = (Box<str>, Option<Box<str>>);
 
 impl VaryKey {
     /// `None` for `Vary: *`, which matches nothing.

@@ -1,1 +1,22 @@
+//! Look up, collapse, fetch, store, deliver: what an edge and an origin shield both are. A newcomer reads
+//! [`Gateway::answer`] first: it shows the way of a request from top to bottom.
+//!
+//! One [`Gateway`] lives on each worker; the store and the fills are shared by all workers of a node, the ledger is each
+//! worker's own, so that a hit takes no lock but the store's.
 
+#![forbid(unsafe_code)]
+
+mod body;
+mod deliver;
+mod fetch;
+pub mod fields;
+mod fill;
+mod gateway;
+mod site;
+mod upstream;
+
+pub use body::{Finished, RequestBody, ResponseBody};
+pub use fill::{Fills, FillError};
+pub use gateway::{Answer, Asked, Gateway, Node, Tier, hash};
+pub use site::{Counters, Site};
+pub use upstream::{Fetch, FetchError, Fetched, Upstream, UpstreamBody};

@@ -1,0 +1,209 @@
+//! What goes back: a stored response, a fill as it grows, or another's response handed through.
+
+use crate::body::ResponseBody;
+use crate::fetch::Own;
+use crate::fields;
+use crate::fill::{Fill, FillHead, FillReader};
+use crate::gateway::{Answer, Asked, Gateway, Tier};
+use crate::site::Counters;
+use crate::upstream::{FetchError, Upstream};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Response, StatusCode};
+use std::sync::Arc;
+use tidegate_cache::range::{self, Selected};
+use tidegate_cache::{CacheStatus, Freshness, conditional, field};
+use tidegate_control_types::Revision;
+use tidegate_store::StoredResponse;
+
+/// What this node adds to every response.
+fn mark<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, status: CacheStatus) {
+    let mut text = String::with_capacity(64);
+    status.write(&mut text, &gateway.node.name);
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        headers.append(fields::CACHE_STATUS, value);
+    }
+}
+
+fn vouch<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, through: Revision) {
+    if gateway.node.tier == Tier::Shield {
+        fields::insert(headers, fields::VOUCHED, &through.to_string());
+    }
+}
+
+fn answer(status: StatusCode, headers: HeaderMap, body: ResponseBody, how: CacheStatus) -> Answer {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Answer::new(response, how)
+}
+
+/// What of a response's body the request gets.
+enum Part {
+    NotModified,
+    /// Status, and the first and last byte; `None` for an empty body.
+    Bytes(StatusCode, Option<(u64, u64)>),
+    Unsatisfiable,
+}
+
+/// `length`: of the whole body, where it is known.
+fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Part {
+    if status == StatusCode::OK && conditional::is_conditional(&asked.headers) && conditional::not_modified(&asked.headers, headers) {
+        return Part::NotModified;
+    }
+    let Some(length) = length else { return Part::Bytes(status, None) };
+    let whole = Part::Bytes(status, length.checked_sub(1).map(|last| (0, last)));
+    if status != StatusCode::OK || asked.method != Method::GET || !asked.headers.contains_key(header::RANGE) || !conditional::range_applies(&asked.headers, headers) {
+        return whole;
+    }
+    match range::select(&asked.headers, length) {
+        Selected::Whole => whole,
+        Selected::Part { first, last } => Part::Bytes(StatusCode::PARTIAL_CONTENT, Some((first, last))),
+        Selected::Unsatisfiable => Part::Unsatisfiable,
+    }
+}
+
+fn set_range(headers: &mut HeaderMap, first: u64, last: u64, length: u64) {
+    fields::insert(headers, header::CONTENT_RANGE, &format!("bytes {first}-{last}/{length}"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(last + 1 - first));
+}
+
+fn not_modified(headers: &mut HeaderMap) {
+    const GONE: [HeaderName; 5] = [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
+    for name in GONE {
+        headers.remove(name);
+    }
+}
+
+fn unsatisfiable(headers: &mut HeaderMap, length: u64) {
+    not_modified(headers);
+    fields::insert(headers, header::CONTENT_RANGE, &format!("bytes */{length}"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+}
+
+fn set_age<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, freshness: &Freshness) {
+    headers.insert(header::AGE, HeaderValue::from(freshness.current_age(gateway.clock.wall())));
+}
+
+/// A stored response; `None` where a piece of its body is gone.
+pub fn stored<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>, how: CacheStatus) -> Option<Answer> {
+    let length = stored.body.len();
+    let mut headers = stored.headers.clone();
+    set_age(gateway, &mut headers, &stored.freshness);
+    mark(gateway, &mut headers, how);
+    vouch(gateway, &mut headers, stored.clean_through());
+    let (status, body) = match select(asked, stored.status, &stored.headers, Some(length)) {
+        Part::NotModified => {
+            not_modified(&mut headers);
+            (StatusCode::NOT_MODIFIED, ResponseBody::empty())
+        }
+        Part::Unsatisfiable => {
+            unsatisfiable(&mut headers, length);
+            (StatusCode::RANGE_NOT_SATISFIABLE, ResponseBody::empty())
+        }
+        Part::Bytes(status, bounds) => {
+            match (status, bounds) {
+                (StatusCode::PARTIAL_CONTENT, Some((first, last))) => set_range(&mut headers, first, last, length),
+                _ if !headers.contains_key(header::CONTENT_LENGTH) && stored.status != StatusCode::NO_CONTENT => {
+                    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+                }
+                _ => {}
+            }
+            let body = match bounds {
+                Some((first, last)) if asked.method != Method::HEAD => ResponseBody::pieces(gateway.store.body(&stored.body, first, last)?),
+                _ => ResponseBody::empty(),
+            };
+            (status, body)
+        }
+    };
+    count(asked, &body);
+    Some(answer(status, headers, body, how))
+}
+
+fn count(asked: &Asked, body: &ResponseBody) {
+    if let Some(n) = http_body::Body::size_hint(body).exact() {
+        Counters::add(&asked.site.counters.body_bytes, n);
+    }
+}
+
+/// A fill as it grows.
+pub fn fill<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, head: &FillHead, fill: Arc<Fill>, how: CacheStatus) -> Answer {
+    let mut headers = head.headers.clone();
+    set_age(gateway, &mut headers, &head.freshness);
+    mark(gateway, &mut headers, how);
+    vouch(gateway, &mut headers, head.clean_through);
+    let (status, body) = match select(asked, head.status, &head.headers, head.length) {
+        Part::NotModified => {
+            not_modified(&mut headers);
+            (StatusCode::NOT_MODIFIED, ResponseBody::empty())
+        }
+        Part::Unsatisfiable => {
+            unsatisfiable(&mut headers, head.length.unwrap_or(0));
+            (StatusCode::RANGE_NOT_SATISFIABLE, ResponseBody::empty())
+        }
+        Part::Bytes(status, _) if asked.method == Method::HEAD => (status, ResponseBody::empty()),
+        Part::Bytes(status, None) if head.length.is_some() => (status, ResponseBody::empty()),
+        Part::Bytes(status, None) => (status, ResponseBody::fill(FillReader::new(fill, 0, None))),
+        Part::Bytes(status, Some((first, last))) => {
+            if status == StatusCode::PARTIAL_CONTENT {
+                set_range(&mut headers, first, last, head.length.unwrap_or(0));
+            }
+            (status, ResponseBody::fill(FillReader::new(fill, first, Some(last + 1))))
+        }
+    };
+    count(asked, &body);
+    answer(status, headers, body, how)
+}
+
+/// A response that is this request's alone.
+pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: CacheStatus) -> Answer {
+    let (parts, body) = own.response.into_parts();
+    let mut headers = parts.headers;
+    fields::strip_hop_by_hop(&mut headers);
+    fields::strip_internal(&mut headers);
+    if gateway.node.tier == Tier::Edge {
+        fields::strip_for_client(&mut headers);
+    } else {
+        vouch(gateway, &mut headers, own.vouched.unwrap_or_else(|| gateway.revision()));
+    }
+    if !headers.contains_key(header::DATE) {
+        fields::insert(&mut headers, header::DATE, &field::show_date(gateway.clock.wall().as_secs()));
+    }
+    headers.append(header::VIA, gateway.node.via.clone());
+    mark(gateway, &mut headers, how);
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let bodiless = asked.method == Method::HEAD || matches!(parts.status.as_u16(), 101 | 204 | 304);
+    let body = if bodiless { ResponseBody::empty() } else { ResponseBody::relay(body, length) };
+    count(asked, &body);
+    answer(parts.status, headers, body, how)
+}
+
+/// A page of this node's own.
+pub fn own<U: Upstream>(gateway: &Gateway<U>, status: StatusCode, how: CacheStatus, text: &str) -> Answer {
+    let mut headers = HeaderMap::new();
+    let page = format!("{status}\n\n{text}\n");
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
+    headers.append(header::VIA, gateway.node.via.clone());
+    mark(gateway, &mut headers, how);
+    answer(status, headers, ResponseBody::whole(Bytes::from(page)), how)
+}
+
+/// There is no response from upstream.
+pub fn failed<U: Upstream>(gateway: &Gateway<U>, error: FetchError, how: CacheStatus) -> Answer {
+    let how = CacheStatus { detail: Some(error.token()), ..how };
+    let mut answer = own(gateway, error.status(), how, &error.to_string());
+    if gateway.node.tier == Tier::Shield {
+        answer.response.headers_mut().insert(fields::OWN_ERROR, HeaderValue::from_static(error.token()));
+    }
+    answer
+}
+
+/// This node is cut off, and the site wants no answers from such a node.
+pub fn detached<U: Upstream>(gateway: &Gateway<U>) -> Answer {
+    let how = CacheStatus { detail: Some("detached"), ..CacheStatus::default() };
+    let mut answer = own(gateway, StatusCode::SERVICE_UNAVAILABLE, how, "this node is cut off from its control plane, and this site does not allow it to answer meanwhile");
+    answer.response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+    answer
+}

@@ -1,0 +1,299 @@
+//! The leader's part of a fill: ask upstream, decide whether the response may be stored, and store while it streams.
+
+use crate::body::RequestBody;
+use crate::fields;
+use crate::fill::{Fill, FillHead};
+use crate::gateway::{Asked, Gateway, Tier, UpstreamRequest};
+use crate::upstream::{FetchError, Fetched, Upstream, UpstreamBody};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use std::rc::Rc;
+use std::sync::Arc;
+use tidegate_cache::storable::NotStorable;
+use tidegate_cache::{Freshness, VaryKey, cache_control, field, storable, validation};
+use tidegate_control_types::{BootTime, Revision, WallTime};
+use tidegate_store::StoredResponse;
+use tokio::sync::oneshot;
+
+/// A stored response that upstream is asked about.
+#[derive(Clone)]
+pub struct Validating {
+    pub stored: Arc<StoredResponse>,
+    /// It may stand in if upstream fails.
+    pub or_stale: bool,
+}
+
+/// A response for the one request that fetched it.
+pub struct Own {
+    pub response: Response<UpstreamBody>,
+    pub vouched: Option<Revision>,
+}
+
+/// The request as it goes upstream. `for_store`: conditions and ranges of the client are this node's own business.
+pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method: &Method, for_store: bool) -> UpstreamRequest {
+    let mut request = Request::new(RequestBody::Empty);
+    let mut headers = asked.headers.clone();
+    fields::strip_hop_by_hop(&mut headers);
+    if for_store {
+        fields::strip_selection(&mut headers);
+    }
+    if gateway.node.tier == Tier::Edge {
+        fields::add_forwarding(&mut headers, asked.client, asked.target.https, &asked.authority, &gateway.node.via, &gateway.node.cdn_id);
+    } else {
+        headers.append(header::VIA, gateway.node.via.clone());
+    }
+    fields::insert(&mut headers, header::HOST, &asked.authority);
+    request.method_mut().clone_from(method);
+    // In origin form; whoever sends it adds scheme and authority where its protocol wants them. A target that is no URI
+    // cannot come from an admitted request.
+    *request.uri_mut() = asked.target.path_and_query.parse().unwrap_or_default();
+    *request.headers_mut() = headers;
+    request
+}
+
+struct Received {
+    fetched: Fetched,
+    request_time: WallTime,
+    response_time: WallTime,
+    asked_at: BootTime,
+    end_to_end: bool,
+    /// Through which the response is known to be clean.
+    clean_through: Revision,
+}
+
+/// Runs a fill from its request to its end. `relay` gets the response itself where it cannot be shared.
+pub async fn run<U: Upstream>(
+    gateway: Rc<Gateway<U>>,
+    asked: Rc<Asked>,
+    fill: Arc<Fill>,
+    demand: Revision,
+    end_to_end: bool,
+    validating: Option<Validating>,
+    relay: Option<oneshot::Sender<Own>>,
+) {
+    let ended = lead(&gateway, &asked, &fill, demand, end_to_end, validating, relay).await;
+    if let Err(error) = ended {
+        tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, %error, "a fill failed");
+        fill.fail(error);
+    }
+    gateway.fills.remove(&asked.key, &fill);
+}
+
+async fn lead<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Rc<Asked>,
+    fill: &Arc<Fill>,
+    demand: Revision,
+    end_to_end: bool,
+    mut validating: Option<Validating>,
+    relay: Option<oneshot::Sender<Own>>,
+) -> Result<(), FetchError> {
+    loop {
+        let conditions = validating.as_ref().map(|v| validation::conditions(&v.stored.headers)).unwrap_or_default();
+        let received = ask(gateway, asked, demand, end_to_end, &conditions).await?;
+        let status = received.fetched.response.status();
+        if status == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
+            let Some(v) = validating.take() else { return Err(FetchError::Broken) };
+            if let Some(confirmed) = confirm(gateway, asked, &v.stored, &received) {
+                let confirmed = Arc::new(confirmed);
+                gateway.store.put(&asked.key, Arc::clone(&confirmed));
+                fill.stored(confirmed, Some(status));
+                return Ok(());
+            }
+            // It speaks of another response than the stored one: ask again, for a whole one.
+            continue;
+        }
+        if is_server_error(status) && validating.as_ref().is_some_and(|v| v.or_stale) {
+            return Err(FetchError::ServerError);
+        }
+        return receive(gateway, asked, fill, received, relay).await;
+    }
+}
+
+/// The statuses for which stale-if-error stands in (RFC 5861 section 4).
+fn is_server_error(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+async fn ask<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Asked,
+    demand: Revision,
+    end_to_end: bool,
+    conditions: &[(HeaderName, HeaderValue)],
+) -> Result<Received, FetchError> {
+    let mut request = upstream_request(gateway, asked, &Method::GET, true);
+    for (name, value) in conditions {
+        request.headers_mut().insert(name.clone(), value.clone());
+    }
+    // Read before anything is sent: what is purged from now on, this response may not know.
+    let here = gateway.revision();
+    let (request_time, asked_at) = (gateway.clock.wall(), gateway.clock.boot());
+    let mut fetched = gateway.upstream.fetch(request, gateway.fetch_to(asked, demand, end_to_end)).await?;
+    let begun = if here.reaches(demand) { here } else { demand };
+    let headers = fetched.response.headers_mut();
+    fields::strip_hop_by_hop(headers);
+    fields::strip_internal(headers);
+    let response_time = gateway.clock.wall();
+    if !headers.contains_key(header::DATE) {
+        // RFC 9110 section 6.6.1.
+        fields::insert(headers, header::DATE, &field::show_date(response_time.as_secs()));
+    }
+    let clean_through = fetched.vouched.unwrap_or(begun);
+    Ok(Received { fetched, request_time, response_time, asked_at, end_to_end, clean_through })
+}
+
+fn freshness(asked: &Asked, status: StatusCode, headers: &HeaderMap, received: &Received) -> Freshness {
+    let said = cache_control::of_response(headers);
+    Freshness::new(status, headers, &said, received.request_time, received.response_time, asked.site.defaults)
+}
+
+/// When the origin was asked, where this node knows that it was.
+fn asked_origin_at(received: &Received) -> Option<BootTime> {
+    (received.fetched.vouched.is_none() || received.end_to_end).then_some(received.asked_at)
+}
+
+fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResponse, received: &Received) -> Option<StoredResponse> {
+    let mut news = received.fetched.response.headers().clone();
+    if !validation::confirms(&stored.headers, &news) {
+        return None;
+    }
+    if gateway.node.tier == Tier::Edge {
+        fields::strip_for_client(&mut news);
+    }
+    // The cache's own additions to the stored head stay as they are.
+    for own in [header::VIA, fields::CACHE_STATUS, header::AGE] {
+        if own != header::AGE || !news.contains_key(header::AGE) {
+            news.remove(own);
+        }
+    }
+    let mut headers = validation::freshened(&stored.headers, &news);
+    let age = news.get(header::AGE).cloned();
+    headers.remove(header::AGE);
+    let freshness = {
+        let mut dated = headers.clone();
+        dated.extend(age.map(|a| (header::AGE, a)));
+        // Tags and directives that only this network sees were stripped from the stored head; the 304's own count.
+        for name in cache_control::TARGETED {
+            if let Some(v) = received.fetched.response.headers().get(name) {
+                dated.insert(name, v.clone());
+            }
+        }
+        freshness(asked, stored.status, &dated, received)
+    };
+    let mut confirmed = StoredResponse::new(stored.target.clone(), stored.status, headers, stored.vary.clone(), freshness, stored.body.clone());
+    let tags = field::tags(received.fetched.response.headers());
+    confirmed.tags = if tags.is_empty() { stored.tags.clone() } else { tags };
+    confirmed.asked_origin_at = asked_origin_at(received);
+    Some(confirmed.with_clean_through(received.clean_through))
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn receive<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Asked,
+    fill: &Arc<Fill>,
+    mut received: Received,
+    relay: Option<oneshot::Sender<Own>>,
+) -> Result<(), FetchError> {
+    let status = received.fetched.response.status();
+    let length = content_length(received.fetched.response.headers());
+    let most = asked.site.state.spec.cache.max_object.min(gateway.store.most_body());
+    let verdict = may_store(asked, &received, length, most);
+    let vary = match verdict {
+        Ok(vary) => vary,
+        Err(why) => {
+            if remembered(why) {
+                gateway.store.pass(&asked.key);
+            }
+            if let Some(relay) = relay {
+                let Fetched { response, vouched, .. } = received.fetched;
+                let _ = relay.send(Own { response, vouched });
+            }
+            fill.unshared();
+            return Ok(());
+        }
+    };
+    let freshness = freshness(asked, status, received.fetched.response.headers(), &received);
+    let tags = field::tags(received.fetched.response.headers());
+    let headers = stored_headers(gateway, received.fetched.response.headers());
+    let head = FillHead { status, headers, freshness, tags, vary, clean_through: received.clean_through, length };
+    let head = Arc::new(head);
+    let asked_at = asked_origin_at(&received);
+    fill.head(Arc::clone(&head));
+    if !stream(gateway, asked, fill, received.fetched.response.body_mut(), length, most).await? {
+        return Ok(());
+    }
+    let body = gateway.store.keep_body(fill.done());
+    let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
+    response.tags.clone_from(&head.tags);
+    response.asked_origin_at = asked_at;
+    gateway.store.put(&asked.key, Arc::new(response.with_clean_through(head.clean_through)));
+    Ok(())
+}
+
+/// Pushes the body into the fill; `false`: it grew too large to be kept and was handed through.
+async fn stream<U: Upstream>(
+    gateway: &Gateway<U>,
+    asked: &Asked,
+    fill: &Arc<Fill>,
+    body: &mut UpstreamBody,
+    length: Option<u64>,
+    most: u64,
+) -> Result<bool, FetchError> {
+    let (mut total, mut passing) = (0, false);
+    while let Some(data) = body.data().await {
+        total = fill.push(&data?);
+        if !passing && total > most {
+            passing = true;
+            gateway.store.pass(&asked.key);
+            gateway.fills.remove(&asked.key, fill);
+            fill.pass_by();
+        }
+        if passing && !fill.readers_near().await {
+            return Ok(false);
+        }
+    }
+    if length.is_some_and(|l| l != total) {
+        return Err(FetchError::Broken);
+    }
+    if passing {
+        fill.done();
+    }
+    Ok(!passing)
+}
+
+fn may_store(asked: &Asked, received: &Received, length: Option<u64>, most: u64) -> Result<VaryKey, NotStorable> {
+    let response = &received.fetched.response;
+    let directives = cache_control::of_request(&asked.headers);
+    let said = cache_control::of_response(response.headers());
+    let vary = VaryKey::new(response.headers(), &asked.headers);
+    storable::storable(&Method::GET, &asked.headers, &directives, response.status(), response.headers(), &said, vary.is_none())?;
+    if length.is_some_and(|l| l > most) || most == 0 {
+        return Err(NotStorable::TooLarge);
+    }
+    if received.fetched.close_delimited {
+        // Its end cannot be told from a torn one.
+        return Err(NotStorable::Status);
+    }
+    vary.ok_or(NotStorable::VaryStar)
+}
+
+/// Whether the next requests for the same key had better not wait for one another.
+fn remembered(why: NotStorable) -> bool {
+    !matches!(why, NotStorable::Method | NotStorable::Authorization)
+}
+
+/// The head as it is kept: at an edge ready for clients, at a shield with all that edges need.
+fn stored_headers<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    kept.remove(header::AGE);
+    if gateway.node.tier == Tier::Edge {
+        fields::strip_for_client(&mut kept);
+    }
+    kept.append(header::VIA, gateway.node.via.clone());
+    kept
+}

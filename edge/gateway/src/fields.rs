@@ -1,0 +1,130 @@
+//! The one place where headers are edited hop by hop, and where fields that nodes use among themselves come and go.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use tidegate_cache::{Revision, cache_control, field};
+
+/// Edge to shield: the fetch must have begun at or after this revision.
+pub const DEMAND: HeaderName = HeaderName::from_static("tidegate-demand");
+/// Edge to shield: no cache may answer from what it stored.
+pub const END_TO_END: HeaderName = HeaderName::from_static("tidegate-end-to-end");
+/// Edge to shield: the site, and the scheme that the client used.
+pub const SITE: HeaderName = HeaderName::from_static("tidegate-site");
+pub const SCHEME: HeaderName = HeaderName::from_static("tidegate-scheme");
+/// Shield to edge: the revision through which the answer is vouched for.
+pub const VOUCHED: HeaderName = HeaderName::from_static("tidegate-vouched");
+/// Shield to edge: this answer is the shield's own, not the origin's.
+pub const OWN_ERROR: HeaderName = HeaderName::from_static("tidegate-error");
+
+pub const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Removes what belongs to one connection alone: the known fields and those that Connection names (RFC 9110 section 7.6.1).
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = field::list(headers, &header::CONNECTION).filter_map(|n| n.parse().ok()).collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
+pub fn strip_internal(headers: &mut HeaderMap) {
+    for name in [DEMAND, END_TO_END, SITE, SCHEME, VOUCHED, OWN_ERROR] {
+        headers.remove(name);
+    }
+}
+
+/// What a client does not see of a stored response: tags, and directives for this network alone.
+pub fn strip_for_client(headers: &mut HeaderMap) {
+    for name in field::TAG_FIELDS {
+        headers.remove(name);
+    }
+    for name in ["surrogate-control", cache_control::TARGETED[0]] {
+        headers.remove(name);
+    }
+}
+
+/// Removes the conditions and ranges of a client's request, for a fetch that is to be stored.
+pub fn strip_selection(headers: &mut HeaderMap) {
+    for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+        headers.remove(name);
+    }
+}
+
+/// Tells the origin about the client, and proxies about this one.
+pub fn add_forwarding(headers: &mut HeaderMap, client: Option<std::net::IpAddr>, https: bool, host: &str, via: &HeaderValue, cdn_loop: &HeaderValue) {
+    headers.append(header::VIA, via.clone());
+    headers.append(CDN_LOOP, cdn_loop.clone());
+    if let Some(client) = client {
+        let earlier = headers.get(FORWARDED_FOR).and_then(|v| v.to_str().ok());
+        let all = earlier.map_or_else(|| client.to_string(), |e| format!("{e}, {client}"));
+        insert(headers, FORWARDED_FOR, &all);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
+    insert(headers, FORWARDED_HOST, host);
+}
+
+/// Inserts a value that is made of checked parts; one that is not a field value after all is left out.
+pub fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// A revision in a field of nodes among themselves.
+#[must_use]
+pub fn revision(headers: &HeaderMap, name: &HeaderName) -> Option<Revision> {
+    Revision::parse(headers.get(name)?.to_str().ok()?)
+}
+
+/// How often this network stands in CDN-Loop (RFC 8586).
+#[must_use]
+pub fn loops(headers: &HeaderMap, cdn_id: &HeaderValue) -> bool {
+    let Ok(id) = cdn_id.to_str() else { return false };
+    headers.contains_key(CDN_LOOP) && field::list(headers, &CDN_LOOP).any(|m| m.split(';').next().is_some_and(|m| m.trim() == id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_that_connection_names_go_with_it() {
+        let mut h = HeaderMap::new();
+        h.append("connection", "close, X-A".parse().unwrap());
+        h.append("x-a", "1".parse().unwrap());
+        h.append("x-b", "2".parse().unwrap());
+        h.append("keep-alive", "1".parse().unwrap());
+        strip_hop_by_hop(&mut h);
+        assert_eq!(h.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-b"]);
+    }
+
+    #[test]
+    fn a_loop_is_seen_whatever_else_is_in_the_list() {
+        let id = HeaderValue::from_static("tidegate-1");
+        let mut h = HeaderMap::new();
+        h.append(CDN_LOOP, "other, tidegate-12".parse().unwrap());
+        assert!(!loops(&h, &id));
+        h.append(CDN_LOOP, "tidegate-1; x=1".parse().unwrap());
+        assert!(loops(&h, &id));
+    }
+}

@@ -1,0 +1,398 @@
+//! Fills: one fetch that any number of requests share while it grows.
+//!
+//! A fill goes `Waiting -> Head -> Done` or `Failed`, or `Waiting -> Stored` (a 304 confirmed what was stored), or
+//! `Waiting -> Unshared` (the response is not storable: every waiter goes its own way). It never goes back. A fill that
+//! fails fails every reader, and nothing of it is kept.
+//!
+//! Invariants: `chunks` are [`CHUNK`] bytes each; `length() == chunks' lengths + tail.len()`; after `Done` it grows no more.
+
+use crate::upstream::FetchError;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use tidegate_cache::{CacheKey, Freshness, VaryKey};
+use tidegate_control_types::{BootTime, Revision};
+use tidegate_store::{CHUNK, StoredResponse};
+
+/// Why a fill gave nothing: what stands in the access log.
+pub type FillError = FetchError;
+
+/// What is known of a response once its head has come.
+#[derive(Debug)]
+pub struct FillHead {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub freshness: Freshness,
+    pub tags: Vec<Box<str>>,
+    pub vary: VaryKey,
+    /// The revision through which it is known to be clean.
+    pub clean_through: Revision,
+    /// Bytes, where the head says it.
+    pub length: Option<u64>,
+}
+
+enum Phase {
+    Waiting,
+    Head(Arc<FillHead>),
+    Stored(Arc<StoredResponse>, Option<StatusCode>),
+    Unshared,
+    Failed(FillError),
+}
+
+struct State {
+    phase: Phase,
+    chunks: Vec<Bytes>,
+    tail: Vec<u8>,
+    done: bool,
+    wakers: Vec<Waker>,
+    /// Where each reader is; `None` for one that has gone.
+    readers: Vec<Option<u64>>,
+    /// Too large to keep after all: what every reader has passed is released.
+    passing: bool,
+}
+
+pub struct Fill {
+    /// Requests that demand no later one may join.
+    pub begun: Revision,
+    pub begun_at: BootTime,
+    pub end_to_end: bool,
+    state: Mutex<State>,
+}
+
+/// What a request gets from a fill once its head is there.
+pub enum Arrived {
+    Head(Arc<FillHead>),
+    /// Confirmed by the origin, with the status that did so.
+    Stored(Arc<StoredResponse>, Option<StatusCode>),
+    Unshared,
+}
+
+impl Fill {
+    #[must_use]
+    pub fn new(begun: Revision, begun_at: BootTime, end_to_end: bool) -> Arc<Self> {
+        let state = State { phase: Phase::Waiting, chunks: Vec::new(), tail: Vec::new(), done: false, wakers: Vec::new(), readers: Vec::new(), passing: false };
+        Arc::new(Self { begun, begun_at, end_to_end, state: Mutex::new(state) })
+    }
+
+    fn change(&self, f: impl FnOnce(&mut State)) {
+        let wakers = {
+            let mut state = self.state.lock();
+            f(&mut state);
+            std::mem::take(&mut state.wakers)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub fn head(&self, head: Arc<FillHead>) {
+        self.change(|s| {
+            // One allocation for a small body, full chunks for a large one.
+            let room = head.length.map_or(0, |l| usize::try_from(l).unwrap_or(CHUNK).min(CHUNK));
+            s.tail.reserve_exact(room);
+            s.phase = Phase::Head(head);
+        });
+    }
+
+    pub fn stored(&self, response: Arc<StoredResponse>, status: Option<StatusCode>) {
+        self.change(|s| s.phase = Phase::Stored(response, status));
+    }
+
+    pub fn unshared(&self) {
+        self.change(|s| s.phase = Phase::Unshared);
+    }
+
+    pub fn fail(&self, error: FillError) {
+        self.change(|s| {
+            s.phase = Phase::Failed(error);
+            s.chunks.clear();
+            s.tail = Vec::new();
+        });
+    }
+
+    /// Appends what came in. Returns the length so far.
+    pub fn push(&self, mut data: &[u8]) -> u64 {
+        let mut length = 0;
+        self.change(|s| {
+            while !data.is_empty() {
+                let (now, later) = data.split_at(data.len().min(CHUNK - s.tail.len()));
+                s.tail.extend_from_slice(now);
+                data = later;
+                if s.tail.len() == CHUNK {
+                    s.chunks.push(std::mem::take(&mut s.tail).into());
+                }
+            }
+            length = s.length();
+        });
+        length
+    }
+
+    /// It grew over what may be kept: from now on only its readers hold it, and what all of them have read goes.
+    pub fn pass_by(&self) {
+        self.change(|s| s.passing = true);
+    }
+
+    /// While it passes by: until the slowest reader is near. `false`: no reader is left.
+    pub async fn readers_near(&self) -> bool {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            let Some(slowest) = s.readers.iter().flatten().min().copied() else { return Poll::Ready(false) };
+            let passed = usize::try_from(slowest).unwrap_or(0) / CHUNK;
+            s.chunks.iter_mut().take(passed).for_each(|c| *c = Bytes::new());
+            if s.length().saturating_sub(slowest) <= WINDOW {
+                return Poll::Ready(true);
+            }
+            s.wait(cx);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The body is whole; returns its pieces for the store.
+    pub fn done(&self) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        self.change(|s| {
+            if !s.tail.is_empty() {
+                let tail = std::mem::take(&mut s.tail).into_boxed_slice();
+                s.chunks.push(tail.into());
+            }
+            s.done = true;
+            pieces.clone_from(&s.chunks);
+        });
+        pieces
+    }
+
+    /// Until the head is there.
+    ///
+    /// # Errors
+    /// The fetch failed before.
+    pub async fn arrived(&self) -> Result<Arrived, FillError> {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            Poll::Ready(match &s.phase {
+                Phase::Waiting => {
+                    s.wait(cx);
+                    return Poll::Pending;
+                }
+                Phase::Head(h) => Ok(Arrived::Head(Arc::clone(h))),
+                Phase::Stored(r, status) => Ok(Arrived::Stored(Arc::clone(r), *status)),
+                Phase::Unshared => Ok(Arrived::Unshared),
+                Phase::Failed(e) => Err(*e),
+            })
+        })
+        .await
+    }
+}
+
+/// How far the slowest reader of a body that is not kept may lag, in bytes.
+const WINDOW: u64 = 8 << 20;
+
+impl State {
+    fn length(&self) -> u64 {
+        (self.chunks.len() * CHUNK + self.tail.len()) as u64
+    }
+
+    /// The length, also once the last chunk is a short one.
+    fn total(&self) -> u64 {
+        match self.chunks.last() {
+            Some(last) if self.done => ((self.chunks.len() - 1) * CHUNK + last.len()) as u64,
+            _ => self.length(),
+        }
+    }
+
+    fn wait(&mut self, cx: &Context<'_>) {
+        if !self.wakers.iter().any(|w| w.will_wake(cx.waker())) {
+            self.wakers.push(cx.waker().clone());
+        }
+    }
+}
+
+/// Reads a fill from its first byte, or a range of it, at its own pace.
+pub struct FillReader {
+    fill: Arc<Fill>,
+    number: usize,
+    at: u64,
+    /// One past the last byte, where it is known.
+    end: Option<u64>,
+}
+
+impl FillReader {
+    #[must_use]
+    pub fn new(fill: Arc<Fill>, first: u64, end: Option<u64>) -> Self {
+        let number = {
+            let mut s = fill.state.lock();
+            s.readers.push(Some(first));
+            s.readers.len() - 1
+        };
+        Self { fill, number, at: first, end }
+    }
+
+    fn moved(&self, to: Option<u64>) {
+        let wakers = {
+            let mut s = self.fill.state.lock();
+            if let Some(slot) = s.readers.get_mut(self.number) {
+                *slot = to;
+            }
+            if s.passing { std::mem::take(&mut s.wakers) } else { Vec::new() }
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Bytes still to come, where the length is known.
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
+        self.end.map(|end| end.saturating_sub(self.at))
+    }
+
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
+        if self.left() == Some(0) {
+            return Poll::Ready(None);
+        }
+        let mut s = self.fill.state.lock();
+        if let Phase::Failed(e) = &s.phase {
+            return Poll::Ready(Some(Err(*e)));
+        }
+        let length = s.total();
+        if self.at >= length {
+            if s.done {
+                // A declared length that did not come was a failure before; this is the end of an unknown one.
+                return Poll::Ready(None);
+            }
+            s.wait(cx);
+            return Poll::Pending;
+        }
+        let chunk = CHUNK as u64;
+        let (n, offset) = (usize::try_from(self.at / chunk).unwrap_or(usize::MAX), usize::try_from(self.at % chunk).unwrap_or(0));
+        let most = usize::try_from(self.left().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        let data = match s.chunks.get(n) {
+            // It came too late to a body that passes by.
+            Some(piece) if piece.len() <= offset => return Poll::Ready(Some(Err(FetchError::Broken))),
+            Some(piece) => piece.slice(offset..piece.len().min(offset.saturating_add(most))),
+            None => {
+                let tail = s.tail.get(offset..).unwrap_or_default();
+                Bytes::copy_from_slice(tail.get(..tail.len().min(most)).unwrap_or_default())
+            }
+        };
+        let passing = s.passing;
+        drop(s);
+        self.at += data.len() as u64;
+        if passing || self.at.is_multiple_of(CHUNK as u64) {
+            self.moved(Some(self.at));
+        }
+        Poll::Ready(Some(Ok(data)))
+    }
+}
+
+impl Drop for FillReader {
+    fn drop(&mut self) {
+        self.moved(None);
+    }
+}
+
+/// The fills under way on a node.
+#[derive(Default)]
+pub struct Fills(Mutex<HashMap<CacheKey, Vec<Arc<Fill>>>>);
+
+/// Whether a request got a fill to share, or begins one itself.
+pub enum Joined {
+    Joined(Arc<Fill>),
+    Began(Arc<Fill>),
+}
+
+impl Fills {
+    /// Joins a fill that `fits`, or begins `new`.
+    pub fn join(&self, key: &CacheKey, fits: impl Fn(&Fill) -> bool, new: impl FnOnce() -> Arc<Fill>) -> Joined {
+        let mut table = self.0.lock();
+        let fills = table.entry(key.clone()).or_default();
+        if let Some(found) = fills.iter().find(|f| fits(f)) {
+            return Joined::Joined(Arc::clone(found));
+        }
+        let fill = new();
+        fills.push(Arc::clone(&fill));
+        Joined::Began(fill)
+    }
+
+    /// It is over, or no longer to be joined.
+    pub fn remove(&self, key: &CacheKey, fill: &Arc<Fill>) {
+        let mut table = self.0.lock();
+        if let Some(fills) = table.get_mut(key) {
+            fills.retain(|f| !Arc::ptr_eq(f, fill));
+            if fills.is_empty() {
+                table.remove(key);
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_cache::{Incarnation, WallTime};
+
+    fn fill() -> Arc<Fill> {
+        Fill::new(Revision::new(Incarnation(1), 1), BootTime::default(), false)
+    }
+
+    fn head(length: Option<u64>) -> Arc<FillHead> {
+        let freshness = Freshness { lifetime: 1, initial_age: 0, response_time: WallTime(0), stale_while_revalidate: 0, stale_if_error: 0, must_revalidate: false, no_cache: false };
+        let clean_through = Revision::new(Incarnation(1), 1);
+        Arc::new(FillHead { status: StatusCode::OK, headers: HeaderMap::new(), freshness, tags: vec![], vary: VaryKey::default(), clean_through, length })
+    }
+
+    fn poll(reader: &mut FillReader) -> Poll<Option<Result<Bytes, FetchError>>> {
+        reader.poll_data(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn readers_at_any_pace_read_the_same_bytes() {
+        let whole: Vec<u8> = (0..2 * CHUNK + 77).map(|n| (n * 31 + n / 7) as u8).collect();
+        let f = fill();
+        f.head(head(Some(whole.len() as u64)));
+        let mut quick = FillReader::new(Arc::clone(&f), 0, Some(whole.len() as u64));
+        let mut range = FillReader::new(Arc::clone(&f), 1000, Some(CHUNK as u64 + 5));
+        let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
+        for piece in whole.chunks(10_007) {
+            f.push(piece);
+            while let Poll::Ready(Some(Ok(data))) = poll(&mut quick) {
+                a.extend_from_slice(&data);
+            }
+            if let Poll::Ready(Some(Ok(data))) = poll(&mut range) {
+                b.extend_from_slice(&data);
+            }
+        }
+        let pieces = f.done();
+        let mut late = FillReader::new(Arc::clone(&f), 0, None);
+        while let Poll::Ready(Some(Ok(data))) = poll(&mut late) {
+            c.extend_from_slice(&data);
+        }
+        while let Poll::Ready(Some(Ok(data))) = poll(&mut range) {
+            b.extend_from_slice(&data);
+        }
+        assert!(a == whole && c == whole && pieces.concat() == whole && b == whole[1000..CHUNK + 5]);
+        assert!(matches!(poll(&mut late), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_fill_that_fails_fails_every_reader() {
+        let f = fill();
+        f.head(head(None));
+        f.push(b"half");
+        let mut reader = FillReader::new(Arc::clone(&f), 0, None);
+        assert!(matches!(poll(&mut reader), Poll::Ready(Some(Ok(_)))));
+        f.fail(FetchError::Broken);
+        assert!(matches!(poll(&mut reader), Poll::Ready(Some(Err(FetchError::Broken)))));
+        assert!(matches!(poll(&mut FillReader::new(f, 0, None)), Poll::Ready(Some(Err(_)))));
+    }
+}

@@ -1,0 +1,512 @@
+//! The way of a request through a cache node, for all protocols and both tiers.
+
+use crate::body::{RequestBody, ResponseBody};
+use crate::fetch::{self, Own, Validating};
+use crate::fields;
+use crate::fill::{Arrived, Fill, Fills, Joined};
+use crate::site::{Counters, Site};
+use crate::upstream::{Fetch, FetchError, Upstream};
+use crate::deliver;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_cache::cache_control::{self, RequestDirectives};
+use tidegate_cache::ledger::MOST_SELECTORS;
+use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
+use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Ledger, Scope, Standing, Target, storable};
+use tidegate_control_types::event::Event;
+use tidegate_control_types::lease::LeaseEnd;
+use tidegate_control_types::site::WhenDetached;
+use tidegate_control_types::{Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState};
+use tidegate_store::{MemoryStore, StoredResponse};
+use tokio::sync::{Notify, oneshot};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Edge,
+    Shield,
+}
+
+/// What a node says of itself in messages.
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    pub tier: Tier,
+    pub via: HeaderValue,
+    /// This network's word in CDN-Loop.
+    pub cdn_id: HeaderValue,
+}
+
+/// One request, admitted and routed.
+pub struct Asked {
+    pub site: Rc<Site>,
+    pub method: Method,
+    pub target: Target,
+    pub key: CacheKey,
+    /// As they came, end to end.
+    pub headers: HeaderMap,
+    /// Host as the client wrote it.
+    pub authority: String,
+    pub client: Option<IpAddr>,
+    /// At a shield: what the edge demands.
+    pub demand: Option<Revision>,
+    pub end_to_end: bool,
+}
+
+/// A response, how it came about, and for a 101 the upstream's side of the tunnel.
+pub struct Answer {
+    pub response: Response<ResponseBody>,
+    pub status: CacheStatus,
+    pub tunnel: Option<hyper::upgrade::OnUpgrade>,
+}
+
+impl Answer {
+    pub(crate) fn new(response: Response<ResponseBody>, status: CacheStatus) -> Self {
+        Self { response, status, tunnel: None }
+    }
+}
+
+pub struct Gateway<U> {
+    pub node: Rc<Node>,
+    pub store: Arc<MemoryStore>,
+    pub fills: Arc<Fills>,
+    pub clock: Arc<dyn Clock>,
+    pub lease: Arc<LeaseEnd>,
+    pub upstream: U,
+    ledger: RefCell<Ledger>,
+    incarnation: Cell<Incarnation>,
+    advanced: Notify,
+}
+
+/// A shield that is behind what an edge demands waits this long to catch up.
+const CATCH_UP: Duration = Duration::from_millis(250);
+/// Fetches for one request: the first may turn out to have begun before a purge that it must honour.
+const MOST_FETCHES: usize = 3;
+/// What was validated end to end is good for this long where a detached node has to revalidate.
+const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+
+enum Found {
+    Fresh(Arc<StoredResponse>),
+    StaleWhileRevalidating(Arc<StoredResponse>),
+    Validate { stored: Arc<StoredResponse>, why: ForwardReason, or_stale: bool },
+    Nothing(ForwardReason),
+}
+
+impl<U: Upstream> Gateway<U> {
+    #[must_use]
+    pub fn new(node: Rc<Node>, store: Arc<MemoryStore>, fills: Arc<Fills>, clock: Arc<dyn Clock>, lease: Arc<LeaseEnd>, upstream: U) -> Rc<Self> {
+        Rc::new(Self {
+            node,
+            store,
+            fills,
+            clock,
+            lease,
+            upstream,
+            ledger: RefCell::new(Ledger::new(MOST_SELECTORS)),
+            incarnation: Cell::new(Incarnation(0)),
+            advanced: Notify::new(),
+        })
+    }
+
+    /// Answers one request: look up, fetch if need be, store while streaming, deliver.
+    pub async fn answer(self: &Rc<Self>, asked: Asked, body: Incoming) -> Answer {
+        let Some(attachment) = self.attachment(&asked.site) else { return deliver::detached(self) };
+        Counters::add(&asked.site.counters.requests, 1);
+        if !matches!(asked.method, Method::GET | Method::HEAD) {
+            return self.pass(asked, body, ForwardReason::Method).await;
+        }
+        if !hyper::body::Body::is_end_stream(&body) {
+            // What a body on GET means only the origin knows (RFC 9110 section 9.3.1).
+            return self.pass(asked, body, ForwardReason::Bypass).await;
+        }
+        let directives = cache_control::of_request(&asked.headers);
+        let caught_up = self.catch_up(&asked).await;
+        let found = if caught_up && !asked.end_to_end { self.look_up(&asked, &directives, attachment) } else { Found::Nothing(ForwardReason::Request) };
+        let (reason, validating) = match found {
+            Found::Fresh(stored) => match self.hit(&asked, &stored) {
+                Some(answer) => return answer,
+                None => (ForwardReason::Miss, None),
+            },
+            Found::StaleWhileRevalidating(stored) => {
+                self.revalidate_behind(&asked, &stored);
+                match self.hit(&asked, &stored) {
+                    Some(answer) => return answer,
+                    None => (ForwardReason::Miss, None),
+                }
+            }
+            Found::Validate { stored, why, or_stale } => (why, Some(Validating { stored, or_stale })),
+            Found::Nothing(why) => (why, None),
+        };
+        if directives.only_if_cached {
+            return deliver::own(self, StatusCode::GATEWAY_TIMEOUT, CacheStatus::default(), "nothing stored answers this request, and only-if-cached was asked for");
+        }
+        if asked.method == Method::HEAD && validating.is_none() {
+            return self.pass(asked, body, reason).await;
+        }
+        self.fetch(asked, validating, reason, attachment).await
+    }
+
+    /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse.
+    fn attachment(&self, site: &Site) -> Option<Attachment> {
+        if self.lease.attached(self.clock.boot()) {
+            return Some(Attachment::Attached);
+        }
+        match site.state.spec.cache.when_detached {
+            WhenDetached::Serve => Some(Attachment::Alone),
+            WhenDetached::Revalidate => Some(Attachment::AloneRevalidating { confirmed: false }),
+            WhenDetached::Refuse => None,
+        }
+    }
+
+    /// At a shield: whether the ledger knows all that the edge knows, after a short wait where it does not yet.
+    async fn catch_up(&self, asked: &Asked) -> bool {
+        let Some(demand) = asked.demand else { return true };
+        let reached = async {
+            while !self.revision().reaches(demand) {
+                self.advanced.notified().await;
+            }
+        };
+        self.revision().reaches(demand) || tokio::time::timeout(CATCH_UP, reached).await.is_ok()
+    }
+
+    fn look_up(&self, asked: &Asked, directives: &RequestDirectives, attachment: Attachment) -> Found {
+        let Some(variants) = self.store.get(asked.key.as_bytes()) else { return Found::Nothing(ForwardReason::UriMiss) };
+        let Some(stored) = variants.select(&asked.headers) else { return Found::Nothing(ForwardReason::VaryMiss) };
+        let standing = self.standing(asked.site.name(), stored);
+        let attachment = match attachment {
+            Attachment::AloneRevalidating { .. } => Attachment::AloneRevalidating { confirmed: self.confirmed(stored) },
+            other => other,
+        };
+        match reuse::decide(&stored.freshness, directives, standing, attachment, self.clock.wall()) {
+            Reuse::Fresh => Found::Fresh(Arc::clone(stored)),
+            Reuse::StaleWhileRevalidating => Found::StaleWhileRevalidating(Arc::clone(stored)),
+            Reuse::Validate { why, or_stale } => {
+                let why = if why == Why::Request { ForwardReason::Request } else { ForwardReason::Stale };
+                Found::Validate { stored: Arc::clone(stored), why, or_stale }
+            }
+            Reuse::Gone => {
+                self.store.drop_response(&asked.key, stored);
+                Found::Nothing(ForwardReason::Miss)
+            }
+        }
+    }
+
+    /// The purge check. Passing it moves the response's mark up to this ledger.
+    pub(crate) fn standing(&self, site: &str, stored: &StoredResponse) -> Standing {
+        let clean = stored.clean_through();
+        if clean.incarnation != self.incarnation.get() {
+            return Standing::Unvouched;
+        }
+        let ledger = self.ledger.borrow();
+        let standing = ledger.check(site, &stored.target, &stored.tags, clean.index);
+        if standing == Standing::Current {
+            stored.raise_clean_through(ledger.through());
+        }
+        standing
+    }
+
+    fn confirmed(&self, stored: &StoredResponse) -> bool {
+        stored.asked_origin_at.is_some_and(|at| self.clock.boot().since(at) < CONFIRMED_FOR)
+    }
+
+    /// `None`: a piece of its body was evicted, and it is as if it were not there.
+    fn hit(&self, asked: &Asked, stored: &Arc<StoredResponse>) -> Option<Answer> {
+        let now = self.clock.wall();
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let ttl = int(stored.freshness.lifetime).saturating_sub(int(stored.freshness.current_age(now)));
+        let status = CacheStatus { detail: self.detail(), ..CacheStatus::hit(ttl) };
+        let answer = deliver::stored(self, asked, stored, status);
+        match answer {
+            Some(_) => Counters::add(if ttl <= 0 { &asked.site.counters.stale } else { &asked.site.counters.hits }, 1),
+            None => self.store.drop_response(&asked.key, stored),
+        }
+        answer
+    }
+
+    /// What Cache-Status says while this node is cut off.
+    pub(crate) fn detail(&self) -> Option<&'static str> {
+        (!self.lease.attached(self.clock.boot())).then_some("detached")
+    }
+
+    fn revalidate_behind(self: &Rc<Self>, asked: &Asked, stored: &Arc<StoredResponse>) {
+        let validating = Validating { stored: Arc::clone(stored), or_stale: true };
+        let demand = self.demand(asked);
+        if let Joined::Began(fill) = self.join(asked, demand, false) {
+            tokio::task::spawn_local(fetch::run(Rc::clone(self), Rc::new(asked.again()), fill, demand, false, Some(validating), None));
+        }
+    }
+
+    /// Joins a fill that is under way or begins one, and answers from it as it grows.
+    async fn fetch(self: &Rc<Self>, asked: Asked, validating: Option<Validating>, reason: ForwardReason, attachment: Attachment) -> Answer {
+        let arrival = self.revision();
+        let end_to_end = asked.end_to_end || matches!(attachment, Attachment::AloneRevalidating { .. });
+        let mut demand = self.demand(&asked);
+        let asked = Rc::new(asked);
+        let passed = self.store.is_passed(&asked.key);
+        for _ in 0..MOST_FETCHES {
+            let (relay, mut relayed) = oneshot::channel();
+            let joined = if passed { Joined::Began(self.new_fill(demand, end_to_end)) } else { self.join(&asked, demand, end_to_end) };
+            let (fill, collapsed) = match joined {
+                Joined::Joined(fill) => (fill, true),
+                Joined::Began(fill) => {
+                    let validating = validating.clone();
+                    tokio::task::spawn_local(fetch::run(Rc::clone(self), Rc::clone(&asked), Arc::clone(&fill), demand, end_to_end, validating, Some(relay)));
+                    (fill, false)
+                }
+            };
+            Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
+            let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
+            match fill.arrived().await {
+                Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
+                Ok(Arrived::Stored(stored, by)) => {
+                    let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
+                    return deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status));
+                }
+                Ok(Arrived::Unshared) => match relayed.try_recv() {
+                    Ok(own) if !collapsed => return self.relay(&asked, own, status),
+                    // Another's answer, not to be shared: this request goes its own way.
+                    _ => return self.alone(&asked, demand, end_to_end, status).await,
+                },
+                Ok(Arrived::Head(head)) => {
+                    if collapsed && !head.vary.matches(&asked.headers) {
+                        return self.alone(&asked, demand, end_to_end, status).await;
+                    }
+                    if self.purged_before_arrival(&asked, &head, arrival) {
+                        demand = demand.max_index(arrival);
+                        continue;
+                    }
+                    let status = CacheStatus { forward_status: Some(head.status.as_u16()), stored: true, ..status };
+                    return deliver::fill(self, &asked, &head, fill, status);
+                }
+            }
+        }
+        deliver::failed(self, FetchError::Broken, CacheStatus::forwarded(reason))
+    }
+
+    /// Whether a purge that this request must honour, seen only by the tags in the head, came after the fetch began.
+    fn purged_before_arrival(&self, asked: &Asked, head: &crate::fill::FillHead, arrival: Revision) -> bool {
+        if head.clean_through.reaches(arrival) || arrival.incarnation != self.incarnation.get() {
+            return false;
+        }
+        let clean = if head.clean_through.incarnation == arrival.incarnation { head.clean_through.index } else { 0 };
+        self.ledger.borrow().check(asked.site.name(), &asked.target, &head.tags, clean) == Standing::Purged
+    }
+
+    fn failed(self: &Rc<Self>, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
+        if let Some(v) = validating.filter(|v| v.or_stale && self.standing(asked.site.name(), &v.stored) != Standing::Purged) {
+            Counters::add(&asked.site.counters.stale, 1);
+            let status = CacheStatus { detail: Some("stale-if-error"), ..status };
+            if let Some(answer) = deliver::stored(self, asked, &v.stored, status) {
+                return answer;
+            }
+        }
+        Counters::add(&asked.site.counters.errors, 1);
+        deliver::failed(self, error, status)
+    }
+
+    fn relay(&self, asked: &Asked, own: Own, status: CacheStatus) -> Answer {
+        let status = CacheStatus { forward_status: Some(own.response.status().as_u16()), ..status };
+        deliver::relay(self, asked, own, status)
+    }
+
+    /// A fetch for one request alone, not to be stored.
+    async fn alone(self: &Rc<Self>, asked: &Rc<Asked>, demand: Revision, end_to_end: bool, status: CacheStatus) -> Answer {
+        let (relay, relayed) = oneshot::channel();
+        let fill = self.new_fill(demand, end_to_end);
+        let run = fetch::run(Rc::clone(self), Rc::clone(asked), Arc::clone(&fill), demand, end_to_end, None, Some(relay));
+        tokio::task::spawn_local(run);
+        match fill.arrived().await {
+            Err(error) => self.failed(asked, None, error, status),
+            Ok(Arrived::Head(head)) => deliver::fill(self, asked, &head, fill, CacheStatus { collapsed: false, forward_status: Some(head.status.as_u16()), stored: true, ..status }),
+            Ok(Arrived::Stored(..)) => deliver::failed(self, FetchError::Broken, status),
+            Ok(Arrived::Unshared) => match relayed.await {
+                Ok(own) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
+                Err(_) => deliver::failed(self, FetchError::Broken, status),
+            },
+        }
+    }
+
+    fn new_fill(&self, demand: Revision, end_to_end: bool) -> Arc<Fill> {
+        Fill::new(demand, self.clock.boot(), end_to_end)
+    }
+
+    fn join(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Joined {
+        let now = self.clock.boot();
+        let fits = |fill: &Fill| {
+            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && now.since(fill.begun_at) < CONFIRMED_FOR))
+        };
+        self.fills.join(&asked.key, fits, || self.new_fill(demand, end_to_end))
+    }
+
+    /// Everything that is not answered from the cache: streamed both ways.
+    async fn pass(self: &Rc<Self>, asked: Asked, body: Incoming, reason: ForwardReason) -> Answer {
+        let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
+        let upgrade = asked.headers.get(http::header::UPGRADE).cloned();
+        let mut request = fetch::upstream_request(self, &asked, &asked.method, false);
+        *request.body_mut() = if hyper::body::Body::is_end_stream(&body) { RequestBody::Empty } else { RequestBody::Client(body) };
+        if let Some(protocol) = &upgrade {
+            request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
+            request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, self.demand(&asked), true) };
+        Counters::add(&asked.site.counters.fetches, 1);
+        match self.upstream.fetch(request, fetch).await {
+            Err(error) => {
+                Counters::add(&asked.site.counters.errors, 1);
+                deliver::failed(self, error, status)
+            }
+            Ok(mut fetched) => {
+                let code = fetched.response.status();
+                if storable::invalidates(&asked.method, code) {
+                    self.invalidate(&asked, fetched.response.headers());
+                }
+                let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
+                let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
+                let own = Own { vouched: fetched.vouched, response: fetched.response };
+                let mut answer = deliver::relay(self, &asked, own, status);
+                if let (Some(_), Some(protocol)) = (&tunnel, upgrade) {
+                    answer.response.headers_mut().insert(http::header::UPGRADE, protocol);
+                    answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+                }
+                answer.tunnel = tunnel;
+                answer
+            }
+        }
+    }
+
+    /// RFC 9111 section 4.4: the target, and what Location and Content-Location name on the same host.
+    fn invalidate(&self, asked: &Asked, response: &HeaderMap) {
+        let drop_target = |path: &str| {
+            for https in [false, true] {
+                let target = asked.site.target(https, &asked.target.host, path);
+                self.store.remove(&CacheKey::new(asked.site.name(), &target));
+            }
+        };
+        drop_target(&asked.target.path_and_query);
+        for name in [http::header::LOCATION, http::header::CONTENT_LOCATION] {
+            let Some(uri) = response.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<http::Uri>().ok()) else { continue };
+            let same = uri.host().is_none_or(|h| h.eq_ignore_ascii_case(&asked.target.host));
+            if let (true, Some(path)) = (same, uri.path_and_query().filter(|p| p.as_str().starts_with('/'))) {
+                drop_target(path.as_str());
+            }
+        }
+    }
+
+    /// What a fetch for this request has to have begun at or after.
+    fn demand(&self, asked: &Asked) -> Revision {
+        let own = self.ledger.borrow().demand(asked.site.name(), &asked.target);
+        let incarnation = self.incarnation.get();
+        match asked.demand {
+            // The greater of both; one of another log is taken over as it is, for nobody here can compare it.
+            Some(theirs) if theirs.incarnation != incarnation => theirs,
+            Some(theirs) => Revision::new(incarnation, own.max(theirs.index)),
+            None => Revision::new(incarnation, own),
+        }
+    }
+
+    pub(crate) fn fetch_to(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Fetch {
+        Fetch { site: Rc::clone(&asked.site), key_hash: hash(asked.key.as_bytes()), demand, end_to_end, https: asked.target.https, direct: false }
+    }
+
+    /// The revision that this worker is at.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision::new(self.incarnation.get(), self.ledger.borrow().through())
+    }
+
+    /// Takes in what the network changed. `fresh`: under another log than before, all that was known of purges is void.
+    /// `site` gives a site as it is after the change.
+    pub fn apply(&self, revision: Revision, fresh: bool, floor: u64, entries: &[(u64, Vec<Event>)], site: &dyn Fn(&str) -> Option<Arc<SiteState>>) {
+        {
+            let mut ledger = self.ledger.borrow_mut();
+            if fresh {
+                *ledger = Ledger::new(MOST_SELECTORS);
+                self.incarnation.set(revision.incarnation);
+            }
+            for (index, event) in entries.iter().flat_map(|(i, events)| events.iter().map(move |e| (*i, e))) {
+                match event {
+                    Event::Site(s) => ledger.site(s.spec.name.as_str(), s.created, s.keys_since),
+                    Event::SiteRemoved(name) => ledger.remove_site(name.as_str()),
+                    Event::Purged(orders) => orders.iter().for_each(|order| record(&mut ledger, order, index, site)),
+                    Event::Certificate(_) | Event::CertificateRemoved(_) | Event::Node(_) | Event::NodeRemoved(_) => {}
+                }
+            }
+            if floor > 0 {
+                ledger.raise_floor(floor);
+            }
+            ledger.advance(revision.index);
+        }
+        self.advanced.notify_waiters();
+    }
+}
+
+trait MaxIndex {
+    fn max_index(self, other: Self) -> Self;
+}
+
+impl MaxIndex for Revision {
+    fn max_index(self, other: Self) -> Self {
+        if other.reaches(self) { other } else { self }
+    }
+}
+
+/// Writes one order into the ledger, in the normal form of the site's keys and as it was written: the rules of the keys
+/// may have been others when a response was stored.
+fn record(ledger: &mut Ledger, order: &PurgeOrder, index: u64, site: &dyn Fn(&str) -> Option<Arc<SiteState>>) {
+    let name = order.site.as_ref().map(tidegate_control_types::SiteName::as_str);
+    let mut purge = |scope| ledger.purge(name, scope, order.soft, index);
+    match &order.selector {
+        Selector::Url { host, target } => {
+            let plain = Target::new(false, host, target, None);
+            purge(Scope::Url { host: &plain.host, path_and_query: &plain.path_and_query });
+            let by_rules = name.and_then(site).map(|s| Site::new(s, Arc::default()).target(false, host, target));
+            if let Some(t) = by_rules.filter(|t| t.path_and_query != plain.path_and_query) {
+                purge(Scope::Url { host: &t.host, path_and_query: &t.path_and_query });
+            }
+        }
+        Selector::Tag { tag } => purge(Scope::Tag(tag)),
+        Selector::Prefix { host, path } => {
+            let normal = Target::new(false, host, if path.is_empty() { "/" } else { path }, None);
+            purge(Scope::Prefix { host: &normal.host, path: normal.path().trim_end_matches('/') });
+        }
+        Selector::Host { host } => purge(Scope::Host(host)),
+        Selector::Site | Selector::All => purge(Scope::Site),
+    }
+}
+
+impl Asked {
+    /// The same request once more, for work that goes on behind it.
+    fn again(&self) -> Self {
+        Self {
+            site: Rc::clone(&self.site),
+            method: Method::GET,
+            target: self.target.clone(),
+            key: self.key.clone(),
+            headers: self.headers.clone(),
+            authority: self.authority.clone(),
+            client: self.client,
+            demand: self.demand,
+            end_to_end: self.end_to_end,
+        }
+    }
+
+    /// Reads what an edge says to a shield about its request, and drops what anyone else says in those fields.
+    pub fn internal(headers: &mut HeaderMap, from_node: bool) -> (Option<Revision>, bool) {
+        let said = if from_node { (fields::revision(headers, &fields::DEMAND), headers.contains_key(fields::END_TO_END)) } else { (None, false) };
+        fields::strip_internal(headers);
+        said
+    }
+}
+
+/// FNV-1a: spreads keys over shields alike on every node, whatever its version of a library.
+#[must_use]
+pub fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A request to upstream without a body.
+pub(crate) type UpstreamRequest = Request<RequestBody>;

@@ -1,0 +1,75 @@
+//! A site as a worker sees it: its settings ready for use, and its figures.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidegate_cache::{FreshnessDefaults, Target};
+use tidegate_control_types::SiteState;
+use tidegate_control_types::site::QueryRule;
+
+/// Figures of one site on one node, shared by its workers.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub requests: AtomicU64,
+    pub hits: AtomicU64,
+    pub stale: AtomicU64,
+    pub fetches: AtomicU64,
+    pub collapsed: AtomicU64,
+    pub errors: AtomicU64,
+    /// Bytes of bodies handed to clients.
+    pub body_bytes: AtomicU64,
+}
+
+impl Counters {
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+pub struct Site {
+    pub state: Arc<SiteState>,
+    pub defaults: FreshnessDefaults,
+    pub counters: Arc<Counters>,
+}
+
+impl Site {
+    #[must_use]
+    pub fn new(state: Arc<SiteState>, counters: Arc<Counters>) -> Self {
+        let cache = &state.spec.cache;
+        let defaults = FreshnessDefaults {
+            ttl: cache.default_ttl.map(|d| d.as_secs()),
+            stale_while_revalidate: cache.stale_while_revalidate.as_secs(),
+            stale_if_error: cache.stale_if_error.as_secs(),
+        };
+        Self { state, defaults, counters }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.state.spec.name.as_str()
+    }
+
+    /// A target in the normal form of this site's keys.
+    #[must_use]
+    pub fn target(&self, https: bool, host: &str, path_and_query: &str) -> Target {
+        let rule = &self.state.spec.cache.query;
+        let keeps = |name: &str| keeps(rule, name);
+        let filter: Option<&dyn Fn(&str) -> bool> = if *rule == QueryRule::All { None } else { Some(&keeps) };
+        Target::new(https, host, path_and_query, filter)
+    }
+}
+
+fn keeps(rule: &QueryRule, name: &str) -> bool {
+    let named = |list: &[String]| {
+        list.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        })
+    };
+    match rule {
+        QueryRule::All => true,
+        QueryRule::None => false,
+        QueryRule::Keep(list) => named(list),
+        QueryRule::Drop(list) => !named(list),
+    }
+}

@@ -1,0 +1,111 @@
+//! A stored response: its head, what decides about its reuse, and where its body is.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tidegate_cache::{Freshness, Target, VaryKey};
+use tidegate_cache::{BootTime, Incarnation, Revision};
+
+/// Where a body's bytes are.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// At most one chunk, beside the head.
+    Whole(Bytes),
+    /// Pieces of [`crate::CHUNK`] bytes, the last one shorter, each an entry of its own in the store.
+    Chunked { object: u64, length: u64 },
+}
+
+impl Body {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Whole(b) => b.len() as u64,
+            Self::Chunked { length, .. } => *length,
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[derive(Debug)]
+pub struct StoredResponse {
+    pub target: Target,
+    pub status: StatusCode,
+    /// End to end, as they came, tags among them.
+    pub headers: HeaderMap,
+    pub tags: Vec<Box<str>>,
+    pub vary: VaryKey,
+    pub freshness: Freshness,
+    pub body: Body,
+    /// Whose log `clean_through` counts in.
+    pub incarnation: Incarnation,
+    /// The index through which it is known not to be purged; only ever raised, by whoever checked it.
+    clean_through: AtomicU64,
+    /// When the origin was last asked about it end to end, if it was this node's own doing.
+    pub asked_origin_at: Option<BootTime>,
+    superseded: AtomicBool,
+}
+
+impl StoredResponse {
+    #[must_use]
+    pub fn clean_through(&self) -> Revision {
+        Revision::new(self.incarnation, self.clean_through.load(Ordering::Acquire))
+    }
+
+    /// It passed the purge check against a ledger that knows all through `index`.
+    pub fn raise_clean_through(&self, index: u64) {
+        // Mostly it is there already, and a shared line is not written to for nothing.
+        if self.clean_through.load(Ordering::Acquire) < index {
+            self.clean_through.fetch_max(index, Ordering::AcqRel);
+        }
+    }
+
+    /// Another response stands in its place, or it was invalidated: whoever still holds it must look again.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn supersede(&self) {
+        self.superseded.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn with_clean_through(mut self, revision: Revision) -> Self {
+        self.incarnation = revision.incarnation;
+        self.clean_through = AtomicU64::new(revision.index);
+        self
+    }
+
+    /// A response that was just received, clean through nothing yet.
+    #[must_use]
+    pub fn new(target: Target, status: StatusCode, headers: HeaderMap, vary: VaryKey, freshness: Freshness, body: Body) -> Self {
+        let tags = tidegate_cache::field::tags(&headers);
+        Self {
+            target,
+            status,
+            headers,
+            tags,
+            vary,
+            freshness,
+            body,
+            incarnation: Incarnation(0),
+            clean_through: AtomicU64::new(0),
+            asked_origin_at: None,
+            superseded: AtomicBool::new(false),
+        }
+    }
+
+    /// About how many bytes it takes beside its key, chunks apart.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 32).sum();
+        let tags: usize = self.tags.iter().map(|t| t.len() + 16).sum();
+        let body = if let Body::Whole(b) = &self.body { b.len() } else { 0 };
+        std::mem::size_of::<Self>() + headers + tags + self.vary.weight() + self.target.host.len() + self.target.path_and_query.len() + body
+    }
+}

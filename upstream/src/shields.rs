@@ -1,0 +1,222 @@
+//! An edge's way: the shield that the key's hash chooses in its region, the next one when that fails, then the origin
+//! itself.
+
+use crate::body::TimedBody;
+use crate::connect::Local;
+use crate::origin::{OriginUpstream, copy};
+use crate::ring::ranked;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, Uri, Version};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::RwLock;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tidegate_control_types::{BootTime, Clock};
+use tidegate_gateway::{Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody, fields};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A shield that was not reached is not asked again for this long.
+const LEAVE_ALONE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Beyond the origin's own time-outs, which the shield keeps.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A shield of this edge's region.
+#[derive(Debug)]
+pub struct Shield {
+    pub name: String,
+    /// host:port of its listener for edges.
+    pub address: String,
+    /// The name that its certificate has to carry.
+    pub tls_name: String,
+    down_until: AtomicU64,
+}
+
+impl Shield {
+    #[must_use]
+    pub fn new(name: String, address: String, tls_name: String) -> Self {
+        Self { name, address, tls_name, down_until: AtomicU64::new(0) }
+    }
+
+    fn is_up(&self, now: BootTime) -> bool {
+        now.as_nanos() >= self.down_until.load(Ordering::Relaxed)
+    }
+}
+
+/// The shields of the region, and this node's TLS settings towards them; shared by all workers.
+pub struct Shields {
+    all: RwLock<Arc<Vec<Arc<Shield>>>>,
+    tls: Box<dyn Fn() -> Arc<ClientConfig> + Send + Sync>,
+}
+
+impl Shields {
+    #[must_use]
+    pub fn new(tls: Box<dyn Fn() -> Arc<ClientConfig> + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self { all: RwLock::default(), tls })
+    }
+
+    /// The shields as they are now; one that stays keeps what is known of it.
+    pub fn set(&self, shields: Vec<Shield>) {
+        let old = Arc::clone(&self.all.read());
+        let kept = |new: Shield| match old.iter().find(|o| o.name == new.name && o.address == new.address) {
+            Some(same) => Arc::clone(same),
+            None => Arc::new(new),
+        };
+        *self.all.write() = Arc::new(shields.into_iter().map(kept).collect());
+    }
+
+    fn get(&self) -> Arc<Vec<Arc<Shield>>> {
+        Arc::clone(&self.all.read())
+    }
+}
+
+type Sender = http2::SendRequest<RequestBody>;
+
+/// One worker's way over the shields.
+pub struct EdgeUpstream {
+    shields: Arc<Shields>,
+    open: RefCell<HashMap<String, Sender>>,
+    origin: OriginUpstream,
+    clock: Arc<dyn Clock>,
+}
+
+impl EdgeUpstream {
+    #[must_use]
+    pub fn new(shields: Arc<Shields>, origin: OriginUpstream, clock: Arc<dyn Clock>) -> Self {
+        Self { shields, open: RefCell::default(), origin, clock }
+    }
+
+    async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
+        if let Some(open) = self.open.borrow().get(&shield.address).filter(|s| !s.is_closed()) {
+            return Ok(open.clone());
+        }
+        let opening = async {
+            let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
+            let _ = tcp.set_nodelay(true);
+            let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
+            let tls = TlsConnector::from((self.shields.tls)()).connect(name, tcp).await.map_err(|error| {
+                tracing::warn!(shield = shield.name, %error, "a shield's TLS handshake failed");
+                FetchError::Tls
+            })?;
+            let mut builder = http2::Builder::new(Local);
+            builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+            builder.initial_stream_window_size(2 << 20).initial_connection_window_size(16 << 20).max_header_list_size(128 << 10);
+            builder.handshake(TokioIo::new(tls)).await.map_err(|_| FetchError::Broken)
+        };
+        let (sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| FetchError::Connect)??;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        self.open.borrow_mut().insert(shield.address.clone(), sender.clone());
+        Ok(sender)
+    }
+
+    async fn ask(&self, shield: &Shield, request: Request<RequestBody>, fetch: &Fetch) -> Result<Fetched, (FetchError, Option<Request<RequestBody>>)> {
+        let mut sender = match self.sender(shield).await {
+            Ok(s) => s,
+            Err(e) => return Err((e, Some(request))),
+        };
+        let origin = &fetch.site.state.spec.origin;
+        let tries = origin.retries + 1;
+        let timeout = (origin.connect_timeout + origin.first_byte_timeout) * tries + GRACE;
+        let sent = tokio::time::timeout(timeout, sender.try_send_request(to_shield(request, fetch))).await;
+        let response = match sent {
+            Err(_) => return Err((FetchError::Timeout, None)),
+            Ok(Err(mut e)) => {
+                self.open.borrow_mut().remove(&shield.address);
+                return Err((FetchError::Broken, e.take_message()));
+            }
+            Ok(Ok(response)) => response,
+        };
+        let vouched = fields::revision(response.headers(), &fields::VOUCHED);
+        let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
+        if let Some(error) = own {
+            // The shield has tried the origin as often as the site allows: this edge does not try once more.
+            return Err((error, None));
+        }
+        let Some(vouched) = vouched else { return Err((FetchError::Broken, None)) };
+        let (parts, body) = response.into_parts();
+        let body = TimedBody::new(body, origin.idle_timeout + GRACE, Box::new(|_| ()));
+        let response = Response::from_parts(parts, UpstreamBody(Box::pin(body)));
+        Ok(Fetched { response, vouched: Some(vouched), close_delimited: false, upgrade: None })
+    }
+}
+
+/// The request as a shield takes it: HTTP/2, with what this edge demands.
+fn to_shield(mut request: Request<RequestBody>, fetch: &Fetch) -> Request<RequestBody> {
+    let headers = request.headers_mut();
+    let host = headers.remove(header::HOST);
+    let authority = host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("site").to_owned();
+    fields::insert(headers, fields::DEMAND, &fetch.demand.to_string());
+    fields::insert(headers, fields::SITE, fetch.site.name());
+    headers.insert(fields::SCHEME, HeaderValue::from_static(if fetch.https { "https" } else { "http" }));
+    if fetch.end_to_end {
+        headers.insert(fields::END_TO_END, HeaderValue::from_static("1"));
+    }
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
+    if let Ok(uri) = format!("https://{authority}{path}").parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+/// What [`to_shield`] did, undone: the request goes to the origin itself.
+fn from_shield(mut request: Request<RequestBody>) -> Request<RequestBody> {
+    let authority = request.uri().authority().map(|a| a.as_str().to_owned());
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
+    fields::strip_internal(request.headers_mut());
+    if let Some(authority) = authority {
+        fields::insert(request.headers_mut(), header::HOST, &authority);
+    }
+    if let Ok(uri) = path.parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_11;
+    request
+}
+
+impl Upstream for EdgeUpstream {
+    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
+        let shields = self.shields.get();
+        if fetch.direct || shields.is_empty() {
+            return self.origin.fetch(request, fetch).await;
+        }
+        let safe = request.method().is_safe() && matches!(request.body(), RequestBody::Empty);
+        let again = safe.then(|| copy(&request));
+        let mut next = Some(request);
+        let now = self.clock.boot();
+        for shield in ranked(fetch.key_hash, &shields, |s| &s.name).into_iter().filter(|s| s.is_up(now)).take(2) {
+            let Some(request) = next.take() else { break };
+            match self.ask(shield, request, &fetch).await {
+                Ok(fetched) => return Ok(fetched),
+                Err((error, unsent)) => {
+                    let reached = unsent.is_none();
+                    if !reached || error == FetchError::Timeout {
+                        shield.down_until.store((self.clock.boot() + LEAVE_ALONE).as_nanos(), Ordering::Relaxed);
+                    }
+                    if !matches!(error, FetchError::Connect | FetchError::Broken | FetchError::Tls) || (reached && error != FetchError::Broken) {
+                        return Err(error);
+                    }
+                    tracing::debug!(shield = shield.name, %error, "a shield failed");
+                    next = unsent.map(from_shield).or_else(|| again.as_ref().map(copy));
+                    if next.is_none() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        match next {
+            Some(request) => self.origin.fetch(request, fetch).await,
+            None => Err(FetchError::Connect),
+        }
+    }
+}
