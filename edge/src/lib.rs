@@ -1,1 +1,17 @@
+//! The edge: listeners, admission and sites in front of the gateway.
 
+#![forbid(unsafe_code)]
+
+mod access_log;
+mod admission;
+mod connection;
+mod figures;
+mod head;
+mod proxy_protocol;
+mod routes;
+mod run;
+mod settings;
+mod worker;
+
+pub use run::{Bound, run};
+pub use settings::{EdgeSettings, Limits};

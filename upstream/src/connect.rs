@@ -1,7 +1,6 @@
 //! Connections: TCP, TLS where it is wanted, then HTTP/1.1 or HTTP/2 by ALPN.
 
 use hyper::client::conn::{http1, http2};
-use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -9,31 +8,17 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::collections::HashMap;
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tidegate_control_types::site::OriginTls;
-use tidegate_gateway::{FetchError, RequestBody};
+use tidegate_gateway::{FetchError, Local, RequestBody};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 pub enum Connection {
     H1(http1::SendRequest<RequestBody>),
     H2(http2::SendRequest<RequestBody>),
-}
-
-/// Runs tasks on the worker's own thread.
-#[derive(Clone, Copy)]
-pub struct Local;
-
-impl<F: Future + 'static> Executor<F> for Local
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
 }
 
 /// Tries the addresses in turn, IPv6 and IPv4 as they came, each with a fair share of the time.

@@ -2,7 +2,6 @@
 //! itself.
 
 use crate::body::TimedBody;
-use crate::connect::Local;
 use crate::origin::{OriginUpstream, copy};
 use crate::ring::ranked;
 use http::header::{self, HeaderValue};
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody, fields};
+use tidegate_gateway::{Fetch, FetchError, Fetched, Local, RequestBody, Upstream, UpstreamBody, fields};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 

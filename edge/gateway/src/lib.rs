@@ -12,11 +12,26 @@ mod fetch;
 pub mod fields;
 mod fill;
 mod gateway;
+mod local;
 mod site;
 mod upstream;
 
 pub use body::{Finished, RequestBody, ResponseBody};
 pub use fill::{Fills, FillError};
 pub use gateway::{Answer, Asked, Gateway, Node, Tier, hash};
+pub use local::Local;
 pub use site::{Counters, Site};
 pub use upstream::{Fetch, FetchError, Fetched, Upstream, UpstreamBody};
+
+/// The key of a target within a site.
+#[must_use]
+pub fn key(site: &str, target: &tidegate_cache::Target) -> tidegate_cache::CacheKey {
+    tidegate_cache::CacheKey::new(site, target)
+}
+
+/// The token of why a request went forward.
+#[must_use]
+pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
+    reason.token()
+}
+pub use tidegate_store::MemoryStore;

@@ -1,0 +1,449 @@
+//! Stands between a client's connection and hyper: lets through only heads that [`crate::head`] has read, follows the
+//! framing of bodies, and keeps the time. A refused request's answer is written once those before it have been.
+//!
+//! Time is kept by one sweep per worker over all its connections, not by a timer per request.
+
+use crate::head::{self, Framing, Refusal};
+use crate::settings::Limits;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use parking_lot::Mutex;
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What a connection waits for, as the sweep sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waits {
+    /// For a next request.
+    Idle = 0,
+    /// For the rest of a head.
+    Head = 1,
+    /// For more of a body.
+    Body = 2,
+    /// For nothing: its request is being answered.
+    Nothing = 3,
+}
+
+/// Shared between a connection's transport, its requests and the worker's sweep.
+#[derive(Debug)]
+pub struct ConnectionState {
+    /// Requests whose responses are not over.
+    pub in_flight: Arc<AtomicU32>,
+    /// 0: not decided, 1: it stays HTTP, 2: another protocol was granted.
+    upgrade: AtomicU8,
+    waits: AtomicU8,
+    /// Milliseconds of the worker's coarse clock when that began; and when a write began to wait, or 0.
+    since: AtomicU64,
+    write_since: AtomicU64,
+    expired: AtomicBool,
+    wakers: Mutex<[Option<Waker>; 2]>,
+}
+
+impl ConnectionState {
+    #[must_use]
+    pub fn new(now: u64) -> Arc<Self> {
+        Arc::new(Self {
+            in_flight: Arc::new(AtomicU32::new(0)),
+            upgrade: AtomicU8::new(0),
+            waits: AtomicU8::new(Waits::Head as u8),
+            since: AtomicU64::new(now),
+            write_since: AtomicU64::new(0),
+            expired: AtomicBool::new(false),
+            wakers: Mutex::default(),
+        })
+    }
+
+    /// Whether the request that asked for another protocol got it.
+    pub fn decide_upgrade(&self, granted: bool) {
+        self.upgrade.store(if granted { 2 } else { 1 }, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        let wakers = std::mem::take(&mut *self.wakers.lock());
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    fn wait(&self, which: usize, cx: &Context<'_>) {
+        if let Some(slot) = self.wakers.lock().get_mut(which) {
+            *slot = Some(cx.waker().clone());
+        }
+    }
+
+    /// Ends the connection if it has waited too long; called by the sweep.
+    pub fn check(&self, now: u64, limits: &Limits) {
+        let over = |since: u64, most: std::time::Duration| u128::from(now.saturating_sub(since)) > most.as_millis();
+        let since = self.since.load(Ordering::Relaxed);
+        let in_flight = self.in_flight.load(Ordering::Acquire) > 0;
+        let waits = self.waits.load(Ordering::Relaxed);
+        let late = match waits {
+            w if w == Waits::Head as u8 => over(since, limits.head_timeout),
+            w if w == Waits::Body as u8 => over(since, limits.body_timeout),
+            w if w == Waits::Idle as u8 => !in_flight && over(since, limits.idle_timeout),
+            _ => false,
+        };
+        let stalled = self.write_since.load(Ordering::Relaxed);
+        if late || (stalled > 0 && over(stalled, limits.body_timeout)) {
+            self.expired.store(true, Ordering::Release);
+            self.wake();
+        }
+    }
+}
+
+enum Phase {
+    Head,
+    Body { left: u64 },
+    ChunkSize,
+    ChunkData { left: u64 },
+    ChunkEnd,
+    Trailers { bytes: usize },
+    /// A request asked for another protocol, and the answer is not known yet.
+    Undecided,
+    /// Not HTTP/1.1 here: HTTP/2, or what a granted upgrade speaks.
+    Raw,
+    Refused(Refusal),
+}
+
+pub struct Admission<I> {
+    io: I,
+    state: Arc<ConnectionState>,
+    limits: Arc<Limits>,
+    clock: Arc<AtomicU64>,
+    phase: Phase,
+    /// What came in and is not judged yet: part of a head or of a line.
+    pending: Vec<u8>,
+    /// Judged, not yet taken: from `taken` on.
+    admitted: Vec<u8>,
+    taken: usize,
+    body_bytes: u64,
+    refusal_written: usize,
+}
+
+const READ_SIZE: usize = 16 << 10;
+/// Buffers larger than this are given back when they are empty: an idle connection holds next to nothing.
+const KEPT_CAPACITY: usize = 2 << 10;
+const LONGEST_LINE: usize = 8 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
+
+impl<I> Admission<I> {
+    /// `http1`: heads are read and judged; without it only the time is kept.
+    pub fn new(io: I, http1: bool, state: Arc<ConnectionState>, limits: Arc<Limits>, clock: Arc<AtomicU64>) -> Self {
+        let phase = if http1 { Phase::Head } else { Phase::Raw };
+        Self { io, state, limits, clock, phase, pending: Vec::new(), admitted: Vec::new(), taken: 0, body_bytes: 0, refusal_written: 0 }
+    }
+
+    fn waits(&self, what: Waits) {
+        self.state.waits.store(what as u8, Ordering::Relaxed);
+        self.state.since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Judges `bytes`, which follow what was judged before.
+    fn judge(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.step(bytes) {
+                Ok(used) => bytes = bytes.get(used..).unwrap_or_default(),
+                Err(refusal) => {
+                    self.refuse(refusal);
+                    return;
+                }
+            }
+        }
+        let waits = match self.phase {
+            Phase::Head if self.pending.is_empty() => Waits::Idle,
+            Phase::Head => {
+                // The time runs from the head's first byte, whatever trickles in.
+                if self.state.waits.load(Ordering::Relaxed) == Waits::Head as u8 {
+                    return;
+                }
+                Waits::Head
+            }
+            Phase::Raw => Waits::Idle,
+            Phase::Undecided | Phase::Refused(_) => Waits::Nothing,
+            _ => Waits::Body,
+        };
+        self.waits(waits);
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.phase = Phase::Refused(refusal);
+        self.pending = Vec::new();
+        self.waits(Waits::Nothing);
+    }
+
+    /// Judges some of `bytes`; returns how many.
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        match &mut self.phase {
+            Phase::Raw => self.admit(bytes, bytes.len()),
+            Phase::Undecided => {
+                if self.pending.len() + bytes.len() > READ_SIZE * 4 {
+                    return Err(Refusal { status: 400, why: "too much was sent before the other protocol was granted" });
+                }
+                self.pending.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            Phase::Refused(_) => Ok(bytes.len()),
+            Phase::Head => self.head(bytes),
+            Phase::Body { left } => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= n as u64;
+                if *left == 0 {
+                    self.phase = Phase::Head;
+                }
+                self.admit(bytes, n)
+            }
+            Phase::ChunkData { left } => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= n as u64;
+                if *left == 0 {
+                    self.phase = Phase::ChunkEnd;
+                }
+                self.admit(bytes, n)
+            }
+            Phase::ChunkSize | Phase::ChunkEnd | Phase::Trailers { .. } => self.line(bytes),
+        }
+    }
+
+    fn admit(&mut self, bytes: &[u8], n: usize) -> Result<usize, Refusal> {
+        self.admitted.extend_from_slice(bytes.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+
+    fn head(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        if self.pending.is_empty() {
+            if let Some(end) = head::end(bytes, &self.limits)? {
+                self.read_head(bytes.get(..end).unwrap_or_default())?;
+                return Ok(end);
+            }
+            self.pending.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
+        let before = self.pending.len();
+        self.pending.extend_from_slice(bytes);
+        let Some(end) = head::end(&self.pending, &self.limits)? else { return Ok(bytes.len()) };
+        let whole = std::mem::take(&mut self.pending);
+        self.read_head(whole.get(..end).unwrap_or_default())?;
+        Ok(end - before)
+    }
+
+    fn read_head(&mut self, head: &[u8]) -> Result<(), Refusal> {
+        let read = head::read(head, &self.limits)?;
+        self.body_bytes = 0;
+        self.phase = match read.framing {
+            Framing::Length(0) if read.upgrade => {
+                self.state.upgrade.store(0, Ordering::Release);
+                Phase::Undecided
+            }
+            Framing::Length(0) => Phase::Head,
+            Framing::Length(left) => Phase::Body { left },
+            Framing::Chunked => Phase::ChunkSize,
+        };
+        self.admitted.extend_from_slice(head);
+        Ok(())
+    }
+
+    /// Judges a line of the chunked coding once all of it is there.
+    fn line(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        let used = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1);
+        self.pending.extend_from_slice(bytes.get(..used).unwrap_or_default());
+        if self.pending.len() > LONGEST_LINE {
+            return Err(Refusal { status: 400, why: "a line of the chunked body is too long" });
+        }
+        if self.pending.last() != Some(&b'\n') {
+            return Ok(used);
+        }
+        let line = std::mem::take(&mut self.pending);
+        let Some(text) = line.strip_suffix(b"\r\n").filter(|t| !t.contains(&b'\r')) else {
+            return Err(Refusal { status: 400, why: "a line of the chunked body does not end in CR LF" });
+        };
+        self.phase = match self.phase {
+            Phase::ChunkEnd if text.is_empty() => Phase::ChunkSize,
+            Phase::ChunkEnd => return Err(Refusal { status: 400, why: "a chunk is longer than its size says" }),
+            Phase::Trailers { .. } if text.is_empty() => Phase::Head,
+            Phase::Trailers { bytes } if bytes + line.len() > LONGEST_LINE => return Err(Refusal { status: 431, why: "the trailers are too large" }),
+            Phase::Trailers { bytes } => {
+                head::trailer(text)?;
+                Phase::Trailers { bytes: bytes + line.len() }
+            }
+            _ => match head::chunk_size(text)? {
+                0 => Phase::Trailers { bytes: 0 },
+                left => {
+                    self.body_bytes += left;
+                    if self.body_bytes > self.limits.body {
+                        return Err(Refusal { status: 413, why: "the body of the request is too large" });
+                    }
+                    Phase::ChunkData { left }
+                }
+            },
+        };
+        self.admitted.extend_from_slice(&line);
+        Ok(used)
+    }
+
+    /// Hands over what was admitted; `false` where there is nothing.
+    fn hand_over(&mut self, buf: &mut ReadBufCursor<'_>) -> bool {
+        let ready = self.admitted.get(self.taken..).unwrap_or_default();
+        if ready.is_empty() {
+            return false;
+        }
+        let n = ready.len().min(buf.remaining());
+        buf.put_slice(ready.get(..n).unwrap_or_default());
+        self.taken += n;
+        if self.taken == self.admitted.len() {
+            self.taken = 0;
+            self.admitted.clear();
+            if self.admitted.capacity() > KEPT_CAPACITY {
+                self.admitted = Vec::new();
+            }
+        }
+        true
+    }
+
+    /// Settles what does not need the other side; `Some` is the answer to a read.
+    fn before_read(&mut self, cx: &Context<'_>) -> Option<Poll<std::io::Result<()>>> {
+        if self.state.expired.load(Ordering::Acquire) {
+            let waited = self.state.waits.load(Ordering::Relaxed);
+            if matches!(self.phase, Phase::Head) && waited == Waits::Head as u8 && !self.pending.is_empty() {
+                self.refuse(Refusal { status: 408, why: "the request's head did not come in time" });
+            } else if !matches!(self.phase, Phase::Refused(_)) {
+                return Some(Poll::Ready(Ok(())));
+            }
+        }
+        if matches!(self.phase, Phase::Undecided) {
+            match self.state.upgrade.load(Ordering::Acquire) {
+                0 => {
+                    self.state.wait(0, cx);
+                    // A client that goes meanwhile is noticed when something is written to it.
+                    return Some(Poll::Pending);
+                }
+                decided => {
+                    self.phase = if decided == 2 { Phase::Raw } else { Phase::Head };
+                    let early = std::mem::take(&mut self.pending);
+                    self.judge(&early);
+                }
+            }
+        }
+        if matches!(self.phase, Phase::Refused(_)) && self.taken == self.admitted.len() {
+            if self.state.in_flight.load(Ordering::Acquire) > 0 {
+                self.state.wait(0, cx);
+                return Some(Poll::Pending);
+            }
+            return Some(Poll::Ready(Ok(())));
+        }
+        None
+    }
+}
+
+impl<I: AsyncRead + Unpin> Read for Admission<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if this.hand_over(&mut buf) {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(answer) = this.before_read(cx) {
+                if answer.is_ready() && this.hand_over(&mut buf) {
+                    return Poll::Ready(Ok(()));
+                }
+                return answer;
+            }
+            if this.taken < this.admitted.len() {
+                continue;
+            }
+            let n = SCRATCH.with_borrow_mut(|scratch| {
+                let mut read = ReadBuf::new(scratch);
+                match Pin::new(&mut this.io).poll_read(cx, &mut read) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+                    Poll::Ready(Ok(())) => {
+                        let filled = read.filled();
+                        this.judge(filled);
+                        Poll::Ready(Ok(filled.len()))
+                    }
+                }
+            });
+            match n {
+                Poll::Pending => {
+                    this.state.wait(0, cx);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Admission<I> {
+    fn note_write<T>(&self, cx: &Context<'_>, result: Poll<std::io::Result<T>>) -> Poll<std::io::Result<T>> {
+        if result.is_pending() {
+            if self.state.expired.load(Ordering::Acquire) {
+                return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+            }
+            if self.state.write_since.load(Ordering::Relaxed) == 0 {
+                self.state.write_since.store(self.clock.load(Ordering::Relaxed).max(1), Ordering::Relaxed);
+            }
+            self.state.wait(1, cx);
+        } else if self.state.write_since.load(Ordering::Relaxed) > 0 {
+            self.state.write_since.store(0, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Write for Admission<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note_write(cx, result)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note_write(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let result = Pin::new(&mut self.io).poll_flush(cx);
+        self.note_write(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        if let Phase::Refused(refusal) = this.phase {
+            let page = refusal.page();
+            while let Some(rest) = page.as_bytes().get(this.refusal_written..).filter(|r| !r.is_empty()) {
+                match ready!(Pin::new(&mut this.io).poll_write(cx, rest)) {
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => this.refusal_written += n,
+                }
+            }
+            let _ = ready!(Pin::new(&mut this.io).poll_flush(cx));
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+impl Refusal {
+    /// The whole answer.
+    #[must_use]
+    pub fn page(self) -> String {
+        let reason = http::StatusCode::from_u16(self.status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Refused");
+        let text = format!("{} {reason}\n\n{}\n", self.status, self.why);
+        format!(
+            "HTTP/1.1 {} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+            self.status,
+            text.len()
+        )
+    }
+}

@@ -1,0 +1,66 @@
+//! From the Host of a request to its site: exact names, then the longest wildcard, then `*`.
+
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use tidegate_control_types::site::HostPattern;
+use tidegate_gateway::{Counters, Site};
+use tidegate_node::Network;
+
+/// The figures of every site, shared by all workers and kept over changes of the sites.
+#[derive(Default)]
+pub struct AllCounters(Mutex<HashMap<String, Arc<Counters>>>);
+
+impl AllCounters {
+    #[must_use]
+    pub fn get(&self, site: &str) -> Arc<Counters> {
+        Arc::clone(self.0.lock().entry(site.to_owned()).or_default())
+    }
+
+    #[must_use]
+    pub fn all(&self) -> Vec<(String, Arc<Counters>)> {
+        self.0.lock().iter().map(|(n, c)| (n.clone(), Arc::clone(c))).collect()
+    }
+}
+
+/// One worker's table.
+#[derive(Default)]
+pub struct Routes {
+    exact: HashMap<String, Rc<Site>>,
+    under: HashMap<String, Rc<Site>>,
+    any: Option<Rc<Site>>,
+}
+
+impl Routes {
+    #[must_use]
+    pub fn new(network: &Network, counters: &AllCounters) -> Self {
+        let mut routes = Self::default();
+        for state in network.sites.values() {
+            let site = Rc::new(Site::new(Arc::clone(state), counters.get(state.spec.name.as_str())));
+            for host in &state.spec.hosts {
+                match host {
+                    HostPattern::Exact(h) => drop(routes.exact.insert(h.clone(), Rc::clone(&site))),
+                    HostPattern::Under(h) => drop(routes.under.insert(h.clone(), Rc::clone(&site))),
+                    HostPattern::Any => routes.any = Some(Rc::clone(&site)),
+                }
+            }
+        }
+        routes
+    }
+
+    /// `host` is lower-case and without port.
+    #[must_use]
+    pub fn find(&self, host: &str) -> Option<&Rc<Site>> {
+        if let Some(site) = self.exact.get(host) {
+            return Some(site);
+        }
+        if !self.under.is_empty() {
+            let mut above = host.match_indices('.').filter_map(|(at, _)| host.get(at + 1..));
+            if let Some(site) = above.find_map(|base| self.under.get(base)) {
+                return Some(site);
+            }
+        }
+        self.any.as_ref()
+    }
+}

@@ -1,0 +1,299 @@
+//! An edge, running.
+
+use crate::access_log::Log;
+use crate::figures::Figures;
+use crate::settings::{EdgeSettings, Limits};
+use crate::worker::{self, Shared};
+use http::HeaderValue;
+use parking_lot::RwLock;
+use rustls::ServerConfig;
+use rustls::server::ServerSessionMemoryCache;
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidegate_certs::{SiteCertificates, identity, site, token};
+use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
+use tidegate_gateway::{Fills, Gateway, MemoryStore, Node, Tier};
+use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::link::Links;
+use tidegate_node::metrics::Metrics;
+use tidegate_node::watch::{Watched, Watcher};
+use tidegate_node::workers::Workers;
+use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen};
+use tidegate_upstream::{EdgeUpstream, OriginPools, OriginUpstream, Resolver, Shield, Shields, probe_all};
+
+const MOST_SESSIONS: usize = 20_480;
+
+/// The listeners of an edge, bound before anything runs.
+pub struct Bound {
+    /// Per worker: listener, and whether it speaks TLS.
+    workers: Vec<Vec<(TcpListener, bool)>>,
+    admin: TcpListener,
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+}
+
+impl Bound {
+    /// # Errors
+    /// An address cannot be bound.
+    pub fn bind(settings: &EdgeSettings) -> Result<Self, NodeError> {
+        let mut workers: Vec<Vec<(TcpListener, bool)>> = (0..settings.workers.max(1)).map(|_| Vec::new()).collect();
+        let (mut http, mut https) = (Vec::new(), Vec::new());
+        for (addresses, tls, bound) in [(&settings.http, false, &mut http), (&settings.https, true, &mut https)] {
+            for address in addresses {
+                let all = listen::bind_shared(*address, workers.len())?;
+                bound.extend(all.first().and_then(|l| l.local_addr().ok()));
+                workers.iter_mut().zip(all).for_each(|(w, l)| w.push((l, tls)));
+            }
+        }
+        Ok(Self { workers, admin: listen::bind(settings.node.admin)?, http, https })
+    }
+
+    #[must_use]
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.local_addr().ok()
+    }
+}
+
+fn tls_config(certificates: &Arc<SiteCertificates>, versions: &[&'static rustls::SupportedProtocolVersion]) -> Result<Arc<ServerConfig>, NodeError> {
+    let resolver = Arc::clone(certificates) as Arc<dyn rustls::server::ResolvesServerCert>;
+    let mut config = ServerConfig::builder_with_protocol_versions(versions).with_no_client_auth().with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(MOST_SESSIONS);
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| NodeError::Runtime(e.to_string()))?;
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
+}
+
+/// Runs until told to stop; then listeners close, and requests in flight finish within the drain limit.
+///
+/// # Errors
+/// The edge cannot start or enrol, or the control plane removed it.
+pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mut stopping: Stopping) -> Result<(), NodeError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let node = &settings.node;
+    let state = NodeState {
+        name: node.name.clone(),
+        role: Role::Edge,
+        region: node.region.clone(),
+        address: None,
+        advertise: node.advertise.clone(),
+        drained: false,
+        since: 0,
+    };
+    let (credentials, node_key) = enrol::credentials(node, state).await?;
+    let cdn_id = cdn_id(&credentials.identity.cluster, &credentials.ca)?;
+    let credentials = CurrentCredentials::new(credentials);
+    let links = Links::new(credentials.clone());
+    let watched = Watched::new();
+    let certificates: Arc<SiteCertificates> = Arc::default();
+    let current = credentials.clone();
+    let shields = Shields::new(Box::new(move || Arc::clone(&current.get().client)));
+    let pools = OriginPools::new(Resolver::from_system());
+    let log = settings.access_log.clone().map(Log::start).transpose()?;
+    let shared = Arc::new(Shared {
+        node: node.name.to_string(),
+        limits: RwLock::new(Arc::new(settings.limits)),
+        store: Arc::new(MemoryStore::new(settings.memory)),
+        fills: Arc::default(),
+        counters: Arc::default(),
+        clock: Arc::clone(&clock),
+        tls: tls_config(&certificates, rustls::ALL_VERSIONS)?,
+        tls_13: tls_config(&certificates, &[&rustls::version::TLS13])?,
+        log,
+        stopping: stopping.clone(),
+        connections: Arc::default(),
+        refused: Arc::default(),
+        links: Arc::clone(&links),
+        background: tokio::runtime::Handle::current(),
+        settings: settings.clone(),
+    });
+    let (workers, outbox) = start_workers(&shared, bound.workers, &watched, &shields, &pools, cdn_id)?;
+    let metrics = Metrics::new("edge", &shared.node);
+    metrics.register(|r| r.register_collector(Box::new(figures(&shared))));
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched), stopping.clone()));
+    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    tasks.spawn(reload(Arc::clone(&shared), file));
+    let prober = Arc::clone(&pools);
+    // Probes are few and not `Send`: they have a thread of their own.
+    let (probes, _outbox) = Workers::start("probe", vec![()], {
+        let (clock, stopping) = (Arc::clone(&clock), stopping.clone());
+        move |(), _inbox| {
+            let (prober, clock, mut stopping) = (Arc::clone(&prober), Arc::clone(&clock), stopping.clone());
+            async move {
+                tokio::select! {
+                    () = probe_all(prober, clock) => {}
+                    () = stopping.stopped() => {}
+                }
+            }
+        }
+    })?;
+    let watcher = Watcher {
+        settings: node.clone(),
+        credentials: credentials.clone(),
+        node_key,
+        links,
+        clock: Arc::clone(&clock),
+        workers: outbox,
+        applied: Box::new(applied(&settings, credentials, certificates, shields, Arc::clone(&pools))),
+        report: Box::new(report(&shared, pools)),
+        watched: Arc::clone(&watched),
+    };
+    let mut watching = tokio::spawn(watcher.run());
+    let mut begun = watched.begun.subscribe();
+    let announce = Arc::clone(&shared);
+    tasks.spawn(async move {
+        if begun.wait_for(|b| *b).await.is_ok() {
+            tracing::info!(node = announce.node, "this edge serves");
+            notify_systemd("READY=1");
+        }
+    });
+    let ended = tokio::select! {
+        () = stopping.stopped() => Ok(()),
+        ended = &mut watching => ended.unwrap_or_else(|e| Err(NodeError::Runtime(e.to_string()))),
+    };
+    notify_systemd("STOPPING=1");
+    if ended.is_err() {
+        // Removed: what is in flight may finish, nothing new begins.
+        drop(watched);
+    }
+    watching.abort();
+    tasks.shutdown().await;
+    let joined = tokio::task::spawn_blocking(move || {
+        workers.join();
+        probes.join();
+    });
+    if ended.is_ok() {
+        let _ = joined.await;
+    }
+    ended
+}
+
+/// This network's word in CDN-Loop: its name, and enough of its CA to tell it from another of that name.
+pub fn cdn_id(cluster: &str, ca: &[u8]) -> Result<HeaderValue, NodeError> {
+    let mark: String = token::sha256(ca).iter().take(4).map(|b| format!("{b:02x}")).collect();
+    HeaderValue::from_str(&format!("tidegate-{cluster}-{mark}")).map_err(|e| NodeError::Runtime(e.to_string()))
+}
+
+fn start_workers(
+    shared: &Arc<Shared>,
+    listeners: Vec<Vec<(TcpListener, bool)>>,
+    watched: &Arc<Watched>,
+    shields: &Arc<Shields>,
+    pools: &Arc<OriginPools>,
+    cdn_id: HeaderValue,
+) -> Result<(Workers, tidegate_node::workers::Outbox), NodeError> {
+    let via = HeaderValue::from_str(&format!("1.1 {}", shared.node)).map_err(|e| NodeError::Runtime(e.to_string()))?;
+    let (shared, watched, shields, pools) = (Arc::clone(shared), Arc::clone(watched), Arc::clone(shields), Arc::clone(pools));
+    Workers::start("edge", listeners, move |listeners, inbox| {
+        let node = Node { name: shared.node.clone(), tier: Tier::Edge, via: via.clone(), cdn_id: cdn_id.clone() };
+        let (shared, watched, shields, pools) = (Arc::clone(&shared), Arc::clone(&watched), Arc::clone(&shields), Arc::clone(&pools));
+        async move {
+            let origin = OriginUpstream::new(pools, Arc::clone(&shared.clock));
+            let upstream = EdgeUpstream::new(shields, origin, Arc::clone(&shared.clock));
+            let (store, fills): (_, Arc<Fills>) = (Arc::clone(&shared.store), Arc::clone(&shared.fills));
+            let gateway = Gateway::new(Rc::new(node), store, fills, Arc::clone(&shared.clock), Arc::clone(&watched.lease), upstream);
+            worker::run(shared, gateway, listeners, watched.begun.subscribe(), inbox).await;
+        }
+    })
+}
+
+/// What an edge does with a change beside its workers: certificates, shields and origins.
+fn applied(
+    settings: &EdgeSettings,
+    credentials: CurrentCredentials,
+    certificates: Arc<SiteCertificates>,
+    shields: Arc<Shields>,
+    pools: Arc<OriginPools>,
+) -> impl Fn(&Update) + Send + Sync + use<> {
+    let region = settings.node.region.clone();
+    move |update| {
+        if !update.changes_configuration() && !update.fresh {
+            return;
+        }
+        let network = &update.network;
+        set_certificates(&certificates, network);
+        pools.set_sites(network.sites.values().map(|s| &s.spec));
+        let cluster = credentials.get().identity.cluster.clone();
+        let mine = network.nodes.values().filter(|n| n.role == Role::Shield && n.region == region && !n.drained);
+        let shield = |n: &NodeState| {
+            let address = n.address.clone()?;
+            Some(Shield::new(n.name.to_string(), address, identity::node_name(&cluster, "shield", n.name.as_str())))
+        };
+        shields.set(mine.filter_map(shield).collect());
+    }
+}
+
+fn set_certificates(certificates: &SiteCertificates, network: &Network) {
+    let mut all = HashMap::new();
+    for c in network.certificates.values() {
+        match site::certified(&c.chain, &c.key) {
+            Ok(key) => all.extend(c.hosts.iter().map(|h| (h.clone(), Arc::clone(&key)))),
+            Err(error) => tracing::error!(certificate = c.name, %error, "a certificate is of no use"),
+        }
+    }
+    // The site of every host has a certificate for names of this machine alone; a handshake without a name gets it.
+    let any = network.sites.values().find(|s| s.spec.hosts.contains(&tidegate_control_types::site::HostPattern::Any));
+    if let Some(key) = any.and_then(|s| network.certificates.get(&format!("internal/{}", s.spec.name))).and_then(|c| all.get(c.hosts.first()?).cloned()) {
+        all.insert("*".into(), key);
+    }
+    certificates.replace(all);
+}
+
+fn figures(shared: &Arc<Shared>) -> Figures {
+    Figures {
+        counters: Arc::clone(&shared.counters),
+        store: Arc::clone(&shared.store),
+        fills: Arc::clone(&shared.fills),
+        connections: Arc::clone(&shared.connections),
+        refused: Arc::clone(&shared.refused),
+        log_dropped: shared.log.as_ref().map(|l| Arc::clone(&l.dropped)).unwrap_or_default(),
+    }
+}
+
+fn readiness(watched: &Arc<Watched>) -> admin::Readiness {
+    let watched = Arc::clone(watched);
+    Arc::new(move || if *watched.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) })
+}
+
+fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {
+    let shared = Arc::clone(shared);
+    move || {
+        let counters: Vec<_> = shared.counters.all();
+        let sum = |read: fn(&tidegate_gateway::Counters) -> &AtomicU64| counters.iter().map(|(_, c)| read(c).load(Ordering::Relaxed)).sum();
+        let (stored_bytes, stored_limit_bytes) = shared.store.usage();
+        NodeReport {
+            requests: sum(|c| &c.requests),
+            hits: sum(|c| &c.hits),
+            stored_bytes,
+            stored_limit_bytes,
+            open_connections: shared.connections.load(Ordering::Relaxed),
+            version: VERSION.into(),
+            origins_down: pools.down(&*shared.clock),
+        }
+    }
+}
+
+/// SIGHUP: limits are read again, and the access log's file is opened again.
+async fn reload(shared: Arc<Shared>, file: Option<PathBuf>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        if let Some(log) = &shared.log {
+            log.reopen();
+        }
+        let Some(file) = &file else { continue };
+        match EdgeSettings::from_file(file) {
+            Ok(new) => {
+                let limits: Limits = new.limits;
+                *shared.limits.write() = Arc::new(limits);
+                tracing::info!(node = shared.node, "settings read again: [limits] are in force; other changes need a restart");
+            }
+            Err(error) => tracing::error!(%error, "settings not changed"),
+        }
+    }
+}

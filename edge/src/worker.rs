@@ -1,0 +1,427 @@
+//! One worker: its gateway, its table of sites, its connections, and what it does with a request before and after the
+//! gateway.
+
+use crate::access_log::{Line, Log};
+use crate::admission::ConnectionState;
+use crate::connection;
+use crate::routes::{AllCounters, Routes};
+use crate::settings::{EdgeSettings, Limits};
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use parking_lot::RwLock;
+use rustls::ServerConfig;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tidegate_control_types::purge::without_port;
+use tidegate_control_types::site::TlsVersion;
+use tidegate_control_types::{BootTime, Clock};
+use tidegate_gateway::{Answer, Asked, Fills, Gateway, MemoryStore, ResponseBody, Site, fields};
+use tidegate_node::lifecycle::Stopping;
+use tidegate_node::link::{Links, full};
+use tidegate_node::workers::{Delivery, Inbox};
+use tidegate_upstream::EdgeUpstream;
+use tokio::sync::watch;
+
+/// How often connections are looked at for time-outs.
+const SWEEP: Duration = Duration::from_millis(250);
+const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What all workers of an edge share.
+pub struct Shared {
+    pub settings: EdgeSettings,
+    pub node: String,
+    pub limits: RwLock<Arc<Limits>>,
+    pub store: Arc<MemoryStore>,
+    pub fills: Arc<Fills>,
+    pub counters: Arc<AllCounters>,
+    pub clock: Arc<dyn Clock>,
+    pub tls: Arc<ServerConfig>,
+    pub tls_13: Arc<ServerConfig>,
+    pub log: Option<Log>,
+    pub stopping: Stopping,
+    pub connections: Arc<AtomicU64>,
+    pub refused: Arc<AtomicU64>,
+    pub links: Arc<Links>,
+    pub background: tokio::runtime::Handle,
+}
+
+impl Shared {
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read())
+    }
+}
+
+/// Who is at the other end of a connection.
+pub struct Client {
+    pub ip: IpAddr,
+    pub https: bool,
+    pub server_name: Option<String>,
+}
+
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    pub coarse: Arc<AtomicU64>,
+    gateway: Rc<Gateway<EdgeUpstream>>,
+    routes: RefCell<Rc<Routes>>,
+    connections: RefCell<Vec<Weak<ConnectionState>>>,
+    open: Cell<usize>,
+}
+
+fn milliseconds(t: BootTime) -> u64 {
+    t.as_nanos() / 1_000_000
+}
+
+/// Runs a worker until the edge has drained. `begun` turns true when it may accept.
+pub async fn run(
+    shared: Arc<Shared>,
+    gateway: Rc<Gateway<EdgeUpstream>>,
+    listeners: Vec<(std::net::TcpListener, bool)>,
+    mut begun: watch::Receiver<bool>,
+    mut inbox: Inbox,
+) {
+    let coarse = Arc::new(AtomicU64::new(milliseconds(shared.clock.boot())));
+    let worker = Rc::new(Worker {
+        shared: Arc::clone(&shared),
+        coarse,
+        gateway,
+        routes: RefCell::default(),
+        connections: RefCell::default(),
+        open: Cell::new(0),
+    });
+    let mut stopping = shared.stopping.clone();
+    let mut waiting = Some(listeners);
+    let mut accepting = Vec::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            biased;
+            delivery = inbox.recv() => match delivery {
+                Some(delivery) => worker.apply(delivery),
+                None => break,
+            },
+            ready = begun.wait_for(|b| *b), if waiting.is_some() => {
+                if ready.is_err() {
+                    break;
+                }
+                for (listener, tls) in waiting.take().into_iter().flatten() {
+                    accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), listener, tls)));
+                }
+            }
+            _ = sweep.tick() => worker.sweep(),
+            () = stopping.stopped() => break,
+        }
+    }
+    for task in accepting {
+        task.abort();
+    }
+    worker.drain(&mut inbox).await;
+}
+
+async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener, tls: bool) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(l) => l,
+        Err(error) => return tracing::error!(%error, "a listener failed"),
+    };
+    loop {
+        if worker.open.get() >= worker.shared.limits().connections {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        }
+        match listener.accept().await {
+            Ok((tcp, address)) => {
+                let open = Open::new(&worker);
+                let worker = Rc::clone(&worker);
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    connection::accept(worker, tcp, address, tls).await;
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: those that are open go on.
+                tracing::warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Counts an open connection.
+struct Open(Rc<Worker>);
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        worker.shared.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    fn apply(&self, delivery: Delivery) {
+        let u = &delivery.update;
+        self.gateway.apply(u.revision, u.fresh, u.floor, &u.entries, &|name| u.network.sites.get(name).map(Arc::clone));
+        if u.changes_configuration() {
+            *self.routes.borrow_mut() = Rc::new(Routes::new(&u.network, &self.shared.counters));
+        }
+        let _ = delivery.applied.send(());
+    }
+
+    fn sweep(&self) {
+        let now = milliseconds(self.shared.clock.boot());
+        self.coarse.store(now, Ordering::Relaxed);
+        let limits = self.shared.limits();
+        self.connections.borrow_mut().retain(|c| c.upgrade().is_some_and(|c| {
+            c.check(now, &limits);
+            true
+        }));
+    }
+
+    /// Until the connections are done or their time is over; the network's changes are still taken in.
+    async fn drain(&self, inbox: &mut Inbox) {
+        let limit = tokio::time::sleep(self.shared.limits().drain);
+        tokio::pin!(limit);
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        while self.open.get() > 0 {
+            tokio::select! {
+                () = &mut limit => return,
+                _ = look.tick() => {}
+                Some(delivery) = inbox.recv() => self.apply(delivery),
+            }
+        }
+    }
+
+    pub fn watch_connection(&self) -> Arc<ConnectionState> {
+        let state = ConnectionState::new(self.coarse.load(Ordering::Relaxed));
+        self.connections.borrow_mut().push(Arc::downgrade(&state));
+        state
+    }
+
+    /// The TLS settings for a server name: its site may want TLS 1.3.
+    pub fn tls_for(&self, name: Option<&str>) -> Arc<ServerConfig> {
+        let routes = Rc::clone(&self.routes.borrow());
+        let strict = name.and_then(|n| routes.find(n)).is_some_and(|s| s.state.spec.tls.min_version == TlsVersion::V1_3);
+        Arc::clone(if strict { &self.shared.tls_13 } else { &self.shared.tls })
+    }
+
+    /// One request, from its head to its response's head.
+    pub async fn answer(&self, request: Request<Incoming>, client: &Client, connection: &Arc<ConnectionState>) -> Response<ResponseBody> {
+        let started = self.shared.log.as_ref().map(|_| self.shared.clock.boot());
+        let upgrading = request.headers().contains_key(header::UPGRADE) && request.version() == Version::HTTP_11;
+        let routed = self.route(&request, client);
+        let Routed { site, authority, host } = match routed {
+            Ok(r) => r,
+            Err((status, why)) => {
+                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                connection.decide_upgrade(false);
+                return self.page(status, why);
+            }
+        };
+        if site.state.spec.tls.redirect && !client.https {
+            connection.decide_upgrade(false);
+            return self.redirect(&authority, request.uri());
+        }
+        if request.method() == "PURGE" {
+            return self.purge(&site, &host, &request).await;
+        }
+        let logged = started.map(|at| (at, Seen::of(&request, client, &site, &authority)));
+        let mut answer = self.forward(site, authority, &host, request, client, upgrading).await;
+        if upgrading {
+            connection.decide_upgrade(answer.1.is_some());
+            if let Some((theirs, ours)) = answer.1.take() {
+                tokio::task::spawn_local(tunnel(theirs, ours));
+            }
+        }
+        let mut answer = answer.0;
+        if let Some((started, seen)) = logged {
+            self.log(started, seen, &mut answer);
+        }
+        answer.response
+    }
+
+    /// Through the gateway; the second value is the two ends of a tunnel, where another protocol was granted.
+    async fn forward(
+        &self,
+        site: Rc<Site>,
+        authority: String,
+        host: &str,
+        mut request: Request<Incoming>,
+        client: &Client,
+        upgrading: bool,
+    ) -> (Answer, Option<(hyper::upgrade::OnUpgrade, hyper::upgrade::OnUpgrade)>) {
+        let ours = upgrading.then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let mut headers = parts.headers;
+        headers.remove(header::HOST);
+        Asked::internal(&mut headers, false);
+        if !upgrading {
+            headers.remove(header::UPGRADE);
+        }
+        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        let target = site.target(client.https, host, path);
+        let key = tidegate_gateway::key(site.name(), &target);
+        let asked = Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
+        let mut answer = self.gateway.answer(asked, body).await;
+        let tunnel = answer.tunnel.take().zip(ours);
+        (answer, tunnel)
+    }
+
+    /// The site of a request, or why it is refused.
+    fn route(&self, request: &Request<Incoming>, client: &Client) -> Result<Routed, (StatusCode, &'static str)> {
+        let bad = |why| (StatusCode::BAD_REQUEST, why);
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let field = match (hosts.next(), hosts.next()) {
+            (h, None) => h.map(|h| h.to_str().map_err(|_| bad("Host is not a host"))).transpose()?,
+            _ => return Err(bad("there are two Host fields")),
+        };
+        let authority = match (request.uri().authority(), field) {
+            (Some(a), Some(f)) if !a.as_str().eq_ignore_ascii_case(f) => return Err(bad("Host and the target name different hosts")),
+            (Some(a), _) => a.as_str(),
+            (None, Some(f)) => f,
+            (None, None) => return Err(bad("there is no Host field")),
+        };
+        let host = without_port(authority).filter(|_| !authority.contains('@')).ok_or(bad("Host is not a host"))?;
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"));
+        }
+        if fields::loops(request.headers(), &self.gateway.node.cdn_id) {
+            return Err((StatusCode::LOOP_DETECTED, "this request came back to the network that sent it: the site's origin is this network itself (CDN-Loop)"));
+        }
+        let routes = Rc::clone(&self.routes.borrow());
+        let unknown = (StatusCode::MISDIRECTED_REQUEST, "no site of this network has this host");
+        let site = routes.find(&host).ok_or(unknown)?;
+        let other = |name: &String| routes.find(name).is_some_and(|s| !Rc::ptr_eq(s, site));
+        if client.server_name.as_ref().is_some_and(other) {
+            return Err((StatusCode::MISDIRECTED_REQUEST, "this connection was made for another site"));
+        }
+        Ok(Routed { site: Rc::clone(site), authority: authority.to_owned(), host })
+    }
+
+    fn page(&self, status: StatusCode, why: &str) -> Response<ResponseBody> {
+        let text = format!("{status}\n\n{why}\n");
+        let mut response = Response::new(ResponseBody::whole(Bytes::from(text)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::VIA, self.gateway.node.via.clone());
+        response
+    }
+
+    fn redirect(&self, authority: &str, uri: &Uri) -> Response<ResponseBody> {
+        let host = without_port(authority).unwrap_or_default();
+        let port = self.shared.settings.https.first().map(|a| a.port()).filter(|p| *p != 443).map(|p| format!(":{p}")).unwrap_or_default();
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        let mut response = self.page(StatusCode::PERMANENT_REDIRECT, "this site is served over https");
+        fields::insert(response.headers_mut(), header::LOCATION, &format!("https://{host}{port}{path}"));
+        response
+    }
+
+    /// `PURGE` on a URL: the same as the API's purge by url, answered alike.
+    async fn purge(&self, site: &Site, host: &str, request: &Request<Incoming>) -> Response<ResponseBody> {
+        let Some(token) = request.headers().get(header::AUTHORIZATION).cloned() else {
+            let mut response = self.page(StatusCode::UNAUTHORIZED, "PURGE needs a token: Authorization: Bearer tgt_...");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        };
+        let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        let body = serde_json::json!({ "type": "url", "selectors": [format!("{host}{path}")], "site": site.name() }).to_string();
+        let (links, control) = (Arc::clone(&self.shared.links), self.shared.settings.node.control.clone());
+        let asked = self.shared.background.spawn(async move {
+            for address in &control {
+                let request = Request::post("https://node/v1/purges?wait=10s").header(header::AUTHORIZATION, token.clone()).body(full(body.clone()));
+                let Ok(request) = request else { return None };
+                if let Ok(response) = links.send(address, "control", request).await {
+                    let status = response.status();
+                    let body = http_body_util::BodyExt::collect(response.into_body()).await.ok()?.to_bytes();
+                    return Some((status, body));
+                }
+            }
+            None
+        });
+        match tokio::time::timeout(PURGE_TIMEOUT, asked).await {
+            Ok(Ok(Some((status, body)))) => {
+                let mut response = Response::new(ResponseBody::whole(body));
+                *response.status_mut() = status;
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(if status.is_success() { "application/json" } else { "application/problem+json" }));
+                response
+            }
+            _ => self.page(StatusCode::SERVICE_UNAVAILABLE, "no control node answers; nothing is known of this purge: ask again"),
+        }
+    }
+
+    fn log(&self, started: BootTime, seen: Seen, answer: &mut Answer) {
+        let Some(log) = self.shared.log.clone() else { return };
+        let (status, how) = (answer.response.status().as_u16(), answer.status);
+        let shared = Arc::clone(&self.shared);
+        answer.response.body_mut().on_finish(Box::new(move |bytes, complete| {
+            log.line(&Line {
+                time: shared.clock.wall().0,
+                node: &shared.node,
+                site: seen.site.name(),
+                client: Some(seen.client),
+                protocol: seen.protocol,
+                method: seen.method.as_str(),
+                host: &seen.host,
+                target: &seen.target,
+                status,
+                bytes,
+                complete,
+                cache: how.forward.map_or(if how.hit { "hit" } else { "none" }, tidegate_gateway::forward_token),
+                detail: how.detail,
+                collapsed: how.collapsed,
+                milliseconds: u64::try_from(shared.clock.boot().since(started).as_millis()).unwrap_or(u64::MAX),
+            });
+        }));
+    }
+}
+
+struct Routed {
+    site: Rc<Site>,
+    /// As the client wrote it.
+    authority: String,
+    /// Lower-case, without port.
+    host: String,
+}
+
+/// What the access log says of a request.
+struct Seen {
+    site: Rc<Site>,
+    client: IpAddr,
+    protocol: &'static str,
+    method: Method,
+    host: String,
+    target: String,
+}
+
+impl Seen {
+    fn of(request: &Request<Incoming>, client: &Client, site: &Rc<Site>, host: &str) -> Self {
+        let protocol = match (request.version(), client.https) {
+            (Version::HTTP_2, _) => "h2",
+            (Version::HTTP_10, _) => "http/1.0",
+            (_, true) => "https/1.1",
+            (_, false) => "http/1.1",
+        };
+        let target = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        Self { site: Rc::clone(site), client: client.ip, protocol, method: request.method().clone(), host: host.to_owned(), target }
+    }
+}
+
+/// Carries bytes both ways until either side ends.
+async fn tunnel(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
+    let (Ok(theirs), Ok(ours)) = tokio::join!(theirs, ours) else { return };
+    let (mut a, mut b) = (hyper_util::rt::TokioIo::new(theirs), hyper_util::rt::TokioIo::new(ours));
+    let _ = tokio::io::copy_bidirectional(&mut a, &mut b).await;
+}
