@@ -11,14 +11,14 @@ use hyper::body::Incoming;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site, tls};
+use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
 use tidegate_control_types::command::Founding;
 use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::full;
 use tidegate_node::metrics::Metrics;
-use tidegate_node::serve::{CurrentTls, Peer, serve};
+use tidegate_node::serve::{CurrentTls, Peer, mutual_tls, serve};
 use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, listen};
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -105,7 +105,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     for listener in bound.node {
         let (c, s) = (Arc::clone(&control), stopping.clone());
         let answer = move |request, peer| node_request(Arc::clone(&c), request, peer, s.clone());
-        tasks.spawn(serve(listener, Some(node_tls(&control)), answer, stopping.clone()));
+        tasks.spawn(serve(listener, Some(mutual_tls(control.credentials.clone(), true)), answer, stopping.clone()));
     }
     let router = api::router(Arc::clone(&control));
     let from_client = move |request, _peer: Peer| api::answer(router.clone(), request);
@@ -156,32 +156,6 @@ async fn hand_over(control: &Control) {
         }
     };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), handed).await;
-}
-
-/// The TLS settings of the listener between nodes, made again when the certificate is renewed.
-fn node_tls(control: &Arc<Control>) -> CurrentTls {
-    let credentials = control.credentials.clone();
-    let made: parking_lot::Mutex<Option<(u64, Arc<rustls::ServerConfig>)>> = parking_lot::Mutex::default();
-    Arc::new(move || {
-        let now = credentials.get();
-        let mut made = made.lock();
-        if let Some((not_after, config)) = made.as_ref()
-            && *not_after == now.not_after
-        {
-            return Some(Arc::clone(config));
-        }
-        match tls::node_server(&now.chain, &now.key, &now.ca, true) {
-            Ok(config) => {
-                let config = Arc::new(config);
-                *made = Some((now.not_after, Arc::clone(&config)));
-                Some(config)
-            }
-            Err(error) => {
-                tracing::error!(%error, "the node listener has no TLS settings");
-                None
-            }
-        }
-    })
 }
 
 async fn api_tls(control: &Arc<Control>) -> Result<CurrentTls, ControlError> {

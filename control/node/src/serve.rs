@@ -1,5 +1,6 @@
 //! Listeners between nodes and for the API: TLS or clear, HTTP/1.1 or HTTP/2, with limits, until the role ends.
 
+use crate::identity::CurrentCredentials;
 use crate::lifecycle::{DRAIN_WITHIN, Stopping};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -7,6 +8,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
@@ -33,6 +35,40 @@ pub struct Peer {
 
 /// The TLS settings to use for the next handshake; they change when a certificate is renewed.
 pub type CurrentTls = Arc<dyn Fn() -> Option<Arc<rustls::ServerConfig>> + Send + Sync>;
+
+/// The TLS settings of a listener between nodes, made again when the certificate is renewed. `enrolment`: nodes without a
+/// certificate may connect too.
+#[must_use]
+pub fn mutual_tls(credentials: CurrentCredentials, enrolment: bool) -> CurrentTls {
+    let made: Mutex<Option<(u64, Arc<rustls::ServerConfig>)>> = Mutex::default();
+    Arc::new(move || {
+        let now = credentials.get();
+        let mut made = made.lock();
+        if let Some((not_after, config)) = made.as_ref()
+            && *not_after == now.not_after
+        {
+            return Some(Arc::clone(config));
+        }
+        match tidegate_certs::tls::node_server(&now.chain, &now.key, &now.ca, enrolment) {
+            Ok(config) => {
+                let config = Arc::new(config);
+                *made = Some((now.not_after, Arc::clone(&config)));
+                Some(config)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the listener between nodes has no TLS settings");
+                None
+            }
+        }
+    })
+}
+
+/// Who a verified peer is, by its certificate.
+#[must_use]
+pub fn identity_of(session: &rustls::ServerConnection) -> Option<NodeIdentity> {
+    let leaf = session.peer_certificates()?.first()?;
+    NodeIdentity::of_certificate(leaf).ok()
+}
 
 /// Serves `answer` on `listener`; in clear where `tls` is `None`.
 pub async fn serve<A, F, B>(listener: TcpListener, tls: Option<CurrentTls>, answer: A, mut stopping: Stopping)
@@ -73,8 +109,7 @@ where
                     };
                     let session = tls.get_ref().1;
                     let h2 = session.alpn_protocol() == Some(b"h2");
-                    let leaf = session.peer_certificates().and_then(|chain| chain.first());
-                    let identity = leaf.and_then(|leaf| NodeIdentity::of_certificate(leaf).ok());
+                    let identity = identity_of(session);
                     connection(tls, Peer { address, identity }, h2, answer, stopping).await;
                 }
             }

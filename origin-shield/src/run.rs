@@ -1,0 +1,207 @@
+//! A shield, running.
+
+use crate::settings::ShieldSettings;
+use crate::worker::{self, AllCounters, Worker};
+use http::HeaderValue;
+use prometheus_client::metrics::gauge::Gauge;
+use std::cell::{Cell, RefCell};
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
+use tidegate_gateway::{Counters, Fills, Gateway, MemoryStore, Node, Tier};
+use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::link::Links;
+use tidegate_node::metrics::Metrics;
+use tidegate_node::serve::mutual_tls;
+use tidegate_node::watch::{Watched, Watcher};
+use tidegate_node::workers::Workers;
+use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen};
+use tidegate_upstream::{OriginPools, OriginUpstream, Resolver, probe_all};
+
+/// The listeners of a shield, bound before anything runs.
+pub struct Bound {
+    workers: Vec<Vec<TcpListener>>,
+    admin: TcpListener,
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Bound {
+    /// # Errors
+    /// An address cannot be bound.
+    pub fn bind(settings: &ShieldSettings) -> Result<Self, NodeError> {
+        let mut workers: Vec<Vec<TcpListener>> = (0..settings.workers.max(1)).map(|_| Vec::new()).collect();
+        let mut bound = Vec::new();
+        for address in &settings.listen {
+            let all = listen::bind_shared(*address, workers.len())?;
+            bound.extend(all.first().and_then(|l| l.local_addr().ok()));
+            workers.iter_mut().zip(all).for_each(|(w, l)| w.push(l));
+        }
+        Ok(Self { workers, admin: listen::bind(settings.node.admin)?, listen: bound })
+    }
+
+    #[must_use]
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.local_addr().ok()
+    }
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// The shield cannot start or enrol, or the control plane removed it.
+pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping) -> Result<(), NodeError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let node = &settings.node;
+    let address = settings.address.clone().or_else(|| bound.listen.first().map(ToString::to_string));
+    let state = NodeState {
+        name: node.name.clone(),
+        role: Role::Shield,
+        region: node.region.clone(),
+        address,
+        advertise: node.advertise.clone(),
+        drained: false,
+        since: 0,
+    };
+    let (credentials, node_key) = enrol::credentials(node, state).await?;
+    let credentials = CurrentCredentials::new(credentials);
+    let links = Links::new(credentials.clone());
+    let watched = Watched::new();
+    let pools = OriginPools::new(Resolver::from_system());
+    let store = Arc::new(MemoryStore::new(settings.memory));
+    let fills: Arc<Fills> = Arc::default();
+    let counters: AllCounters = Arc::default();
+    let name = node.name.to_string();
+    let (workers, outbox) = Workers::start("shield", bound.workers, {
+        let (store, fills, counters, pools, watched) = (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
+        let (clock, stopping, tls, drain, name) = (Arc::clone(&clock), stopping.clone(), mutual_tls(credentials.clone(), false), settings.drain, name.clone());
+        move |listeners, inbox| {
+            let node = Node { name: name.clone(), tier: Tier::Shield, via: worker::via(&name), cdn_id: HeaderValue::from_static("tidegate") };
+            let upstream = (Arc::clone(&pools), Arc::clone(&clock));
+            let (store, fills, clock, watched) = (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&clock), Arc::clone(&watched));
+            let (counters, tls, stopping) = (Arc::clone(&counters), Arc::clone(&tls), stopping.clone());
+            async move {
+                let upstream = OriginUpstream::new(upstream.0, upstream.1);
+                let gateway = Gateway::new(Rc::new(node), store, fills, clock, Arc::clone(&watched.lease), upstream);
+                let worker = Rc::new(Worker { gateway, sites: RefCell::default(), counters, tls, stopping, drain, open: Cell::new(0) });
+                worker::run(worker, listeners, watched.begun.subscribe(), inbox).await;
+            }
+        }
+    })?;
+    let (probes, _outbox) = Workers::start("probe", vec![()], {
+        let (pools, clock, stopping) = (Arc::clone(&pools), Arc::clone(&clock), stopping.clone());
+        move |(), _inbox| {
+            let (pools, clock, mut stopping) = (Arc::clone(&pools), Arc::clone(&clock), stopping.clone());
+            async move {
+                tokio::select! {
+                    () = probe_all(pools, clock) => {}
+                    () = stopping.stopped() => {}
+                }
+            }
+        }
+    })?;
+    let metrics = Metrics::new("shield", &name);
+    let figures = Figures::register(&metrics);
+    let ready = Arc::clone(&watched);
+    let readiness: admin::Readiness = Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
+    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    tasks.spawn(figures.keep(Arc::clone(&store), Arc::clone(&fills), Arc::clone(&counters)));
+    let (origin, reported) = (Arc::clone(&pools), Arc::clone(&pools));
+    let watcher = Watcher {
+        settings: node.clone(),
+        credentials,
+        node_key,
+        links,
+        clock: Arc::clone(&clock),
+        workers: outbox,
+        applied: Box::new(move |update| {
+            if update.changes_configuration() {
+                origin.set_sites(update.network.sites.values().map(|s| &s.spec));
+            }
+        }),
+        report: Box::new(move || report(&store, &counters, &reported, &*clock)),
+        watched: Arc::clone(&watched),
+    };
+    let mut watching = tokio::spawn(watcher.run());
+    let mut begun = watched.begun.subscribe();
+    tasks.spawn(async move {
+        if begun.wait_for(|b| *b).await.is_ok() {
+            tracing::info!(node = name, "this shield serves");
+            notify_systemd("READY=1");
+        }
+    });
+    let ended = tokio::select! {
+        () = stopping.stopped() => Ok(()),
+        ended = &mut watching => ended.unwrap_or_else(|e| Err(NodeError::Runtime(e.to_string()))),
+    };
+    notify_systemd("STOPPING=1");
+    watching.abort();
+    tasks.shutdown().await;
+    if ended.is_ok() {
+        let _ = tokio::task::spawn_blocking(move || {
+            workers.join();
+            probes.join();
+        })
+        .await;
+    }
+    ended
+}
+
+fn sum(counters: &AllCounters, read: fn(&Counters) -> &AtomicU64) -> u64 {
+    counters.lock().values().map(|c| read(c).load(Ordering::Relaxed)).sum()
+}
+
+fn report(store: &MemoryStore, counters: &AllCounters, pools: &OriginPools, clock: &dyn Clock) -> NodeReport {
+    let (stored_bytes, stored_limit_bytes) = store.usage();
+    NodeReport {
+        requests: sum(counters, |c| &c.requests),
+        hits: sum(counters, |c| &c.hits),
+        stored_bytes,
+        stored_limit_bytes,
+        open_connections: 0,
+        version: VERSION.into(),
+        origins_down: pools.down(clock),
+    }
+}
+
+/// The figures of a shield.
+struct Figures {
+    requests: Gauge,
+    hits: Gauge,
+    fetches: Gauge,
+    collapsed: Gauge,
+    stored: Gauge,
+    fills: Gauge,
+}
+
+impl Figures {
+    fn register(metrics: &Metrics) -> Self {
+        let f = Self { requests: Gauge::default(), hits: Gauge::default(), fetches: Gauge::default(), collapsed: Gauge::default(), stored: Gauge::default(), fills: Gauge::default() };
+        metrics.register(|r| {
+            r.register("requests", "Requests of edges", f.requests.clone());
+            r.register("hits", "Requests answered fresh from the cache", f.hits.clone());
+            r.register("fetches", "Requests sent to origins", f.fetches.clone());
+            r.register("collapsed", "Requests that shared another's fetch", f.collapsed.clone());
+            r.register("stored_bytes", "Bytes in the memory tier", f.stored.clone());
+            r.register("fills", "Fetches under way that others may share", f.fills.clone());
+        });
+        f
+    }
+
+    async fn keep(self, store: Arc<MemoryStore>, fills: Arc<Fills>, counters: AllCounters) {
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        loop {
+            self.requests.set(int(sum(&counters, |c| &c.requests)));
+            self.hits.set(int(sum(&counters, |c| &c.hits)));
+            self.fetches.set(int(sum(&counters, |c| &c.fetches)));
+            self.collapsed.set(int(sum(&counters, |c| &c.collapsed)));
+            self.stored.set(int(store.usage().0));
+            self.fills.set(int(fills.len() as u64));
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! One worker of a shield.
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_control_types::purge::without_port;
+use tidegate_gateway::{Asked, Counters, Gateway, Local, ResponseBody, Site, fields};
+use tidegate_node::lifecycle::Stopping;
+use tidegate_node::serve::{CurrentTls, identity_of};
+use tidegate_node::workers::{Delivery, Inbox};
+use tidegate_upstream::OriginUpstream;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const MOST_STREAMS: u32 = 4096;
+
+pub type AllCounters = Arc<Mutex<HashMap<String, Arc<Counters>>>>;
+
+pub struct Worker {
+    pub gateway: Rc<Gateway<OriginUpstream>>,
+    pub sites: RefCell<Rc<HashMap<String, Rc<Site>>>>,
+    pub counters: AllCounters,
+    pub tls: CurrentTls,
+    pub stopping: Stopping,
+    pub drain: Duration,
+    pub open: Cell<usize>,
+}
+
+/// Runs until the shield has drained.
+pub async fn run(worker: Rc<Worker>, listeners: Vec<std::net::TcpListener>, mut begun: watch::Receiver<bool>, mut inbox: Inbox) {
+    let mut stopping = worker.stopping.clone();
+    let mut waiting = Some(listeners);
+    let mut accepting = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            delivery = inbox.recv() => match delivery {
+                Some(delivery) => worker.apply(delivery),
+                None => break,
+            },
+            ready = begun.wait_for(|b| *b), if waiting.is_some() => {
+                if ready.is_err() {
+                    break;
+                }
+                for listener in waiting.take().into_iter().flatten() {
+                    accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), listener)));
+                }
+            }
+            () = stopping.stopped() => break,
+        }
+    }
+    for task in accepting {
+        task.abort();
+    }
+    let limit = tokio::time::sleep(worker.drain);
+    tokio::pin!(limit);
+    while worker.open.get() > 0 {
+        tokio::select! {
+            () = &mut limit => return,
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            Some(delivery) = inbox.recv() => worker.apply(delivery),
+        }
+    }
+}
+
+async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(l) => l,
+        Err(error) => return tracing::error!(%error, "a listener failed"),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((tcp, _)) => {
+                let worker = Rc::clone(&worker);
+                worker.open.set(worker.open.get() + 1);
+                tokio::task::spawn_local(async move {
+                    connection(&worker, tcp).await;
+                    worker.open.set(worker.open.get().saturating_sub(1));
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
+    let _ = tcp.set_nodelay(true);
+    let Some(config) = (worker.tls)() else { return };
+    let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await else {
+        return tracing::debug!("a TLS handshake failed");
+    };
+    let who = identity_of(tls.get_ref().1);
+    if who.as_ref().is_none_or(|w| w.role != "edge") {
+        return tracing::warn!(who = ?who.map(|w| w.to_string()), "only edges may ask a shield");
+    }
+    let answering = Rc::clone(worker);
+    let service = service_fn(move |request| {
+        let worker = Rc::clone(&answering);
+        async move { Ok::<_, Infallible>(worker.answer(request).await) }
+    });
+    let mut builder = http2::Builder::new(Local);
+    builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+    builder.max_concurrent_streams(MOST_STREAMS).max_header_list_size(128 << 10).initial_stream_window_size(1 << 20).initial_connection_window_size(8 << 20);
+    let mut driven = std::pin::pin!(builder.serve_connection(TokioIo::new(tls), service));
+    let mut stopping = worker.stopping.clone();
+    let ended = tokio::select! {
+        ended = driven.as_mut() => ended,
+        () = stopping.stopped() => {
+            driven.as_mut().graceful_shutdown();
+            tokio::time::timeout(worker.drain, driven).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an edge's connection ended");
+    }
+}
+
+impl Worker {
+    fn apply(&self, delivery: Delivery) {
+        let u = &delivery.update;
+        self.gateway.apply(u.revision, u.fresh, u.floor, &u.entries, &|name| u.network.sites.get(name).map(Arc::clone));
+        if u.changes_configuration() {
+            let site = |s: &Arc<tidegate_control_types::SiteState>| {
+                let name = s.spec.name.to_string();
+                let counters = Arc::clone(self.counters.lock().entry(name.clone()).or_default());
+                (name, Rc::new(Site::new(Arc::clone(s), counters)))
+            };
+            *self.sites.borrow_mut() = Rc::new(u.network.sites.values().map(site).collect());
+        }
+        let _ = delivery.applied.send(());
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let (parts, body) = request.into_parts();
+        let mut headers = parts.headers;
+        let text = |name: &http::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (site, scheme) = (text(&fields::SITE), text(&fields::SCHEME));
+        let sites = Rc::clone(&self.sites.borrow());
+        let authority = parts.uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
+        let (Some(site), Some(host)) = (site.as_deref().and_then(|s| sites.get(s)), without_port(&authority)) else {
+            // A site that this shield does not know yet, most likely: the edge asks the origin itself.
+            let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here\n")));
+            *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+            return response;
+        };
+        let (demand, end_to_end) = Asked::internal(&mut headers, true);
+        headers.remove(header::HOST);
+        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        let target = site.target(scheme.as_deref() == Some("https"), &host, path);
+        let key = tidegate_gateway::key(site.name(), &target);
+        let asked = Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
+        self.gateway.answer(asked, body).await.response
+    }
+}
+
+/// What a shield calls itself.
+pub fn via(name: &str) -> HeaderValue {
+    HeaderValue::from_str(&format!("2.0 {name}")).unwrap_or(HeaderValue::from_static("2.0 tidegate"))
+}
