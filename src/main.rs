@@ -1,1 +1,77 @@
-fn main() {}
+//! `tidegate`: one binary, all roles, and the command line of the network.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod output;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A content delivery network that you run yourself.
+#[derive(Parser)]
+#[command(name = "tidegate", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a whole network in one process on this machine, in front of your site or of a small sample
+    Dev(commands::dev::Dev),
+    /// Run a control node, or found and extend the control plane
+    #[command(subcommand)]
+    Control(commands::control::Control),
+    /// Run an edge
+    Edge(commands::role::Role),
+    /// Run an origin shield
+    Shield(commands::role::Role),
+    /// Sites: apply, look at, roll back
+    #[command(subcommand)]
+    Site(commands::site::Site),
+    /// Purge, and wait until it is true everywhere
+    Purge(commands::purge::Purge),
+    /// Nodes: look at, drain, remove
+    #[command(subcommand)]
+    Node(commands::node::Node),
+    /// Tokens for the API, and join tokens for nodes
+    #[command(subcommand)]
+    Token(commands::token::Token),
+    /// The network as a whole
+    Status(commands::status::Status),
+    /// Who did what, newest first
+    Audit(commands::status::Audit),
+    /// Completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Every TLS of the process speaks through the same provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    commands::logging(matches!(cli.command, Command::Control(commands::control::Control::Run(_)) | Command::Edge(_) | Command::Shield(_)));
+    let done = match cli.command {
+        Command::Dev(c) => c.run(),
+        Command::Control(c) => c.run(),
+        Command::Edge(c) => c.edge(),
+        Command::Shield(c) => c.shield(),
+        Command::Site(c) => c.run(),
+        Command::Purge(c) => c.run(),
+        Command::Node(c) => c.run(),
+        Command::Token(c) => c.run(),
+        Command::Status(c) => c.run(),
+        Command::Audit(c) => c.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "tidegate", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|failure| {
+        output::error(&failure.message);
+        ExitCode::from(failure.code)
+    })
+}

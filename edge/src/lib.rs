@@ -14,4 +14,4 @@ mod settings;
 mod worker;
 
 pub use run::{Bound, run};
-pub use settings::{EdgeSettings, Limits};
+pub use settings::{AccessLog, EdgeSettings, Limits};

@@ -1,0 +1,108 @@
+//! `tidegate control`.
+
+use super::role::{checked, until_told};
+use super::{Api, Done, Failure, block_on};
+use crate::output;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tidegate_control::{Bound, ControlSettings, InitOptions};
+use tidegate_control_types::api::MemberView;
+
+#[derive(Subcommand)]
+pub enum Control {
+    /// Found a cluster: its CA, its keys, its first control node and an admin token
+    Init(Init),
+    /// Run a control node
+    Run(Run),
+    /// Enrol a further control node with its join token
+    Join(Config),
+    /// Control nodes and their part
+    Members(Members),
+}
+
+#[derive(Args)]
+pub struct Config {
+    /// The settings (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Init {
+    #[command(flatten)]
+    config: Config,
+    /// Name of the cluster
+    #[arg(long, default_value = "main")]
+    cluster: tidegate_control_types::NodeName,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    config: Config,
+    /// Check the settings and exit
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Args)]
+pub struct Members {
+    #[command(flatten)]
+    api: Api,
+}
+
+impl Control {
+    pub fn run(self) -> Done {
+        match self {
+            Self::Init(c) => c.run(),
+            Self::Join(c) => block_on(async {
+                let settings = ControlSettings::from_file(&c.config)?;
+                tidegate_control::join(&settings).await?;
+                output::line(&format!("{} is enrolled; start it with: tidegate control run --config {}", settings.name, c.config.display()));
+                Ok(ExitCode::SUCCESS)
+            }),
+            Self::Run(c) => {
+                let settings = ControlSettings::from_file(&c.config.config)?;
+                if c.check {
+                    return checked(&c.config.config);
+                }
+                block_on(async {
+                    let bound = Bound::bind(&settings)?;
+                    until_told(|stopping| async { Ok(tidegate_control::run(settings, bound, stopping).await?) }).await
+                })
+            }
+            Self::Members(c) => block_on(async {
+                let members: Vec<MemberView> = c.api.client()?.get("/v1/members").await?;
+                if c.api.json {
+                    output::json(&members);
+                } else {
+                    let rows: Vec<_> = members.into_iter().map(|m| vec![m.id.to_string(), m.name, m.state, m.address]).collect();
+                    output::table(&["ID", "NAME", "STATE", "ADDRESS"], &rows);
+                }
+                Ok(ExitCode::SUCCESS)
+            }),
+        }
+    }
+}
+
+impl Init {
+    fn run(self) -> Done {
+        let settings = ControlSettings::from_file(&self.config.config)?;
+        let founded = tidegate_control::init(&settings, &InitOptions { cluster: self.cluster.to_string(), joins: Vec::new() })?;
+        let ca = settings.cluster_key.with_file_name("ca.pem");
+        std::fs::write(&ca, &founded.ca).map_err(|e| Failure::new(format!("{}: {e}", ca.display())))?;
+        if self.json {
+            output::json(&serde_json::json!({ "cluster": self.cluster, "token": founded.admin_token, "ca": ca }));
+            return Ok(ExitCode::SUCCESS);
+        }
+        output::line(&format!("The cluster {} is founded. Its CA is in {}.", self.cluster, ca.display()));
+        output::line(&format!("\nThe admin token, shown this once:\n\n  {}\n", founded.admin_token));
+        output::line(&format!("Keep {} safe: it opens every sealed key of the cluster.", settings.cluster_key.display()));
+        output::line(&format!("Now: tidegate control run --config {}", self.config.config.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+}
