@@ -119,8 +119,9 @@ impl<U: Upstream> Gateway<U> {
         if !matches!(asked.method, Method::GET | Method::HEAD) {
             return self.pass(asked, body, ForwardReason::Method).await;
         }
-        if !hyper::body::Body::is_end_stream(&body) {
-            // What a body on GET means only the origin knows (RFC 9110 section 9.3.1).
+        if !hyper::body::Body::is_end_stream(&body) || asked.headers.contains_key(http::header::UPGRADE) {
+            // What a body on GET means only the origin knows (RFC 9110 section 9.3.1), and whether it grants another
+            // protocol too.
             return self.pass(asked, body, ForwardReason::Bypass).await;
         }
         let directives = cache_control::of_request(&asked.headers);
@@ -352,7 +353,7 @@ impl<U: Upstream> Gateway<U> {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
             request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, self.demand(&asked), true) };
+        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, self.demand(&asked), asked.end_to_end) };
         Counters::add(&asked.site.counters.fetches, 1);
         match self.upstream.fetch(request, fetch).await {
             Err(error) => {

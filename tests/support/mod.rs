@@ -1,0 +1,319 @@
+//! The harness of the end-to-end tests: the real binary as processes, nginx as origin, and a small HTTP/1.1 client that
+//! hides nothing. Ports are free ones, folders temporary; every process ends with its owner.
+
+#![allow(dead_code, clippy::disallowed_methods)] // Each test binary uses its part; waiting for processes needs real time.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_tidegate")
+}
+
+pub fn free_port() -> u16 {
+    // Closed again at once: whoever takes it next binds with SO_REUSEADDR.
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Until `done` gives something; says `what` was waited for otherwise.
+pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(t) = done() {
+            return t;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that ends with this value. Its stderr is in a file.
+pub struct Process {
+    pub child: Child,
+    pub log: PathBuf,
+}
+
+impl Process {
+    pub fn start(command: &mut Command, log: &Path) -> Self {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Self { child, log: log.to_owned() }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        assert!(done.success());
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Its exit code, once it has ended.
+    pub fn ended(&mut self) -> i32 {
+        wait_for("the process's end", || self.child.try_wait().unwrap()).code().unwrap_or(-1)
+    }
+
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// nginx from Debian, serving a folder.
+pub struct Nginx {
+    process: Process,
+    pub port: u16,
+    log: PathBuf,
+}
+
+impl Nginx {
+    /// `extra` goes into the server block.
+    pub fn start(dir: &Path, root: &Path, extra: &str) -> Self {
+        let port = free_port();
+        std::fs::create_dir_all(dir).unwrap();
+        let (conf, log) = (dir.join("nginx.conf"), dir.join("access.log"));
+        let d = dir.display();
+        let text = format!(
+            "daemon off; user root; worker_processes 1; pid {d}/pid; error_log {d}/error.log;
+             events {{ worker_connections 1024; }}
+             http {{ include /etc/nginx/mime.types; default_type application/octet-stream; sendfile on; keepalive_requests 100000;
+               log_format path '$request_method $status $request_uri'; access_log {log} path;
+               client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;
+               map $uri $tag {{ default 'other'; ~^/(?<first>[^/]+)/ $first; }}
+               server {{ listen 127.0.0.1:{port}; root {root}; {extra} }} }}",
+            log = log.display(),
+            root = root.display(),
+        );
+        std::fs::write(&conf, text).unwrap();
+        let process = Process::start(Command::new("nginx").arg("-p").arg(dir).arg("-c").arg(&conf), &dir.join("out.log"));
+        wait_for("nginx", || TcpStream::connect(("127.0.0.1", port)).ok());
+        Self { process, port, log }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// How often each `METHOD STATUS TARGET` was asked.
+    pub fn asked(&self) -> HashMap<String, usize> {
+        let mut out = HashMap::new();
+        for line in std::fs::read_to_string(&self.log).unwrap_or_default().lines() {
+            *out.entry(line.to_owned()).or_default() += 1;
+        }
+        out
+    }
+
+    pub fn forget(&self) {
+        std::fs::write(&self.log, "").unwrap();
+    }
+
+    pub fn stop(&mut self) {
+        self.process.signal("QUIT");
+        self.process.ended();
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // Its worker goes with the master only if the master is asked.
+        let _ = Command::new("kill").args(["-TERM", &self.process.child.id().to_string()]).status();
+        let _ = self.process.child.wait();
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().rev().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// The members of Cache-Status, this network's edge last.
+    pub fn cache_status(&self) -> String {
+        let all: Vec<_> = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case("cache-status")).map(|(_, v)| v.as_str()).collect();
+        all.join(", ")
+    }
+
+    pub fn is_hit(&self) -> bool {
+        self.cache_status().rsplit(", ").next().is_some_and(|m| m.contains("; hit"))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// A connection that is kept for further requests.
+pub struct Http {
+    stream: BufReader<TcpStream>,
+}
+
+impl Http {
+    pub fn connect(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Asks and reads the whole answer; an error for one that is short.
+    pub fn ask(&mut self, method: &str, host: &str, target: &str, headers: &[(&str, &str)]) -> std::io::Result<Response> {
+        let more: String = headers.iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();
+        self.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n").as_bytes())?;
+        self.read(method)
+    }
+
+    pub fn read(&mut self, method: &str) -> std::io::Result<Response> {
+        let short = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(short());
+        }
+        let status: u16 = line.split(' ').nth(1).and_then(|s| s.trim().parse().ok()).ok_or_else(short)?;
+        let mut headers = Vec::new();
+        loop {
+            line.clear();
+            if self.stream.read_line(&mut line)? == 0 {
+                return Err(short());
+            }
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+        let mut response = Response { status, headers, body: Vec::new() };
+        if method == "HEAD" || matches!(status, 204 | 304 | 101) {
+            return Ok(response);
+        }
+        if response.header("transfer-encoding").is_some() {
+            loop {
+                line.clear();
+                self.stream.read_line(&mut line)?;
+                let size = usize::from_str_radix(line.trim(), 16).map_err(|_| short())?;
+                let mut chunk = vec![0; size + 2];
+                self.stream.read_exact(&mut chunk)?;
+                if size == 0 {
+                    return Ok(response);
+                }
+                response.body.extend_from_slice(&chunk[..size]);
+            }
+        }
+        match response.header("content-length").and_then(|l| l.parse::<usize>().ok()) {
+            Some(length) => {
+                response.body = vec![0; length];
+                self.stream.read_exact(&mut response.body)?;
+            }
+            None => {
+                self.stream.read_to_end(&mut response.body)?;
+            }
+        }
+        Ok(response)
+    }
+
+    pub fn read_exact(&mut self, buffer: &mut [u8]) {
+        self.stream.read_exact(buffer).unwrap();
+    }
+
+    /// Until the other side closes.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let _ = self.stream.read_to_end(&mut out);
+        out
+    }
+}
+
+pub fn get(address: SocketAddr, host: &str, target: &str) -> Response {
+    get_with(address, host, target, &[])
+}
+
+pub fn get_with(address: SocketAddr, host: &str, target: &str, headers: &[(&str, &str)]) -> Response {
+    Http::connect(address).unwrap().ask("GET", host, target, headers).unwrap()
+}
+
+pub fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Runs the command line once.
+pub fn tidegate(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(binary());
+    command.args(arguments).env_remove("TIDEGATE_API").env_remove("TIDEGATE_TOKEN").env("XDG_CONFIG_HOME", "/nonexistent");
+    command.envs(environment.iter().copied()).stdin(Stdio::null()).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub fn error_of(output: &Output) -> String {
+    text(&output.stderr)
+}
+
+/// `tidegate dev`, running.
+pub struct Dev {
+    pub process: Process,
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<String>,
+    pub api: Vec<String>,
+    pub admin: SocketAddr,
+    pub token: String,
+    pub ca: PathBuf,
+    pub data: PathBuf,
+}
+
+impl Dev {
+    /// On free ports, with `more` arguments.
+    pub fn start(dir: &Path, more: &[&str]) -> Self {
+        let out = dir.join("dev.json");
+        let log = dir.join("dev.log");
+        let mut command = Command::new(binary());
+        command.args(["dev", "--json", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.args(more).env("TIDEGATE_LOG", "info").stdin(Stdio::null());
+        let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let child = command.stdout(std::fs::File::create(&out).unwrap()).stderr(stderr).spawn().unwrap();
+        let mut process = Process { child, log };
+        let line = wait_for("tidegate dev to serve", || {
+            if let Some(status) = process.child.try_wait().unwrap() {
+                panic!("tidegate dev ended with {status}:\n{}", process.logged());
+            }
+            std::fs::read_to_string(&out).ok().filter(|t| t.ends_with('\n'))
+        });
+        let v: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let all = |k: &str| v[k].as_array().unwrap().iter().map(|u| u.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let address = |u: &str| u.trim_start_matches("http://").parse().unwrap();
+        Self {
+            process,
+            http: all("http").iter().map(|u| address(u)).collect(),
+            https: all("https"),
+            api: all("api"),
+            admin: address(v["admin"].as_str().unwrap()),
+            token: v["token"].as_str().unwrap().into(),
+            ca: v["ca"].as_str().unwrap().into(),
+            data: v["data"].as_str().unwrap().into(),
+        }
+    }
+
+    pub fn tidegate(&self, arguments: &[&str]) -> Output {
+        tidegate(arguments, &[("TIDEGATE_API", &self.api[0]), ("TIDEGATE_TOKEN", &self.token)])
+    }
+}
