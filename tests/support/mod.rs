@@ -3,6 +3,8 @@
 
 #![allow(dead_code, clippy::disallowed_methods)] // Each test binary uses its part; waiting for processes needs real time.
 
+pub mod network;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -411,7 +411,8 @@ impl<D: Disk> Driver<D> {
     fn compact(&mut self) -> Result<(), ControlError> {
         let state = self.shared.state.read();
         let applied = state.applied;
-        if applied < self.snapshot_index + self.settings.snapshot_every {
+        let due = applied >= self.snapshot_index + self.settings.snapshot_every;
+        if !due && !(self.raw.store().take_wanted() && applied > self.snapshot_index) {
             return Ok(());
         }
         let data = wire::encode(&*state);

@@ -4,6 +4,7 @@
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 #[derive(Debug, Default)]
@@ -14,12 +15,14 @@ pub struct MemLog {
     compacted: (u64, u64),
     entries: VecDeque<Entry>,
     snapshot: Snapshot,
+    /// A follower needs a newer snapshot than there is: one that has it among its members.
+    wanted: Cell<bool>,
 }
 
 impl MemLog {
     #[must_use]
     pub fn new(hard_state: HardState, conf_state: ConfState, compacted: (u64, u64), entries: Vec<Entry>, snapshot: Snapshot) -> Self {
-        Self { hard_state, conf_state, compacted, entries: entries.into(), snapshot }
+        Self { hard_state, conf_state, compacted, entries: entries.into(), snapshot, wanted: Cell::new(false) }
     }
 
     fn last(&self) -> u64 {
@@ -81,6 +84,11 @@ impl MemLog {
         }
     }
 
+    /// Whether a snapshot should be taken now, whatever the log's length; asked once.
+    pub fn take_wanted(&self) -> bool {
+        self.wanted.replace(false)
+    }
+
     pub fn compacted(&self) -> (u64, u64) {
         self.compacted
     }
@@ -134,8 +142,13 @@ impl Storage for MemLog {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        if self.snapshot.get_metadata().index < request_index.max(self.compacted.0) {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let meta = self.snapshot.get_metadata();
+        let members = meta.get_conf_state();
+        // A node ignores a snapshot that does not have it among its members.
+        let is_member = members.voters.contains(&to) || members.learners.contains(&to);
+        if meta.index < request_index.max(self.compacted.0) || !is_member {
+            self.wanted.set(true);
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
         Ok(self.snapshot.clone())

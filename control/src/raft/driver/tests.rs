@@ -240,3 +240,30 @@ fn a_full_disk_stops_the_node_before_it_acknowledges() {
     assert!(driver.round(now).is_err());
     assert!(driver.out.done.is_empty());
 }
+
+#[test]
+fn a_learner_without_a_log_catches_up_and_may_vote() {
+    use raft::eraftpb::{ConfChangeSingle, ConfChangeType};
+    let mut c = Cluster::new(&[1], 4);
+    c.settle();
+    c.member(1, 10);
+    c.disks.insert(2, TestDisk::default());
+    c.start(2);
+    let change = |kind| {
+        let mut one = ConfChangeSingle { node_id: 2, ..ConfChangeSingle::default() };
+        one.set_change_type(kind);
+        Box::new(ConfChangeV2 { changes: vec![one].into(), ..ConfChangeV2::default() })
+    };
+    c.ask(1, Input::Members { ticket: 1, change: change(ConfChangeType::AddLearnerNode) });
+    for _ in 0..20 {
+        c.step();
+    }
+    let members = c.drivers[&1].members();
+    assert!(matches!(members.learners[..], [(2, matched)] if matched == members.committed), "{members:?}");
+    c.ask(1, Input::Members { ticket: 2, change: change(ConfChangeType::AddNode) });
+    for _ in 0..20 {
+        c.step();
+    }
+    assert_eq!(c.drivers[&2].members().voters, [1, 2]);
+    assert_eq!(*c.drivers[&2].shared.state.read(), *c.drivers[&1].shared.state.read());
+}

@@ -1,0 +1,188 @@
+//! A whole network as processes of their own, from settings files, as an operator would make it.
+
+use super::{Process, binary, error_of, free_port, loopback, text, tidegate, wait_for};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub struct Node {
+    pub name: String,
+    pub role: &'static str,
+    pub config: PathBuf,
+    /// Where clients (edges) or the API (control nodes) are; the listener for nodes of shields.
+    pub port: u16,
+    /// The same on IPv6, for edges.
+    pub port_6: u16,
+    pub admin: u16,
+    pub process: Option<Process>,
+    log: PathBuf,
+}
+
+impl Node {
+    pub fn start(&mut self) {
+        let mut command = Command::new(binary());
+        match self.role {
+            "control" => command.args(["control", "run"]),
+            role => command.arg(role),
+        };
+        command.arg("--config").arg(&self.config).env("TIDEGATE_LOG", "info");
+        self.process = Some(Process::start(&mut command, &self.log));
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.process.as_ref().unwrap().signal(name);
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        loopback(self.port)
+    }
+
+    pub fn address_6(&self) -> SocketAddr {
+        SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, self.port_6))
+    }
+
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+pub struct Network {
+    pub nodes: Vec<Node>,
+    pub token: String,
+    pub dir: PathBuf,
+}
+
+impl Network {
+    /// Founds and starts everything, and waits until every node has its lease.
+    pub fn start(dir: &Path, controls: usize, shields: usize, edges: usize, lease: &str) -> Self {
+        let mut network = Self { nodes: Vec::new(), token: String::new(), dir: dir.to_owned() };
+        let peers: Vec<u16> = (0..controls).map(|_| free_port()).collect();
+        let urls: Vec<String> = peers.iter().map(|p| format!("\"https://127.0.0.1:{p}\"")).collect();
+        for (n, port) in peers.iter().enumerate() {
+            let name = format!("control-{}", n + 1);
+            let api = free_port();
+            let text = format!(
+                "listen = [\"127.0.0.1:{port}\"]\napi = [\"127.0.0.1:{api}\"]\ncluster_key = \"{}\"\npeers = [{}]\n",
+                dir.join(format!("{name}.cluster.key")).display(),
+                urls.join(", ")
+            );
+            network.add(&name, "control", api, 0, &text, &format!("[raft]\nlease = \"{lease}\"\n"));
+            if n == 0 {
+                let out = tidegate(&["control", "init", "--json", "--config", network.nodes[0].config.to_str().unwrap()], &[]);
+                assert!(out.status.success(), "{}", error_of(&out));
+                let founded: Value = serde_json::from_slice(&out.stdout).unwrap();
+                network.token = founded["token"].as_str().unwrap().into();
+            } else {
+                network.join_token(&name, "control");
+                let node = network.nodes.last().unwrap();
+                let out = tidegate(&["control", "join", "--config", node.config.to_str().unwrap()], &[]);
+                assert!(out.status.success(), "{}", error_of(&out));
+            }
+            network.nodes.last_mut().unwrap().start();
+            wait_for("the control plane", || network.tidegate(&["status"]).status.success().then_some(()));
+        }
+        wait_for("all control nodes to vote", || {
+            let members = network.json(&["control", "members"]);
+            let voting = members.as_array()?.iter().filter(|m| m["state"] != "learner").count();
+            (voting == controls).then_some(())
+        });
+        let control = format!("control = [{}]\n", urls.join(", "));
+        for n in 1..=shields {
+            let (name, port) = (format!("shield-{n}"), free_port());
+            network.add(&name, "shield", port, 0, &format!("{control}listen = [\"127.0.0.1:{port}\"]\n"), "");
+        }
+        for n in 1..=edges {
+            let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
+            let text = format!("{control}http = [\"127.0.0.1:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"127.0.0.1:{https}\"]\nadvertise = [\"127.0.0.1\", \"::1\"]\nworkers = 2\n");
+            network.add(&name, "edge", port, port_6, &text, "[limits]\ndrain = \"3s\"\n");
+        }
+        for at in controls..network.nodes.len() {
+            let (name, role) = (network.nodes[at].name.clone(), network.nodes[at].role);
+            network.join_token(&name, role);
+            network.nodes[at].start();
+        }
+        network.attached();
+        network
+    }
+
+    fn add(&mut self, name: &str, role: &'static str, port: u16, port_6: u16, text: &str, tables: &str) {
+        let (config, admin, d) = (self.dir.join(format!("{name}.toml")), free_port(), self.dir.display());
+        let head = format!(
+            "name = \"{name}\"\nregion = \"eu\"\ndata = \"{d}/{name}\"\nnode_key = \"{d}/{name}.key\"\njoin_token_file = \"{d}/{name}.join\"\nadmin = \"127.0.0.1:{admin}\"\n"
+        );
+        std::fs::write(&config, format!("{head}{text}{tables}")).unwrap();
+        let log = self.dir.join(format!("{name}.log"));
+        self.nodes.push(Node { name: name.into(), role, config, port, port_6, admin, process: None, log });
+    }
+
+    fn join_token(&self, name: &str, role: &str) {
+        let out = self.tidegate(&["token", "create", "--join", role]);
+        assert!(out.status.success(), "{}", error_of(&out));
+        std::fs::write(self.dir.join(format!("{name}.join")), out.stdout).unwrap();
+    }
+
+    /// Through the API of the first control node that answers.
+    pub fn tidegate(&self, arguments: &[&str]) -> Output {
+        let mut last = None;
+        for node in self.nodes.iter().filter(|n| n.role == "control" && n.process.is_some()) {
+            let api = format!("http://127.0.0.1:{}", node.port);
+            let out = tidegate(arguments, &[("TIDEGATE_API", &api), ("TIDEGATE_TOKEN", &self.token)]);
+            if !error_of(&out).contains("cannot reach the API") {
+                return out;
+            }
+            last = Some(out);
+        }
+        last.expect("a control node runs")
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let out = self.tidegate(&[arguments, &["--json"]].concat());
+        serde_json::from_slice(&out.stdout).unwrap_or(Value::Null)
+    }
+
+    /// Until every cache node that runs holds its lease.
+    pub fn attached(&self) {
+        let wanted: Vec<_> = self.nodes.iter().filter(|n| n.role != "control" && n.process.is_some()).map(|n| n.name.as_str()).collect();
+        wait_for("every node to be attached", || {
+            let nodes = self.json(&["node", "list"]);
+            let attached = |name: &&str| nodes.as_array().is_some_and(|all| all.iter().any(|n| n["name"] == **name && n["state"] == "attached"));
+            wanted.iter().all(attached).then_some(())
+        });
+    }
+
+    pub fn edges(&self) -> Vec<&Node> {
+        self.nodes.iter().filter(|n| n.role == "edge").collect()
+    }
+
+    pub fn node(&mut self, name: &str) -> &mut Node {
+        self.nodes.iter_mut().find(|n| n.name == name).unwrap()
+    }
+
+    /// Applies a site in front of `origin`.
+    pub fn site(&self, name: &str, hosts: &str, origin: &str, more: &str) {
+        let file = self.dir.join(format!("{name}.site.toml"));
+        let tls = "[tls]\ncertificate = \"internal\"\nredirect = false\n";
+        std::fs::write(&file, format!("name = \"{name}\"\nhosts = [{hosts}]\n[origin]\nservers = [{{ url = \"{origin}\" }}]\nallow_private = true\n{more}\n{tls}")).unwrap();
+        let out = self.tidegate(&["site", "apply", file.to_str().unwrap()]);
+        assert!(out.status.success(), "{}", error_of(&out));
+        let revision = self.json(&["site", "show", name])["revision"].as_u64().unwrap();
+        wait_for("every node to have the site", || {
+            let nodes = self.json(&["node", "list"]);
+            let has = |n: &Value| n["applied"].as_u64().is_some_and(|a| a >= revision) || n["role"] == "control" || n["state"] != "attached";
+            nodes.as_array()?.iter().all(has).then_some(())
+        });
+    }
+
+    /// A purge that has to be true when it returns.
+    pub fn purge(&self, arguments: &[&str]) {
+        let out = self.tidegate(&[&["purge"], arguments].concat());
+        assert_eq!(out.status.code(), Some(0), "{arguments:?}: {}{}", text(&out.stdout), error_of(&out));
+    }
+}
