@@ -73,10 +73,11 @@ impl ControlSettings {
         if !s.has("listen") {
             listen = vec![SocketAddr::from(([0, 0, 0, 0], 7443)), SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7443))];
         }
-        let address = s.optional("address", control_url);
+        let mut address = s.optional("address", control_url);
         if address.is_none() && listen.first().is_none_or(|a| a.ip().is_unspecified()) {
             s.wrong("address", "is missing: listen names no single address that other nodes could connect to; for example: address = \"https://c1.example.net:7443\"");
         }
+        address = address.or_else(|| listen.first().map(ToString::to_string));
         let api: Vec<SocketAddr> = if s.has("api") { s.list("api", parsed) } else { vec![SocketAddr::from(([127, 0, 0, 1], 9080))] };
         if let Some(open) = api.iter().find(|a| !a.ip().is_loopback()) {
             s.wrong("api", format!("{open} is not loopback, and tokens would cross the network in clear; use api_https there"));

@@ -74,6 +74,8 @@ pub enum NotNow {
     NoLeader,
     #[error("the outcome is unknown: the leader changed or the quorum was lost meanwhile; look before you try again")]
     Unknown,
+    #[error("another change of the control nodes is under way; try again")]
+    Busy,
     #[error("the node is not part of this network")]
     UnknownNode,
 }
@@ -83,6 +85,7 @@ impl From<NotDone> for NotNow {
         match e {
             NotDone::NotLeader => Self::NoLeader,
             NotDone::Unknown => Self::Unknown,
+            NotDone::Busy => Self::Busy,
             NotDone::UnknownNode => Self::UnknownNode,
         }
     }
@@ -171,7 +174,14 @@ impl Control {
     }
 
     pub async fn change_members(&self, change: ConfChangeV2) -> Result<(), NotNow> {
-        self.ask(|ticket| Input::Members { ticket, change: Box::new(change) }).await.map(|_| ())
+        let deadline = self.clock.boot() + CHANGE_TIMEOUT;
+        loop {
+            let asked = change.clone();
+            match self.ask(move |ticket| Input::Members { ticket, change: Box::new(asked) }).await {
+                Err(NotNow::Busy) if self.clock.boot() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
+                other => return other.map(|_| ()),
+            }
+        }
     }
 
     /// Returns once this node is known to lead and to have applied all that was acknowledged before the call.

@@ -157,6 +157,7 @@ impl From<NotNow> for ApiError {
             NotNow::Refused(Refusal::Stale { .. }) => (StatusCode::PRECONDITION_FAILED, "revision"),
             NotNow::Refused(Refusal::Limit(_)) => (StatusCode::INSUFFICIENT_STORAGE, "limit"),
             NotNow::Refused(Refusal::JoinToken) => (StatusCode::FORBIDDEN, "join-token"),
+            NotNow::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             NotNow::NoLeader => (StatusCode::SERVICE_UNAVAILABLE, "no-leader"),
             NotNow::Unknown => (StatusCode::SERVICE_UNAVAILABLE, "unknown-outcome"),
         };

@@ -48,6 +48,8 @@ pub enum NotDone {
     NotLeader,
     /// It ceased to lead before the outcome was known; the change may yet happen.
     Unknown,
+    /// Another change of the members is under way.
+    Busy,
     /// The node that asks for a lease is not, or no longer, part of the network.
     UnknownNode,
 }
@@ -195,6 +197,8 @@ impl<D: Disk> Driver<D> {
                 let data = wire::encode(&*command);
                 self.propose(ticket, |raw, context| raw.propose(context, data));
             }
+            // Raft makes an empty entry of a second change while one is under way.
+            Input::Members { ticket, .. } if self.raw.raft.has_pending_conf() => self.out.done.push((ticket, Err(NotDone::Busy))),
             Input::Members { ticket, change } => self.propose(ticket, |raw, context| raw.propose_conf_change(context, *change)),
             Input::Read { ticket } => self.read(ticket, None),
             Input::Lease { ticket, node } => self.read(ticket, Some(node)),

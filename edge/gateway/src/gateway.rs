@@ -254,6 +254,17 @@ impl<U: Upstream> Gateway<U> {
             let (fill, collapsed) = match joined {
                 Joined::Joined(fill) => (fill, true),
                 Joined::Began(fill) => {
+                    // The fill that this request just missed may have ended between its look-up and now.
+                    if let (None, false, Found::Fresh(stored)) = (&validating, end_to_end, self.look_up(&asked, &cache_control::of_request(&asked.headers), attachment))
+                        && stored.clean_through().reaches(demand)
+                    {
+                        fill.stored(Arc::clone(&stored), None);
+                        self.fills.remove(&asked.key, &fill);
+                        if let Some(answer) = self.hit(&asked, &stored) {
+                            return answer;
+                        }
+                        continue;
+                    }
                     let validating = validating.clone();
                     tokio::task::spawn_local(fetch::run(Rc::clone(self), Rc::clone(&asked), Arc::clone(&fill), demand, end_to_end, validating, Some(relay)));
                     (fill, false)
