@@ -23,7 +23,8 @@ pub fn json(value: &impl Serialize) {
 
 /// Columns as wide as their widest cell.
 pub fn table(head: &[&str], rows: &[Vec<String>]) {
-    let width = |n: usize| rows.iter().filter_map(|r| r.get(n)).map(|c| c.chars().count()).chain(head.get(n).map(|h| h.len())).max().unwrap_or(0);
+    let width =
+        |n: usize| rows.iter().filter_map(|r| r.get(n)).map(|c| c.chars().count()).chain(head.get(n).map(|h| h.len())).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let show = |cells: &mut dyn Iterator<Item = &str>| {
         let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:w$}")).collect();

@@ -1,5 +1,7 @@
 //! `tidegate dev`: what a newcomer meets first.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A test fails by panicking.
+
 mod support;
 
 use serde_json::Value;
@@ -41,11 +43,17 @@ fn https_speaks_http2_with_a_certificate_of_the_networks_own_ca() {
     let dev = Dev::start(dir.path(), &["--shields", "0"]);
     for host in ["localhost", "127.0.0.1"] {
         let url = dev.https[0].replace("localhost", host);
-        let out = Command::new("curl").args(["-sS", "--http2", "-D-", "--cacert"]).arg(&dev.ca).arg(format!("{url}/hello.txt")).output().unwrap();
+        let out =
+            Command::new("curl").args(["-sS", "--http2", "-D-", "--cacert"]).arg(&dev.ca).arg(format!("{url}/hello.txt")).output().unwrap();
         let shown = text(&out.stdout);
         assert!(shown.starts_with("HTTP/2 200") && shown.contains("Hello from the origin"), "{shown}{}", text(&out.stderr));
     }
-    let out = Command::new("curl").args(["-sS", "--http1.1", "-w", "%{http_version}", "-o", "/dev/null", "--cacert"]).arg(&dev.ca).arg(&dev.https[0]).output().unwrap();
+    let out = Command::new("curl")
+        .args(["-sS", "--http1.1", "-w", "%{http_version}", "-o", "/dev/null", "--cacert"])
+        .arg(&dev.ca)
+        .arg(&dev.https[0])
+        .output()
+        .unwrap();
     assert_eq!(text(&out.stdout), "1.1");
     let out = Command::new("curl").args(["-sS"]).arg(&dev.https[0]).output().unwrap();
     assert!(!out.status.success(), "nobody else trusts that CA");
@@ -59,7 +67,9 @@ fn kept_data_is_used_again_and_nodes_that_are_not_started_are_removed() {
     std::fs::write(root.join("a.txt"), "first").unwrap();
     let nginx = Nginx::start(&dir.path().join("nginx"), &root, "add_header Cache-Control max-age=3600;");
     let data = dir.path().join("data");
-    let arguments = |edges: &'static str| ["--origin".to_owned(), nginx.url(), "--data".into(), data.display().to_string(), "--edges".into(), edges.into()];
+    let arguments = |edges: &'static str| {
+        ["--origin".to_owned(), nginx.url(), "--data".into(), data.display().to_string(), "--edges".into(), edges.into()]
+    };
     let start = |edges| {
         let all = arguments(edges);
         Dev::start(dir.path(), &all.iter().map(String::as_str).collect::<Vec<_>>())
@@ -107,10 +117,16 @@ fn requests_stream_through_and_other_protocols_are_tunnelled() {
                         let _ = stream.write_all(buffer[..n].to_ascii_uppercase().as_slice());
                     }
                 } else {
-                    let length = head.split("content-length: ").nth(1).and_then(|r| r.lines().next()).and_then(|n| n.trim().parse().ok()).unwrap_or(0);
+                    let length = head
+                        .split("content-length: ")
+                        .nth(1)
+                        .and_then(|r| r.lines().next())
+                        .and_then(|n| n.trim().parse().ok())
+                        .unwrap_or(0);
                     let mut body = vec![0; length];
                     let _ = stream.read_exact(&mut body);
-                    let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").as_bytes());
+                    let _ =
+                        stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").as_bytes());
                     let _ = stream.write_all(&body);
                 }
             });
@@ -146,7 +162,11 @@ fn a_browser_shows_the_sample_site_over_http2() {
         .output()
         .unwrap();
     let page = text(&out.stdout);
-    assert!(page.contains("Your network works") && page.contains("edge-1; fwd=") || page.contains("edge-1; hit"), "{page}\n{}", text(&out.stderr));
+    assert!(
+        page.contains("Your network works") && page.contains("edge-1; fwd=") || page.contains("edge-1; hit"),
+        "{page}\n{}",
+        text(&out.stderr)
+    );
     let lines = support::wait_for("the access log", || {
         let lines: Vec<Value> = std::fs::read_to_string(&log).ok()?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         (lines.iter().filter(|l| l["protocol"] == "h2").count() >= 4).then_some(lines)

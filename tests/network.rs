@@ -1,6 +1,8 @@
 //! A whole network of processes in front of a large site that nobody here wrote: Python's and PostgreSQL's documentation
 //! from Debian, served by nginx.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A test fails by panicking.
+
 mod support;
 
 use std::collections::HashMap;
@@ -41,7 +43,10 @@ fn documentation(root: &Path, most: usize) -> Vec<String> {
 }
 
 fn encoded(target: &str) -> String {
-    target.bytes().map(|b| if b.is_ascii_alphanumeric() || b"-._~/".contains(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    target
+        .bytes()
+        .map(|b| if b.is_ascii_alphanumeric() || b"-._~/".contains(&b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
 }
 
 type Expected = HashMap<String, Response>;
@@ -177,7 +182,9 @@ fn any_process_may_die_during_a_crawl() {
     for (n, name) in names.iter().enumerate() {
         network.node(name).kill();
         let before = crawled.load(Ordering::Relaxed);
-        wait_for("the crawls to go on without it", || (crawled.load(Ordering::Relaxed) > before + 1 || name.starts_with("edge")).then_some(()));
+        wait_for("the crawls to go on without it", || {
+            (crawled.load(Ordering::Relaxed) > before + 1 || name.starts_with("edge")).then_some(())
+        });
         network.node(name).start();
         network.attached();
         for edge in network.edges() {
@@ -212,7 +219,9 @@ fn a_purge_is_told_truly_while_an_edge_is_cut_off() {
     for (name, mode) in [("s", "serve"), ("r", "revalidate"), ("f", "refuse")] {
         network.site(name, &format!("\"{name}.example\""), &origin.url(), &format!("[cache]\nwhen_detached = \"{mode}\""));
     }
-    let ask = |network: &Network, edge: usize, name: &str| get(network.edges()[edge].address(), &format!("{name}.example"), &format!("/{name}.txt"));
+    let ask = |network: &Network, edge: usize, name: &str| {
+        get(network.edges()[edge].address(), &format!("{name}.example"), &format!("/{name}.txt"))
+    };
     for name in ["s", "r", "f"] {
         assert_eq!(ask(&network, 1, name).text(), "old");
     }

@@ -3,8 +3,8 @@
 use crate::CertError;
 use crate::identity::{NodeIdentity, node_name, role_name};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use std::net::IpAddr;
@@ -30,7 +30,8 @@ pub struct IssuedKey {
 }
 
 fn validity(params: &mut CertificateParams, now_secs: u64, days: i64) -> Result<(), CertError> {
-    let now = OffsetDateTime::from_unix_timestamp(i64::try_from(now_secs).unwrap_or(0)).map_err(|e| CertError::Certificate(e.to_string()))?;
+    let now =
+        OffsetDateTime::from_unix_timestamp(i64::try_from(now_secs).unwrap_or(0)).map_err(|e| CertError::Certificate(e.to_string()))?;
     params.not_before = now - BACKDATED;
     params.not_after = now + Duration::days(days);
     Ok(())

@@ -63,7 +63,10 @@ impl SealingKey {
     /// The file cannot be read, or is no key file.
     pub fn load(path: &Path) -> Result<Self, CertError> {
         let text = std::fs::read_to_string(path).map_err(|error| CertError::File { path: path.display().to_string(), error })?;
-        from_hex(text.trim()).and_then(|b| b.try_into().ok()).map(Self).ok_or_else(|| CertError::KeyFile { path: path.display().to_string() })
+        from_hex(text.trim())
+            .and_then(|b| b.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| CertError::KeyFile { path: path.display().to_string() })
     }
 
     /// Writes a new key file; an existing one is never overwritten.

@@ -36,7 +36,9 @@ fn roots(ca: &[u8]) -> Result<Arc<RootCertStore>, CertError> {
 pub fn node_server(identity: &[Vec<u8>], key: &[u8], ca: &[u8], enrolment: bool) -> Result<ServerConfig, CertError> {
     let verifier = WebPkiClientVerifier::builder(roots(ca)?);
     let verifier = if enrolment { verifier.allow_unauthenticated() } else { verifier }.build()?;
-    let mut config = ServerConfig::builder_with_protocol_versions(VERSIONS).with_client_cert_verifier(verifier).with_single_cert(chain(identity), private_key(key))?;
+    let mut config = ServerConfig::builder_with_protocol_versions(VERSIONS)
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain(identity), private_key(key))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would keep what a removed or renewed certificate said.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -49,8 +51,9 @@ pub fn node_server(identity: &[Vec<u8>], key: &[u8], ca: &[u8], enrolment: bool)
 /// # Errors
 /// A certificate or key is damaged.
 pub fn node_client(identity: &[Vec<u8>], key: &[u8], ca: &[u8]) -> Result<ClientConfig, CertError> {
-    let mut config =
-        ClientConfig::builder_with_protocol_versions(VERSIONS).with_root_certificates(roots(ca)?).with_client_auth_cert(chain(identity), private_key(key))?;
+    let mut config = ClientConfig::builder_with_protocol_versions(VERSIONS)
+        .with_root_certificates(roots(ca)?)
+        .with_client_auth_cert(chain(identity), private_key(key))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -60,8 +63,10 @@ pub fn node_client(identity: &[Vec<u8>], key: &[u8], ca: &[u8]) -> Result<Client
 #[must_use]
 pub fn enrolling_client(ca_fingerprint: [u8; 32]) -> ClientConfig {
     let verifier = PinnedCa { fingerprint: ca_fingerprint };
-    let mut config =
-        ClientConfig::builder_with_protocol_versions(VERSIONS).dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
+    let mut config = ClientConfig::builder_with_protocol_versions(VERSIONS)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
 }
@@ -88,7 +93,12 @@ impl ServerCertVerifier for PinnedCa {
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Err(rustls::Error::General("TLS 1.2 is not spoken between nodes".into()))
     }
 

@@ -80,12 +80,15 @@ fn sites_without_certificate(control: &Control) -> Vec<SiteName> {
 }
 
 async fn issue(control: &Control, site: &SiteName) -> Result<(), String> {
-    let Some(hosts) = control.raft.state.read().site(site.as_str()).map(|s| certificate_hosts(&s.current().spec.hosts)) else { return Ok(()) };
+    let Some(hosts) = control.raft.state.read().site(site.as_str()).map(|s| certificate_hosts(&s.current().spec.hosts)) else {
+        return Ok(());
+    };
     let now = control.clock.wall();
     let name = certificate_name(site);
     let issued = control.ca().map_err(|e| e.to_string())?.issue_site(&hosts, now.as_secs()).map_err(|e| e.to_string())?;
     let sealed_key = control.cluster_key.seal(&format!("certificate {name}"), &issued.key).map_err(|e| e.to_string())?;
     let not_after = issued.chain.first().and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok()).unwrap_or(0);
-    let certificate = SealedCertificate { name, chain: issued.chain, sealed_key, hosts, not_before: now, not_after: WallTime(not_after * 1000) };
+    let certificate =
+        SealedCertificate { name, chain: issued.chain, sealed_key, hosts, not_before: now, not_after: WallTime(not_after * 1000) };
     control.change(BY, Change::CertificatePut { certificate }).await.map(|_| ()).map_err(|e| e.to_string())
 }

@@ -62,7 +62,12 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
 }
 
 /// Writes a new control node into the log and makes it a learner; the leader makes it a voter once it has caught up.
-async fn add_member(control: &Arc<Control>, by: &str, name: tidegate_control_types::NodeName, address: String) -> Result<ControlSecrets, EnrolError> {
+async fn add_member(
+    control: &Arc<Control>,
+    by: &str,
+    name: tidegate_control_types::NodeName,
+    address: String,
+) -> Result<ControlSecrets, EnrolError> {
     let id = control.raft.state.read().members().map(|m| m.0).max().unwrap_or(0) + 1;
     control.change(by, Change::MemberPut { id, name, address }).await?;
     control.change_members(one(ConfChangeType::AddLearnerNode, id)).await?;

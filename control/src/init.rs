@@ -97,7 +97,12 @@ pub fn init(settings: &ControlSettings, options: &InitOptions) -> Result<Founded
     }
     join_tokens.remove(0);
     apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() });
-    let identity = NodeIdentity { cluster: options.cluster.clone(), role: Role::Control.to_string(), region: settings.region.clone(), name: settings.name.to_string() };
+    let identity = NodeIdentity {
+        cluster: options.cluster.clone(),
+        role: Role::Control.to_string(),
+        region: settings.region.clone(),
+        name: settings.name.to_string(),
+    };
     let (key, request) = ca::node_request()?;
     let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, ca.certificate().to_vec())?;
     credentials.save(&settings.data, &node_key)?;
@@ -128,7 +133,14 @@ fn write_first(settings: &ControlSettings, state: &State) -> Result<(), ControlE
 ///
 /// # Errors
 /// The system's random source fails.
-pub fn join_record(cluster: &str, ca: &[u8], role: Role, region: Option<String>, now: WallTime, ttl: Duration) -> Result<(JoinRecord, String), ControlError> {
+pub fn join_record(
+    cluster: &str,
+    ca: &[u8],
+    role: Role,
+    region: Option<String>,
+    now: WallTime,
+    ttl: Duration,
+) -> Result<(JoinRecord, String), ControlError> {
     let token = JoinToken::generate(cluster, ca)?;
     let record = JoinRecord { id: token.id.clone(), hash: sha256(&token.secret), role, region, created: now, expires: now + ttl };
     Ok((record, token.reveal()))

@@ -31,7 +31,9 @@ pub enum ControlError {
     Storage(#[from] raft::StorageError),
     #[error("{0} is a control node already: its data folder holds a log")]
     Exists(String),
-    #[error("{0} holds no control node yet: make the first of a cluster with `tidegate control init`, or a further one with `tidegate control join`")]
+    #[error(
+        "{0} holds no control node yet: make the first of a cluster with `tidegate control init`, or a further one with `tidegate control join`"
+    )]
     NoLog(String),
     #[error("the consensus core refused to go on: {0}")]
     Raft(String),

@@ -52,7 +52,9 @@ pub fn forgettable(state: &State, leadership: &Leadership, now: BootTime) -> Vec
     let done = state.nodes().filter(|n| {
         let Some(removal) = n.removed else { return false };
         let member = Member { name: &n.state.name, since: n.state.since, dead: removal.dead };
-        let verdict = leadership.fleet.verdict(member, u64::MAX, leadership.fleet.elected(), now, |since| state.may_serve_detached(&everything, since));
+        let verdict = leadership
+            .fleet
+            .verdict(member, u64::MAX, leadership.fleet.elected(), now, |since| state.may_serve_detached(&everything, since));
         verdict == NodeVerdict::Silent
     });
     done.map(|n| n.state.name.clone()).collect()

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,6 @@ use tidegate_node::link::full;
 use tidegate_node::metrics::Metrics;
 use tidegate_node::serve::{CurrentTls, Peer, mutual_tls, serve};
 use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, listen};
-use prometheus_client::metrics::gauge::Gauge;
 
 /// The longest message that one control node takes from another, in bytes.
 const MOST_BODY: usize = wire::MAX_FRAME;
@@ -42,7 +42,12 @@ impl Bound {
     /// An address cannot be bound.
     pub fn bind(settings: &ControlSettings) -> Result<Self, NodeError> {
         let all = |list: &[SocketAddr]| list.iter().map(|a| listen::bind(*a)).collect::<Result<Vec<_>, _>>();
-        Ok(Self { node: all(&settings.listen)?, api: all(&settings.api)?, api_https: all(&settings.api_https)?, admin: listen::bind(settings.admin)? })
+        Ok(Self {
+            node: all(&settings.listen)?,
+            api: all(&settings.api)?,
+            api_https: all(&settings.api_https)?,
+            admin: listen::bind(settings.admin)?,
+        })
     }
 
     #[must_use]
@@ -62,7 +67,8 @@ impl Bound {
 }
 
 fn nothing_yet() -> State {
-    let founding = Founding { cluster: String::new(), incarnation: Incarnation(0), zone: None, ca_certificate: Vec::new(), ca_sealed_key: Vec::new() };
+    let founding =
+        Founding { cluster: String::new(), incarnation: Incarnation(0), zone: None, ca_certificate: Vec::new(), ca_sealed_key: Vec::new() };
     State::new(founding, 0)
 }
 
@@ -80,7 +86,8 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     let node_key = SealingKey::load(&settings.node_key)?;
     let cluster_key = SealingKey::load(&settings.cluster_key)?;
     let id = init::read_raft_id(&settings)?;
-    let credentials = Credentials::load(&settings.data, &node_key)?.ok_or_else(|| ControlError::NoLog(settings.data.display().to_string()))?;
+    let credentials =
+        Credentials::load(&settings.data, &node_key)?.ok_or_else(|| ControlError::NoLog(settings.data.display().to_string()))?;
     let credentials = CurrentCredentials::new(credentials);
     let driver_settings = DriverSettings {
         id,
@@ -97,9 +104,8 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     let metrics = Metrics::new("control", control.settings.name.as_str());
     let figures = Figures::register(&metrics);
     let ready = Arc::clone(&control);
-    let readiness: admin::Readiness = Arc::new(move || {
-        if ready.raft.leader.load(Ordering::Acquire) > 0 { Ok(()) } else { Err("no leader is known".into()) }
-    });
+    let readiness: admin::Readiness =
+        Arc::new(move || if ready.raft.leader.load(Ordering::Acquire) > 0 { Ok(()) } else { Err("no leader is known".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
     for listener in bound.node {
@@ -242,7 +248,9 @@ async fn enrol_request(control: &Arc<Control>, request: Request<Incoming>) -> Re
         let Some(leader) = control.leader_address() else { return plain(StatusCode::SERVICE_UNAVAILABLE, "no leader is known") };
         return match control.links.call(&leader, "control", "/enrol", bytes.to_vec(), crate::shared::CHANGE_TIMEOUT * 2).await {
             Ok(answer) => plain(StatusCode::OK, answer),
-            Err(tidegate_node::link::LinkError::Refused { status, detail, .. }) => plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), detail),
+            Err(tidegate_node::link::LinkError::Refused { status, detail, .. }) => {
+                plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), detail)
+            }
             Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
         };
     }
@@ -310,7 +318,13 @@ struct Figures {
 
 impl Figures {
     fn register(metrics: &Metrics) -> Self {
-        let f = Self { leader: Gauge::default(), term: Gauge::default(), applied: Gauge::default(), sites: Gauge::default(), nodes: Gauge::default() };
+        let f = Self {
+            leader: Gauge::default(),
+            term: Gauge::default(),
+            applied: Gauge::default(),
+            sites: Gauge::default(),
+            nodes: Gauge::default(),
+        };
         metrics.register(|r| {
             r.register("raft_leads", "1 while this control node leads", f.leader.clone());
             r.register("raft_term", "Raft term", f.term.clone());

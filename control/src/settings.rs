@@ -47,7 +47,13 @@ pub struct RaftSettings {
 
 impl Default for RaftSettings {
     fn default() -> Self {
-        Self { tick: Duration::from_millis(50), election_ticks: 16, heartbeat_ticks: 2, lease: LeaseTerms::default(), snapshot_every: 10_000 }
+        Self {
+            tick: Duration::from_millis(50),
+            election_ticks: 16,
+            heartbeat_ticks: 2,
+            lease: LeaseTerms::default(),
+            snapshot_every: 10_000,
+        }
     }
 }
 
@@ -92,7 +98,23 @@ impl ControlSettings {
         let admin = s.or("admin", SocketAddr::from(([127, 0, 0, 1], 9081)), parsed);
         let zone = s.optional("zone", string);
         let raft = raft(&s.table("raft"));
-        Some(Self { name: name?, region: region?, data, node_key, cluster_key, listen, address, api, api_https, api_names, peers, join_token_file, admin, zone, raft })
+        Some(Self {
+            name: name?,
+            region: region?,
+            data,
+            node_key,
+            cluster_key,
+            listen,
+            address,
+            api,
+            api_https,
+            api_names,
+            peers,
+            join_token_file,
+            admin,
+            zone,
+            raft,
+        })
     }
 }
 

@@ -30,7 +30,10 @@ pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One batch of applied entries, encoded once for every watcher.
 #[derive(Clone)]
 pub enum Broadcast {
-    Entries { through: u64, frame: Bytes },
+    Entries {
+        through: u64,
+        frame: Bytes,
+    },
     /// The state came as a whole: whoever watches has to be caught up anew.
     Restored,
 }
@@ -254,7 +257,13 @@ impl Control {
     #[must_use]
     pub fn unsealed(&self, sealed: &SealedCertificate) -> Option<Certificate> {
         match self.cluster_key.open(&format!("certificate {}", sealed.name), &sealed.sealed_key) {
-            Ok(key) => Some(Certificate { name: sealed.name.clone(), chain: sealed.chain.clone(), key, hosts: sealed.hosts.clone(), not_after: sealed.not_after }),
+            Ok(key) => Some(Certificate {
+                name: sealed.name.clone(),
+                chain: sealed.chain.clone(),
+                key,
+                hosts: sealed.hosts.clone(),
+                not_after: sealed.not_after,
+            }),
             Err(error) => {
                 tracing::error!(certificate = sealed.name, %error, "a certificate cannot be unsealed");
                 None

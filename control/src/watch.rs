@@ -106,7 +106,14 @@ impl Session {
         };
         let secret = self.role == Role::Edge;
         let certificates = if secret { missed.certificates.iter().filter_map(|c| self.control.unsealed(c)).collect() } else { Vec::new() };
-        let missed = CatchUp { floor: missed.floor, sites: missed.sites, site_names: missed.site_names, certificates, nodes: missed.nodes, purges: missed.purges };
+        let missed = CatchUp {
+            floor: missed.floor,
+            sites: missed.sites,
+            site_names: missed.site_names,
+            certificates,
+            nodes: missed.nodes,
+            purges: missed.purges,
+        };
         let message = ToNode::CatchUp { revision, terms: self.control.settings.raft.lease, missed: Box::new(missed) };
         send(out, wire::frame(&message).into()).await?;
         Ok(revision.index)

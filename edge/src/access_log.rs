@@ -48,7 +48,9 @@ pub struct Log {
 fn open(to: &AccessLog) -> std::io::Result<Box<dyn Write + Send>> {
     Ok(match to {
         AccessLog::Stdout => Box::new(std::io::stdout()),
-        AccessLog::File(path) => Box::new(std::io::BufWriter::with_capacity(64 << 10, std::fs::OpenOptions::new().create(true).append(true).open(path)?)),
+        AccessLog::File(path) => {
+            Box::new(std::io::BufWriter::with_capacity(64 << 10, std::fs::OpenOptions::new().create(true).append(true).open(path)?))
+        }
     })
 }
 
@@ -64,7 +66,10 @@ impl Log {
         let (sender, receiver) = sync_channel(MOST_WAITING);
         let log = Self { sender, dropped: Arc::default() };
         let dropped = Arc::clone(&log.dropped);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || write(&receiver, out, &to, &dropped)).map_err(|e| NodeError::Runtime(e.to_string()))?;
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write(&receiver, out, &to, &dropped))
+            .map_err(|e| NodeError::Runtime(e.to_string()))?;
         Ok(log)
     }
 

@@ -96,11 +96,17 @@ impl ConnectionState {
 
 enum Phase {
     Head,
-    Body { left: u64 },
+    Body {
+        left: u64,
+    },
     ChunkSize,
-    ChunkData { left: u64 },
+    ChunkData {
+        left: u64,
+    },
     ChunkEnd,
-    Trailers { bytes: usize },
+    Trailers {
+        bytes: usize,
+    },
     /// A request asked for another protocol, and the answer is not known yet.
     Undecided,
     /// Not HTTP/1.1 here: HTTP/2, or what a granted upgrade speaks.
@@ -266,7 +272,9 @@ impl<I> Admission<I> {
             Phase::ChunkEnd if text.is_empty() => Phase::ChunkSize,
             Phase::ChunkEnd => return Err(Refusal { status: 400, why: "a chunk is longer than its size says" }),
             Phase::Trailers { .. } if text.is_empty() => Phase::Head,
-            Phase::Trailers { bytes } if bytes + line.len() > LONGEST_LINE => return Err(Refusal { status: 431, why: "the trailers are too large" }),
+            Phase::Trailers { bytes } if bytes + line.len() > LONGEST_LINE => {
+                return Err(Refusal { status: 431, why: "the trailers are too large" });
+            }
             Phase::Trailers { bytes } => {
                 head::trailer(text)?;
                 Phase::Trailers { bytes: bytes + line.len() }

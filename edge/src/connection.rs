@@ -1,8 +1,8 @@
 //! One client's connection, from its first byte to its end.
 
 use crate::admission::{Admission, ConnectionState};
-use crate::worker::{Client, Worker};
 use crate::proxy_protocol;
+use crate::worker::{Client, Worker};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -78,7 +78,11 @@ where
     let service = service(&worker, &state, client);
     let limits = worker.shared.limits();
     let mut builder = http1::Builder::new();
-    builder.max_headers(limits.fields).max_header_size(limits.head.max(8 << 10)).max_buf_size(MOST_BUFFERED.max(limits.head * 2)).half_close(false);
+    builder
+        .max_headers(limits.fields)
+        .max_header_size(limits.head.max(8 << 10))
+        .max_buf_size(MOST_BUFFERED.max(limits.head * 2))
+        .half_close(false);
     let ended = drive!(worker, builder.serve_connection(io, service).with_upgrades());
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");

@@ -60,9 +60,10 @@ impl Collector for Figures {
             let metric = ConstGauge::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         }
-        for (name, help, value) in
-            [("refused", "Requests refused before they reached a site", load(&self.refused)), ("access_log_dropped", "Lines of the access log that were lost", load(&self.log_dropped))]
-        {
+        for (name, help, value) in [
+            ("refused", "Requests refused before they reached a site", load(&self.refused)),
+            ("access_log_dropped", "Lines of the access log that were lost", load(&self.log_dropped)),
+        ] {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
         }

@@ -185,7 +185,10 @@ pub fn chunk_size(line: &[u8]) -> Result<u64, Refusal> {
     let end = line.iter().position(|b| matches!(b, b';' | b' ' | b'\t')).unwrap_or(line.len());
     let digits = line.get(..end).unwrap_or_default();
     let rest = line.get(end..).unwrap_or_default();
-    let fine = !digits.is_empty() && digits.len() <= 15 && digits.iter().all(u8::is_ascii_hexdigit) && rest.iter().all(|b| (b' '..0x7f).contains(b) || *b == b'\t');
+    let fine = !digits.is_empty()
+        && digits.len() <= 15
+        && digits.iter().all(u8::is_ascii_hexdigit)
+        && rest.iter().all(|b| (b' '..0x7f).contains(b) || *b == b'\t');
     let size = std::str::from_utf8(digits).ok().filter(|_| fine).and_then(|d| u64::from_str_radix(d, 16).ok());
     size.ok_or(bad("a chunk's size is not a number"))
 }

@@ -58,7 +58,10 @@ impl Bound {
     }
 }
 
-fn tls_config(certificates: &Arc<SiteCertificates>, versions: &[&'static rustls::SupportedProtocolVersion]) -> Result<Arc<ServerConfig>, NodeError> {
+fn tls_config(
+    certificates: &Arc<SiteCertificates>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Result<Arc<ServerConfig>, NodeError> {
     let resolver = Arc::clone(certificates) as Arc<dyn rustls::server::ResolvesServerCert>;
     let mut config = ServerConfig::builder_with_protocol_versions(versions).with_no_client_auth().with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -238,7 +241,9 @@ fn set_certificates(certificates: &SiteCertificates, network: &Network) {
     }
     // The site of every host has a certificate for names of this machine alone; a handshake without a name gets it.
     let any = network.sites.values().find(|s| s.spec.hosts.contains(&tidegate_control_types::site::HostPattern::Any));
-    if let Some(key) = any.and_then(|s| network.certificates.get(&format!("internal/{}", s.spec.name))).and_then(|c| all.get(c.hosts.first()?).cloned()) {
+    if let Some(key) =
+        any.and_then(|s| network.certificates.get(&format!("internal/{}", s.spec.name))).and_then(|c| all.get(c.hosts.first()?).cloned())
+    {
         all.insert("*".into(), key);
     }
     certificates.replace(all);

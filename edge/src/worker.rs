@@ -183,10 +183,12 @@ impl Worker {
         let now = milliseconds(self.shared.clock.boot());
         self.coarse.store(now, Ordering::Relaxed);
         let limits = self.shared.limits();
-        self.connections.borrow_mut().retain(|c| c.upgrade().is_some_and(|c| {
-            c.check(now, &limits);
-            true
-        }));
+        self.connections.borrow_mut().retain(|c| {
+            c.upgrade().is_some_and(|c| {
+                c.check(now, &limits);
+                true
+            })
+        });
     }
 
     /// Until the connections are done or their time is over; the network's changes are still taken in.
@@ -226,7 +228,11 @@ impl Worker {
             Err((status, why)) => {
                 self.shared.refused.fetch_add(1, Ordering::Relaxed);
                 connection.decide_upgrade(false);
-                return self.page(status, why);
+                let mut response = self.page(status, why);
+                if status == StatusCode::BAD_REQUEST && request.version() < Version::HTTP_2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                return response;
             }
         };
         if site.state.spec.tls.redirect && !client.https {
@@ -272,7 +278,8 @@ impl Worker {
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(client.https, host, path);
         let key = tidegate_gateway::key(site.name(), &target);
-        let asked = Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
+        let asked =
+            Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
         let mut answer = self.gateway.answer(asked, body).await;
         let tunnel = answer.tunnel.take().zip(ours);
         (answer, tunnel)
@@ -297,7 +304,10 @@ impl Worker {
             return Err((StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"));
         }
         if fields::loops(request.headers(), &self.gateway.node.cdn_id) {
-            return Err((StatusCode::LOOP_DETECTED, "this request came back to the network that sent it: the site's origin is this network itself (CDN-Loop)"));
+            return Err((
+                StatusCode::LOOP_DETECTED,
+                "this request came back to the network that sent it: the site's origin is this network itself (CDN-Loop)",
+            ));
         }
         let routes = Rc::clone(&self.routes.borrow());
         let unknown = (StatusCode::MISDIRECTED_REQUEST, "no site of this network has this host");
@@ -341,7 +351,8 @@ impl Worker {
         let (links, control) = (Arc::clone(&self.shared.links), self.shared.settings.node.control.clone());
         let asked = self.shared.background.spawn(async move {
             for address in &control {
-                let request = Request::post("https://node/v1/purges?wait=10s").header(header::AUTHORIZATION, token.clone()).body(full(body.clone()));
+                let request =
+                    Request::post("https://node/v1/purges?wait=10s").header(header::AUTHORIZATION, token.clone()).body(full(body.clone()));
                 let Ok(request) = request else { return None };
                 if let Ok(response) = links.send(address, "control", request).await {
                     let status = response.status();
@@ -355,7 +366,10 @@ impl Worker {
             Ok(Ok(Some((status, body)))) => {
                 let mut response = Response::new(ResponseBody::whole(body));
                 *response.status_mut() = status;
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(if status.is_success() { "application/json" } else { "application/problem+json" }));
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    HeaderValue::from_static(if status.is_success() { "application/json" } else { "application/problem+json" }),
+                );
                 response
             }
             _ => self.page(StatusCode::SERVICE_UNAVAILABLE, "no control node answers; nothing is known of this purge: ask again"),

@@ -75,10 +75,13 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let counters: AllCounters = Arc::default();
     let name = node.name.to_string();
     let (workers, outbox) = Workers::start("shield", bound.workers, {
-        let (store, fills, counters, pools, watched) = (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
-        let (clock, stopping, tls, drain, name) = (Arc::clone(&clock), stopping.clone(), mutual_tls(credentials.clone(), false), settings.drain, name.clone());
+        let (store, fills, counters, pools, watched) =
+            (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
+        let (clock, stopping, tls, drain, name) =
+            (Arc::clone(&clock), stopping.clone(), mutual_tls(credentials.clone(), false), settings.drain, name.clone());
         move |listeners, inbox| {
-            let node = Node { name: name.clone(), tier: Tier::Shield, via: worker::via(&name), cdn_id: HeaderValue::from_static("tidegate") };
+            let node =
+                Node { name: name.clone(), tier: Tier::Shield, via: worker::via(&name), cdn_id: HeaderValue::from_static("tidegate") };
             let upstream = (Arc::clone(&pools), Arc::clone(&clock));
             let (store, fills, clock, watched) = (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&clock), Arc::clone(&watched));
             let (counters, tls, stopping) = (Arc::clone(&counters), Arc::clone(&tls), stopping.clone());
@@ -105,7 +108,8 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let metrics = Metrics::new("shield", &name);
     let figures = Figures::register(&metrics);
     let ready = Arc::clone(&watched);
-    let readiness: admin::Readiness = Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
+    let readiness: admin::Readiness =
+        Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
@@ -180,7 +184,14 @@ struct Figures {
 
 impl Figures {
     fn register(metrics: &Metrics) -> Self {
-        let f = Self { requests: Gauge::default(), hits: Gauge::default(), fetches: Gauge::default(), collapsed: Gauge::default(), stored: Gauge::default(), fills: Gauge::default() };
+        let f = Self {
+            requests: Gauge::default(),
+            hits: Gauge::default(),
+            fetches: Gauge::default(),
+            collapsed: Gauge::default(),
+            stored: Gauge::default(),
+            fills: Gauge::default(),
+        };
         metrics.register(|r| {
             r.register("requests", "Requests of edges", f.requests.clone());
             r.register("hits", "Requests answered fresh from the cache", f.hits.clone());

@@ -117,7 +117,11 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
     });
     let mut builder = http2::Builder::new(Local);
     builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
-    builder.max_concurrent_streams(MOST_STREAMS).max_header_list_size(128 << 10).initial_stream_window_size(1 << 20).initial_connection_window_size(8 << 20);
+    builder
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(128 << 10)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20);
     let mut driven = std::pin::pin!(builder.serve_connection(TokioIo::new(tls), service));
     let mut stopping = worker.stopping.clone();
     let ended = tokio::select! {
@@ -165,7 +169,8 @@ impl Worker {
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(scheme.as_deref() == Some("https"), &host, path);
         let key = tidegate_gateway::key(site.name(), &target);
-        let asked = Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
+        let asked =
+            Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
         self.gateway.answer(asked, body).await.response
     }
 }

@@ -62,7 +62,11 @@ impl Control {
             Self::Join(c) => block_on(async {
                 let settings = ControlSettings::from_file(&c.config)?;
                 tidegate_control::join(&settings).await?;
-                output::line(&format!("{} is enrolled; start it with: tidegate control run --config {}", settings.name, c.config.display()));
+                output::line(&format!(
+                    "{} is enrolled; start it with: tidegate control run --config {}",
+                    settings.name,
+                    c.config.display()
+                ));
                 Ok(ExitCode::SUCCESS)
             }),
             Self::Run(c) => {

@@ -126,7 +126,12 @@ impl Dev {
         }
         let temporary = match &self.data {
             Some(_) => None,
-            None => Some(tempfile::Builder::new().prefix("tidegate-dev-").tempdir().map_err(|e| Failure::new(format!("no temporary folder: {e}")))?),
+            None => Some(
+                tempfile::Builder::new()
+                    .prefix("tidegate-dev-")
+                    .tempdir()
+                    .map_err(|e| Failure::new(format!("no temporary folder: {e}")))?,
+            ),
         };
         let data = match (&self.data, &temporary) {
             (Some(dir), _) => std::path::absolute(dir).map_err(Failure::new)?,
@@ -163,7 +168,8 @@ impl Dev {
         let controls = (0..self.controls).map(|n| self.control(network, n)).collect::<Result<Vec<_>, _>>()?;
         let controls = controls.into_iter().map(|s| tidegate_control::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
         let shields = (0..self.shields).map(|n| Self::shield(network, n)).collect::<Result<Vec<_>, _>>()?;
-        let shields = shields.into_iter().map(|s| tidegate_origin_shield::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
+        let shields =
+            shields.into_iter().map(|s| tidegate_origin_shield::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
 
         let admin = edges.first().and_then(|(_, b)| b.admin()).unwrap_or(self.admin);
         let http: Vec<_> = edges.iter().flat_map(|(_, b)| b.http.clone()).collect();

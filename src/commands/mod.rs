@@ -91,7 +91,9 @@ impl Api {
     pub fn client(&self) -> Result<Client, Failure> {
         let file = Saved::load()?;
         let api = self.api.clone().or(file.api).unwrap_or_else(|| "http://127.0.0.1:9080".into());
-        let missing = || Failure::usage("no token: set TIDEGATE_TOKEN, pass --token, or write token = \"tgt_...\" into ~/.config/tidegate/config.toml");
+        let missing = || {
+            Failure::usage("no token: set TIDEGATE_TOKEN, pass --token, or write token = \"tgt_...\" into ~/.config/tidegate/config.toml")
+        };
         let token = self.token.clone().or(file.token).ok_or_else(missing)?;
         Ok(Client::new(Settings { api, token, ca: self.ca.clone().or(file.ca) })?)
     }
@@ -112,7 +114,11 @@ impl Saved {
         let Some(path) = home.map(|h| h.join("tidegate/config.toml")) else { return Ok(Self::default()) };
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(Self::default()) };
         read(&path.display().to_string(), &text, |s| {
-            Some(Self { api: s.optional("api", string), token: s.optional("token", string), ca: s.optional("ca", string).map(PathBuf::from) })
+            Some(Self {
+                api: s.optional("api", string),
+                token: s.optional("token", string),
+                ca: s.optional("ca", string).map(PathBuf::from),
+            })
         })
         .map_err(Failure::usage)
     }

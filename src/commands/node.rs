@@ -54,7 +54,10 @@ pub fn table(nodes: &[NodeView]) {
         let stored = n.stored_bytes.map_or("-".into(), output::bytes);
         vec![n.name.clone(), n.role.clone(), n.region.clone(), n.state.clone(), number(n.applied), number(n.requests), ratio(n), stored]
     };
-    output::table(&["NAME", "ROLE", "REGION", "STATE", "REVISION", "REQUESTS", "HITS", "STORED"], &nodes.iter().map(row).collect::<Vec<_>>());
+    output::table(
+        &["NAME", "ROLE", "REGION", "STATE", "REVISION", "REQUESTS", "HITS", "STORED"],
+        &nodes.iter().map(row).collect::<Vec<_>>(),
+    );
 }
 
 impl Node {

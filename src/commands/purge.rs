@@ -63,7 +63,8 @@ impl Purge {
         for s in &selectors {
             Selector::parse(kind, s).map_err(Failure::usage)?;
         }
-        let wait = if self.no_wait { Duration::ZERO } else { parse_duration(&self.wait).map_err(|e| Failure::usage(format!("--wait: {e}")))? };
+        let wait =
+            if self.no_wait { Duration::ZERO } else { parse_duration(&self.wait).map_err(|e| Failure::usage(format!("--wait: {e}")))? };
         let site = if let What::Site { name } = &self.what { Some(name) } else { self.site.as_ref() };
         let request = PurgeRequest { r#type: kind, selectors, site: site.map(ToString::to_string), soft: self.soft };
         block_on(async {
@@ -116,9 +117,12 @@ fn print(receipt: &Receipt, json: bool) {
     let why = |state: &str| match state {
         "applied" => "has applied it",
         "silent" => "is cut off and answers nothing of this",
-        "may_serve" => "is cut off and may still answer with it (when_detached = \"serve\"); if its process is gone: tidegate node remove --dead",
+        "may_serve" => {
+            "is cut off and may still answer with it (when_detached = \"serve\"); if its process is gone: tidegate node remove --dead"
+        }
         _ => "has not answered yet",
     };
-    let rows: Vec<_> = receipt.nodes.iter().map(|n| vec![n.name.clone(), n.role.clone(), n.region.clone(), why(&n.state).to_owned()]).collect();
+    let rows: Vec<_> =
+        receipt.nodes.iter().map(|n| vec![n.name.clone(), n.role.clone(), n.region.clone(), why(&n.state).to_owned()]).collect();
     output::table(&["NODE", "ROLE", "REGION", ""], &rows);
 }

@@ -28,7 +28,9 @@ pub fn start(stopping: Stopping) -> Result<SocketAddr, NodeError> {
 fn answer(request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let page = PAGES.iter().find(|p| p.0 == request.uri().path());
     let (status, kind, tag, body) = match page {
-        _ if !matches!(*request.method(), Method::GET | Method::HEAD) => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "error", &b"only GET\n"[..]),
+        _ if !matches!(*request.method(), Method::GET | Method::HEAD) => {
+            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "error", &b"only GET\n"[..])
+        }
         Some((_, kind, tag, body)) => (StatusCode::OK, *kind, *tag, *body),
         None => (StatusCode::NOT_FOUND, "text/plain", "error", &b"The sample site has no such page.\n"[..]),
     };
@@ -37,7 +39,8 @@ fn answer(request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert("surrogate-key", HeaderValue::from_static(tag));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(if status == StatusCode::OK { "public, max-age=300" } else { "no-store" }));
+    headers
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static(if status == StatusCode::OK { "public, max-age=300" } else { "no-store" }));
     if let Ok(etag) = HeaderValue::from_str(&format!("\"{}-{}\"", env!("CARGO_PKG_VERSION"), body.len())) {
         headers.insert(header::ETAG, etag);
     }

@@ -106,7 +106,10 @@ impl Site {
                     if c.api.json {
                         output::json(&sites);
                     } else {
-                        let rows: Vec<_> = sites.into_iter().map(|s| vec![s.name, s.revision.to_string(), s.hosts.join(", "), s.cname.unwrap_or_default()]).collect();
+                        let rows: Vec<_> = sites
+                            .into_iter()
+                            .map(|s| vec![s.name, s.revision.to_string(), s.hosts.join(", "), s.cname.unwrap_or_default()])
+                            .collect();
                         output::table(&["NAME", "REVISION", "HOSTS", "CNAME"], &rows);
                     }
                 }
@@ -120,7 +123,8 @@ impl Site {
                     if c.api.json {
                         output::json(&versions);
                     } else {
-                        let rows: Vec<_> = versions.into_iter().map(|v| vec![v.revision.to_string(), super::status::time(v.at), v.by]).collect();
+                        let rows: Vec<_> =
+                            versions.into_iter().map(|v| vec![v.revision.to_string(), super::status::time(v.at), v.by]).collect();
                         output::table(&["REVISION", "AT (UTC)", "BY"], &rows);
                     }
                 }
@@ -147,7 +151,9 @@ async fn diff(c: &File) -> Done {
     let old = current(&c.api.client()?, &name).await?;
     let old_source = old.as_ref().map(|s| s.source.clone()).unwrap_or_default();
     if c.api.json {
-        output::json(&serde_json::json!({ "name": name, "revision": old.map(|s| s.revision), "changed": old_source != new, "old": old_source, "new": new }));
+        output::json(
+            &serde_json::json!({ "name": name, "revision": old.map(|s| s.revision), "changed": old_source != new, "old": old_source, "new": new }),
+        );
     } else {
         for line in line_diff(&old_source, &new) {
             output::line(&line);

@@ -32,7 +32,10 @@ impl Status {
                 output::json(&status);
                 return Ok(ExitCode::SUCCESS);
             }
-            output::line(&format!("cluster {}, revision {}, {} sites, leader {} (term {})", status.cluster, status.revision, status.sites, status.leader, status.term));
+            output::line(&format!(
+                "cluster {}, revision {}, {} sites, leader {} (term {})",
+                status.cluster, status.revision, status.sites, status.leader, status.term
+            ));
             if let Some(zone) = &status.zone {
                 output::line(&format!("zone {zone}"));
             }

@@ -81,7 +81,8 @@ impl Token {
 
 impl Create {
     async fn run(self) -> Result<(), Failure> {
-        let expires_in = self.ttl.as_deref().map(parse_duration).transpose().map_err(|e| Failure::usage(format!("--ttl: {e}")))?.map(|d| d.as_secs());
+        let expires_in =
+            self.ttl.as_deref().map(parse_duration).transpose().map_err(|e| Failure::usage(format!("--ttl: {e}")))?.map(|d| d.as_secs());
         let client = self.api.client()?;
         let made = match (self.join, self.role) {
             (Some(role), _) => client.create_join(&JoinRequest { role, region: self.region, expires_in }).await?,

@@ -1,7 +1,8 @@
 //! The harness of the end-to-end tests: the real binary as processes, nginx as origin, and a small HTTP/1.1 client that
 //! hides nothing. Ports are free ones, folders temporary; every process ends with its owner.
 
-#![allow(dead_code, clippy::disallowed_methods)] // Each test binary uses its part; waiting for processes needs real time.
+// Each test binary uses its part; waiting for processes needs real time; a test fails by panicking.
+#![allow(dead_code, clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod network;
 
@@ -289,7 +290,18 @@ impl Dev {
         let out = dir.join("dev.json");
         let log = dir.join("dev.log");
         let mut command = Command::new(binary());
-        command.args(["dev", "--json", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--api", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.args([
+            "dev",
+            "--json",
+            "--http",
+            "127.0.0.1:0",
+            "--https",
+            "127.0.0.1:0",
+            "--api",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+        ]);
         command.args(more).env("TIDEGATE_LOG", "info").stdin(Stdio::null());
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let child = command.stdout(std::fs::File::create(&out).unwrap()).stderr(stderr).spawn().unwrap();

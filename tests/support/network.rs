@@ -100,7 +100,9 @@ impl Network {
         }
         for n in 1..=edges {
             let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
-            let text = format!("{control}http = [\"127.0.0.1:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"127.0.0.1:{https}\"]\nadvertise = [\"127.0.0.1\", \"::1\"]\nworkers = 2\n");
+            let text = format!(
+                "{control}http = [\"127.0.0.1:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"127.0.0.1:{https}\"]\nadvertise = [\"127.0.0.1\", \"::1\"]\nworkers = 2\n"
+            );
             network.add(&name, "edge", port, port_6, &text, "[limits]\ndrain = \"3s\"\n");
         }
         for at in controls..network.nodes.len() {
@@ -152,7 +154,8 @@ impl Network {
         let wanted: Vec<_> = self.nodes.iter().filter(|n| n.role != "control" && n.process.is_some()).map(|n| n.name.as_str()).collect();
         wait_for("every node to be attached", || {
             let nodes = self.json(&["node", "list"]);
-            let attached = |name: &&str| nodes.as_array().is_some_and(|all| all.iter().any(|n| n["name"] == **name && n["state"] == "attached"));
+            let attached =
+                |name: &&str| nodes.as_array().is_some_and(|all| all.iter().any(|n| n["name"] == **name && n["state"] == "attached"));
             wanted.iter().all(attached).then_some(())
         });
     }
@@ -169,13 +172,20 @@ impl Network {
     pub fn site(&self, name: &str, hosts: &str, origin: &str, more: &str) {
         let file = self.dir.join(format!("{name}.site.toml"));
         let tls = "[tls]\ncertificate = \"internal\"\nredirect = false\n";
-        std::fs::write(&file, format!("name = \"{name}\"\nhosts = [{hosts}]\n[origin]\nservers = [{{ url = \"{origin}\" }}]\nallow_private = true\n{more}\n{tls}")).unwrap();
+        std::fs::write(
+            &file,
+            format!(
+                "name = \"{name}\"\nhosts = [{hosts}]\n[origin]\nservers = [{{ url = \"{origin}\" }}]\nallow_private = true\n{more}\n{tls}"
+            ),
+        )
+        .unwrap();
         let out = self.tidegate(&["site", "apply", file.to_str().unwrap()]);
         assert!(out.status.success(), "{}", error_of(&out));
         let revision = self.json(&["site", "show", name])["revision"].as_u64().unwrap();
         wait_for("every node to have the site", || {
             let nodes = self.json(&["node", "list"]);
-            let has = |n: &Value| n["applied"].as_u64().is_some_and(|a| a >= revision) || n["role"] == "control" || n["state"] != "attached";
+            let has =
+                |n: &Value| n["applied"].as_u64().is_some_and(|a| a >= revision) || n["role"] == "control" || n["state"] != "attached";
             nodes.as_array()?.iter().all(has).then_some(())
         });
     }

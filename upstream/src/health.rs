@@ -114,7 +114,8 @@ async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, sp
         if !h2 {
             request = request.header(http::header::HOST, host);
         }
-        let request = request.header(http::header::USER_AGENT, "tidegate-health").body(RequestBody::Empty).map_err(|_| FetchError::Broken)?;
+        let request =
+            request.header(http::header::USER_AGENT, "tidegate-health").body(RequestBody::Empty).map_err(|_| FetchError::Broken)?;
         let response = match connection {
             connect::Connection::H1(mut s) => s.send_request(request).await,
             connect::Connection::H2(mut s) => s.send_request(request).await,
@@ -136,7 +137,9 @@ mod tests {
     fn as_many_probes_in_a_row_as_the_site_says_turn_a_server() {
         let spec = HealthSpec { path: "/".into(), interval: Duration::from_secs(1), expect: vec![200], down_after: 3, up_after: 2 };
         let (h, now) = (Health::default(), BootTime::default());
-        for (good, up) in [(false, true), (false, true), (true, true), (false, true), (false, true), (false, false), (true, false), (true, true)] {
+        for (good, up) in
+            [(false, true), (false, true), (true, true), (false, true), (false, true), (false, false), (true, false), (true, true)]
+        {
             h.probed(good, &spec);
             assert_eq!(h.is_up(now), up);
         }

@@ -54,7 +54,16 @@ impl Servers {
             rounds.collect::<Vec<_>>()
         };
         let (primary, backup) = (spread(false), spread(true));
-        Self { site: site.name.clone(), hosts: site.hosts.clone(), spec, health, primary, backup, turn: AtomicU32::new(0), budget: AtomicI64::new(BUDGET_START) }
+        Self {
+            site: site.name.clone(),
+            hosts: site.hosts.clone(),
+            spec,
+            health,
+            primary,
+            backup,
+            turn: AtomicU32::new(0),
+            budget: AtomicI64::new(BUDGET_START),
+        }
     }
 
     #[must_use]
@@ -88,11 +97,14 @@ impl Servers {
                     let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
                     live.get(turn % live.len().max(1)).copied()
                 }
-                Balance::LeastRequests => live.into_iter().min_by_key(|n| self.health.get(*n).map_or(0, |h| h.in_flight.load(Ordering::Relaxed))),
+                Balance::LeastRequests => {
+                    live.into_iter().min_by_key(|n| self.health.get(*n).map_or(0, |h| h.in_flight.load(Ordering::Relaxed)))
+                }
                 Balance::Hash => {
                     live.sort_unstable();
                     live.dedup();
-                    let names: Vec<_> = live.iter().map(|n| (*n, self.spec.servers.get(*n).map(ToString::to_string).unwrap_or_default())).collect();
+                    let names: Vec<_> =
+                        live.iter().map(|n| (*n, self.spec.servers.get(*n).map(ToString::to_string).unwrap_or_default())).collect();
                     crate::ring::ranked(key_hash, &names, |(_, name)| name).first().map(|(n, _)| *n)
                 }
             }
@@ -206,7 +218,9 @@ impl OriginUpstream {
     }
 
     async fn attempt(&self, servers: &Arc<Servers>, at: usize, request: Request<RequestBody>) -> Result<Fetched, Failed> {
-        let Some((server, health)) = servers.spec.servers.get(at).zip(servers.health.get(at)) else { return Err(Failed::unsent(FetchError::Down, request)) };
+        let Some((server, health)) = servers.spec.servers.get(at).zip(servers.health.get(at)) else {
+            return Err(Failed::unsent(FetchError::Down, request));
+        };
         let key = PoolKey { site: servers.site.clone(), server: server.clone() };
         let mut request = request;
         let mut fresh = false;
@@ -331,7 +345,9 @@ impl Upstream for OriginUpstream {
     async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
         let servers = self.pools.get(fetch.site.name()).ok_or(FetchError::Down)?;
         servers.earn();
-        let again = (matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && matches!(request.body(), RequestBody::Empty)).then(|| copy(&request));
+        let again = (matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+            && matches!(request.body(), RequestBody::Empty))
+        .then(|| copy(&request));
         let mut next = Some(request);
         let (mut tried, mut last) = (Vec::new(), FetchError::Down);
         while let Some(request) = next.take() {

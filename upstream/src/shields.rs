@@ -118,7 +118,12 @@ impl EdgeUpstream {
         Ok(sender)
     }
 
-    async fn ask(&self, shield: &Shield, request: Request<RequestBody>, fetch: &Fetch) -> Result<Fetched, (FetchError, Option<Request<RequestBody>>)> {
+    async fn ask(
+        &self,
+        shield: &Shield,
+        request: Request<RequestBody>,
+        fetch: &Fetch,
+    ) -> Result<Fetched, (FetchError, Option<Request<RequestBody>>)> {
         let mut sender = match self.sender(shield).await {
             Ok(s) => s,
             Err(e) => return Err((e, Some(request))),
@@ -202,7 +207,9 @@ impl Upstream for EdgeUpstream {
                     if !reached || error == FetchError::Timeout {
                         shield.down_until.store((self.clock.boot() + LEAVE_ALONE).as_nanos(), Ordering::Relaxed);
                     }
-                    if !matches!(error, FetchError::Connect | FetchError::Broken | FetchError::Tls) || (reached && error != FetchError::Broken) {
+                    if !matches!(error, FetchError::Connect | FetchError::Broken | FetchError::Tls)
+                        || (reached && error != FetchError::Broken)
+                    {
                         return Err(error);
                     }
                     tracing::debug!(shield = shield.name, %error, "a shield failed");

@@ -106,7 +106,10 @@ impl Client {
         let exchange = async {
             if self.https {
                 let name = ServerName::try_from(self.host.trim_matches(['[', ']']).to_owned()).map_err(|e| fail(e.to_string()))?;
-                let tls = TlsConnector::from(self.tls()?).connect(name, tcp).await.map_err(|e| fail(format!("{e}; name the network's CA file with TIDEGATE_CA")))?;
+                let tls = TlsConnector::from(self.tls()?)
+                    .connect(name, tcp)
+                    .await
+                    .map_err(|e| fail(format!("{e}; name the network's CA file with TIDEGATE_CA")))?;
                 exchange(tls, request).await
             } else {
                 exchange(tcp, request).await
@@ -137,7 +140,10 @@ impl Client {
         }
         match serde_json::from_slice::<Problem>(&answer.body) {
             Ok(problem) => Err(ClientError::Problem(problem)),
-            Err(_) => Err(ClientError::Foreign { status: answer.status.as_u16(), text: String::from_utf8_lossy(&answer.body).chars().take(200).collect() }),
+            Err(_) => Err(ClientError::Foreign {
+                status: answer.status.as_u16(),
+                text: String::from_utf8_lossy(&answer.body).chars().take(200).collect(),
+            }),
         }
     }
 

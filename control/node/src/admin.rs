@@ -38,7 +38,11 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, ready: Readiness, mu
         let (metrics, ready) = (metrics.clone(), Arc::clone(&ready));
         tokio::spawn(async move {
             let service = service_fn(|r| std::future::ready(Ok::<_, Infallible>(answer(&r, &metrics, &ready))));
-            let served = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).serve_connection(TokioIo::new(tcp), service).await;
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(tcp), service)
+                .await;
             if let Err(error) = served {
                 tracing::debug!(%error, "a connection to the admin listener ended");
             }

@@ -104,7 +104,8 @@ async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body:
     let silent = |e: String| Asked::Silent(e);
     let mut sender = link::connect(address, name, config).await.map_err(|e| silent(e.to_string()))?;
     let request = Request::post("https://node/enrol").body(full(body)).map_err(|e| silent(e.to_string()))?;
-    let response = tokio::time::timeout(CALL, sender.send_request(request)).await.map_err(|_| silent(format!("{address} does not answer")))?;
+    let response =
+        tokio::time::timeout(CALL, sender.send_request(request)).await.map_err(|_| silent(format!("{address} does not answer")))?;
     let response = response.map_err(|e| silent(format!("{address}: {e}")))?;
     let status = response.status();
     let bytes = response.into_body().collect().await.map_err(|e| silent(e.to_string()))?.to_bytes();

@@ -55,7 +55,8 @@ impl Credentials {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(NodeError::file(&path, e)),
         };
-        let stored: StoredCredentials = wire::decode(&bytes).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error })?;
+        let stored: StoredCredentials =
+            wire::decode(&bytes).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error })?;
         let key = node_key.open(CONTEXT, &stored.sealed_key)?;
         Self::new(stored.chain, key, stored.ca).map(Some)
     }

@@ -38,7 +38,9 @@ pub enum NodeError {
     File { path: String, error: std::io::Error },
     #[error("{path}: {error}")]
     Damaged { path: String, error: tidegate_control_types::wire::WireError },
-    #[error("this node is not enrolled yet: put a join token into a file and name it with join_token_file (make one with: tidegate token create --join {role})")]
+    #[error(
+        "this node is not enrolled yet: put a join token into a file and name it with join_token_file (make one with: tidegate token create --join {role})"
+    )]
     NotEnrolled { role: &'static str },
     #[error("{path} holds no join token")]
     NoJoinToken { path: String },

@@ -81,7 +81,12 @@ impl Links {
             let request = request.map_err(|e| LinkError::Broken { address: address.into(), error: e.to_string() })?;
             let response = self.send(address, role, request).await?;
             let status = response.status();
-            let bytes = response.into_body().collect().await.map_err(|e| LinkError::Broken { address: address.into(), error: e.to_string() })?.to_bytes();
+            let bytes = response
+                .into_body()
+                .collect()
+                .await
+                .map_err(|e| LinkError::Broken { address: address.into(), error: e.to_string() })?
+                .to_bytes();
             if status.is_success() {
                 return Ok(bytes);
             }

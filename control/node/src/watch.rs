@@ -87,7 +87,9 @@ impl Watcher {
                     self.watched.lease.publish(None);
                     return Err(NodeError::Removed { data: self.settings.data.display().to_string() });
                 }
-                Ended::Broken(error) => tracing::warn!(node = %self.settings.name, control = address, error, "the watch stream ended; trying the next control node"),
+                Ended::Broken(error) => {
+                    tracing::warn!(node = %self.settings.name, control = address, error, "the watch stream ended; trying the next control node")
+                }
             }
             tokio::time::sleep(backoff.next(random_u64())).await;
         }
@@ -124,7 +126,13 @@ impl Watcher {
         self.talk(out, response.into_body(), lease, backoff).await
     }
 
-    async fn talk(&mut self, mut out: Sender<Bytes, BoxError>, mut incoming: Incoming, lease: &mut NodeLease, backoff: &mut Backoff) -> Ended {
+    async fn talk(
+        &mut self,
+        mut out: Sender<Bytes, BoxError>,
+        mut incoming: Incoming,
+        lease: &mut NodeLease,
+        backoff: &mut Backoff,
+    ) -> Ended {
         let mut frames = Deframer::default();
         let mut terms = LeaseTerms::default();
         let mut ask = tokio::time::interval(terms.ask_every());

@@ -63,7 +63,9 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/tokens/{id}", delete(tokens::revoke))
         .route("/v1/joins", post(tokens::create_join))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not-found", "there is no such resource; see /v1/openapi.json") })
-        .method_not_allowed_fallback(|| async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this resource has no such method") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this resource has no such method")
+        })
         .with_state(Arc::clone(&control));
     Api { control, router }
 }
@@ -80,7 +82,8 @@ pub async fn answer(api: Api, request: Request<Incoming>) -> http::Response<Body
 async fn try_answer(mut api: Api, request: Request<Incoming>) -> Result<http::Response<Body>, ApiError> {
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, MOST_BODY).collect().await;
-    let body = body.map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, "body", format!("the request's body is of no use: {e}")))?.to_bytes();
+    let body =
+        body.map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, "body", format!("the request's body is of no use: {e}")))?.to_bytes();
     let open = parts.uri.path() == "/v1/openapi.json";
     if !open && let Some(leader) = other_leader(&api.control, &parts.headers).await? {
         return forward(&api.control, &leader, parts, body).await;
@@ -116,7 +119,8 @@ async fn other_leader(control: &Control, headers: &HeaderMap) -> Result<Option<S
 async fn forward(control: &Control, leader: &str, parts: Parts, body: Bytes) -> Result<http::Response<Body>, ApiError> {
     let fail = |why: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "no-leader", why);
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-    let mut request = Request::builder().method(parts.method).uri(format!("https://node{path}")).body(full(body)).map_err(|e| fail(e.to_string()))?;
+    let mut request =
+        Request::builder().method(parts.method).uri(format!("https://node{path}")).body(full(body)).map_err(|e| fail(e.to_string()))?;
     for name in [header::AUTHORIZATION, header::CONTENT_TYPE, header::IF_MATCH] {
         if let Some(value) = parts.headers.get(&name) {
             request.headers_mut().insert(name, value.clone());
@@ -216,7 +220,11 @@ impl Caller {
 
     /// As the audit log names it.
     pub fn name(&self) -> String {
-        if self.token.note.is_empty() { format!("token {}", self.token.id) } else { format!("token {} ({})", self.token.id, self.token.note) }
+        if self.token.note.is_empty() {
+            format!("token {}", self.token.id)
+        } else {
+            format!("token {} ({})", self.token.id, self.token.note)
+        }
     }
 }
 
@@ -228,7 +236,9 @@ impl FromRequestParts<Arc<Control>> for Caller {
         let refuse = |why: &str| ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", why);
         let value = parts.headers.get(header::AUTHORIZATION).ok_or_else(|| refuse("send a token: Authorization: Bearer tgt_..."))?;
         let text = value.to_str().ok().and_then(|v| v.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let token = text.and_then(|(_, t)| ApiToken::parse(t)).ok_or_else(|| refuse("this is not a token of Tidegate's: Authorization: Bearer tgt_..."))?;
+        let token = text
+            .and_then(|(_, t)| ApiToken::parse(t))
+            .ok_or_else(|| refuse("this is not a token of Tidegate's: Authorization: Bearer tgt_..."))?;
         control.read_barrier().await?;
         let state = control.raft.state.read();
         let record = state.token(&token.id).filter(|r| hash_matches(&token.secret, &r.hash)).cloned();
@@ -247,7 +257,8 @@ mod tests {
     fn the_openapi_document_names_every_route() {
         let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
         let source = include_str!("mod.rs");
-        let routes: Vec<_> = source.split(".route(\"").skip(1).filter_map(|r| r.split('"').next()).filter(|r| r.starts_with("/v1")).collect();
+        let routes: Vec<_> =
+            source.split(".route(\"").skip(1).filter_map(|r| r.split('"').next()).filter(|r| r.starts_with("/v1")).collect();
         assert!(routes.len() > 10);
         for route in routes.iter().filter(|r| **r != "/v1/openapi.json") {
             assert!(document["paths"][*route].is_object(), "{route} is not in openapi.json");

@@ -84,7 +84,12 @@ pub struct Removal {
     dead: bool,
 }
 
-pub async fn remove(State(control): State<Arc<Control>>, Path(name): Path<String>, Query(how): Query<Removal>, caller: Caller) -> Result<Response, ApiError> {
+pub async fn remove(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Query(how): Query<Removal>,
+    caller: Caller,
+) -> Result<Response, ApiError> {
     caller.may(Verb::Node, None)?;
     let name = node_name(&name)?;
     let member = control.raft.state.read().members().any(|m| *m.1 == name);

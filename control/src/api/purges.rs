@@ -53,7 +53,12 @@ fn orders(asked: &PurgeRequest) -> Result<Vec<PurgeOrder>, ApiError> {
     }
 }
 
-pub async fn purge(State(control): State<Arc<Control>>, Query(wait): Query<Wait>, caller: Caller, body: Bytes) -> Result<Response, ApiError> {
+pub async fn purge(
+    State(control): State<Arc<Control>>,
+    Query(wait): Query<Wait>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     let wait = wait.duration()?;
     let asked: PurgeRequest = json(&body)?;
     let orders = control.raft.state.read().placed(orders(&asked)?).map_err(crate::shared::NotNow::from)?;
@@ -126,9 +131,13 @@ fn standing(control: &Control, index: u64, record: &PurgeRecord) -> Result<Stand
 fn describe(record: &PurgeRecord, revision: Revision, nodes: Vec<ReceiptNode>) -> Receipt {
     let first = record.orders.first();
     let (kind, text): (_, fn(&Selector) -> Option<String>) = match first.map(|o| &o.selector) {
-        Some(Selector::Url { .. }) => (PurgeType::Url, |s| if let Selector::Url { host, target } = s { Some(format!("{host}{target}")) } else { None }),
+        Some(Selector::Url { .. }) => {
+            (PurgeType::Url, |s| if let Selector::Url { host, target } = s { Some(format!("{host}{target}")) } else { None })
+        }
         Some(Selector::Tag { .. }) => (PurgeType::Tag, |s| if let Selector::Tag { tag } = s { Some(tag.clone()) } else { None }),
-        Some(Selector::Prefix { .. }) => (PurgeType::Prefix, |s| if let Selector::Prefix { host, path } = s { Some(format!("{host}{path}")) } else { None }),
+        Some(Selector::Prefix { .. }) => {
+            (PurgeType::Prefix, |s| if let Selector::Prefix { host, path } = s { Some(format!("{host}{path}")) } else { None })
+        }
         Some(Selector::Host { .. }) => (PurgeType::Host, |s| s.host().map(str::to_owned)),
         Some(Selector::Site) => (PurgeType::Site, |_| None),
         Some(Selector::All) | None => (PurgeType::All, |_| None),

@@ -46,7 +46,9 @@ fn tagged(mut response: Response, revision: u64) -> Response {
 fn expected(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
     let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
     let number = value.to_str().ok().and_then(|v| v.trim_matches('"').parse().ok());
-    number.map(Some).ok_or_else(|| ApiError::bad("If-Match takes a site's revision, as its ETag says it; 0 for a site that must not be there yet"))
+    number
+        .map(Some)
+        .ok_or_else(|| ApiError::bad("If-Match takes a site's revision, as its ETag says it; 0 for a site that must not be there yet"))
 }
 
 pub async fn list(State(control): State<Arc<Control>>, caller: Caller) -> Result<Response, ApiError> {
@@ -86,12 +88,23 @@ async fn apply(control: &Control, caller: &Caller, name: SiteName, source: Strin
     Ok(tagged(reply(if new { StatusCode::CREATED } else { StatusCode::OK }, &view(control, &record)), record.revision()))
 }
 
-pub async fn put(State(control): State<Arc<Control>>, Path(name): Path<String>, headers: HeaderMap, caller: Caller, body: Bytes) -> Result<Response, ApiError> {
+pub async fn put(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     let source = String::from_utf8(body.to_vec()).map_err(|_| ApiError::bad("the body should be a site file: TOML in UTF-8"))?;
     apply(&control, &caller, site_name(&name)?, source, expected(&headers)?).await
 }
 
-pub async fn remove(State(control): State<Arc<Control>>, Path(name): Path<String>, headers: HeaderMap, caller: Caller) -> Result<Response, ApiError> {
+pub async fn remove(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    caller: Caller,
+) -> Result<Response, ApiError> {
     let name = site_name(&name)?;
     caller.may(Verb::Site, Some(&name))?;
     control.change(&caller.name(), Change::SiteRemove { name, expected: expected(&headers)? }).await?;
@@ -112,11 +125,20 @@ struct Rollback {
     revision: u64,
 }
 
-pub async fn rollback(State(control): State<Arc<Control>>, Path(name): Path<String>, headers: HeaderMap, caller: Caller, body: Bytes) -> Result<Response, ApiError> {
+pub async fn rollback(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     let name = site_name(&name)?;
     let Rollback { revision } = json(&body)?;
     let record = record(&control, &name)?;
     let version = record.versions().find(|v| v.index == revision);
-    let source = version.ok_or_else(|| ApiError::not_found(format!("the site {name} has no version {revision} any more; see its versions")))?.source.clone();
+    let source = version
+        .ok_or_else(|| ApiError::not_found(format!("the site {name} has no version {revision} any more; see its versions")))?
+        .source
+        .clone();
     apply(&control, &caller, name, source, expected(&headers)?).await
 }

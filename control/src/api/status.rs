@@ -15,7 +15,13 @@ async fn member_views(control: &Control) -> Vec<MemberView> {
     let leader = control.raft.leader.load(Ordering::Acquire);
     let state = control.raft.state.read();
     let view = |(id, name, address): (u64, &tidegate_control_types::NodeName, &str)| {
-        let role = if id == leader { "leader" } else if voters.contains(&id) { "voter" } else { "learner" };
+        let role = if id == leader {
+            "leader"
+        } else if voters.contains(&id) {
+            "voter"
+        } else {
+            "learner"
+        };
         MemberView { id, name: name.to_string(), address: address.into(), state: role.into() }
     };
     state.members().map(view).collect()

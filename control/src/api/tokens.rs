@@ -51,7 +51,8 @@ pub async fn list(State(control): State<Arc<Control>>, caller: Caller) -> Result
 pub async fn create(State(control): State<Arc<Control>>, caller: Caller, body: Bytes) -> Result<Response, ApiError> {
     caller.may(Verb::Token, None)?;
     let asked: TokenRequest = json(&body)?;
-    let sites = asked.sites.iter().map(|s| s.parse::<SiteName>()).collect::<Result<Vec<_>, _>>().map_err(|e| ApiError::bad(e.to_string()))?;
+    let sites =
+        asked.sites.iter().map(|s| s.parse::<SiteName>()).collect::<Result<Vec<_>, _>>().map_err(|e| ApiError::bad(e.to_string()))?;
     if let Some(missing) = sites.iter().find(|s| control.raft.state.read().site(s.as_str()).is_none()) {
         return Err(ApiError::not_found(format!("there is no site {missing}")));
     }

@@ -25,15 +25,33 @@ pub type Ticket = u64;
 pub enum Input {
     Tick,
     Message(Box<Message>),
-    Propose { ticket: Ticket, command: Box<Command> },
-    Members { ticket: Ticket, change: Box<ConfChangeV2> },
+    Propose {
+        ticket: Ticket,
+        command: Box<Command>,
+    },
+    Members {
+        ticket: Ticket,
+        change: Box<ConfChangeV2>,
+    },
     /// A linearizable read: answered with an index that everything acknowledged before is at or below.
-    Read { ticket: Ticket },
+    Read {
+        ticket: Ticket,
+    },
     /// An asking for a lease; granted only by way of a read that began now.
-    Lease { ticket: Ticket, node: NodeName },
-    Transfer { to: u64 },
-    Unreachable { id: u64 },
-    SnapshotSent { id: u64, arrived: bool },
+    Lease {
+        ticket: Ticket,
+        node: NodeName,
+    },
+    Transfer {
+        to: u64,
+    },
+    Unreachable {
+        id: u64,
+    },
+    SnapshotSent {
+        id: u64,
+        arrived: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -122,7 +140,12 @@ impl<D: Disk> Driver<D> {
     ///
     /// # Errors
     /// The disk cannot be read or its state is damaged.
-    pub fn new(mut disk: D, settings: DriverSettings, empty: State, mut random: Box<dyn FnMut() -> u64 + Send>) -> Result<Self, ControlError> {
+    pub fn new(
+        mut disk: D,
+        settings: DriverSettings,
+        empty: State,
+        mut random: Box<dyn FnMut() -> u64 + Send>,
+    ) -> Result<Self, ControlError> {
         let stored = disk.load()?;
         let snapshot_index = stored.snapshot.get_metadata().index;
         let state = if snapshot_index == 0 { empty } else { decode_state(&stored.snapshot)? };
@@ -305,7 +328,12 @@ impl<D: Disk> Driver<D> {
         Ok(())
     }
 
-    fn persist(&mut self, installed: Option<Snapshot>, hard_state: Option<raft::eraftpb::HardState>, entries: &[Entry]) -> Result<(), ControlError> {
+    fn persist(
+        &mut self,
+        installed: Option<Snapshot>,
+        hard_state: Option<raft::eraftpb::HardState>,
+        entries: &[Entry],
+    ) -> Result<(), ControlError> {
         let meta = installed.as_ref().map(Snapshot::get_metadata);
         self.disk.write(&WriteBatch {
             hard_state: hard_state.as_ref(),
@@ -416,7 +444,8 @@ impl<D: Disk> Driver<D> {
         let state = self.shared.state.read();
         let applied = state.applied;
         let due = applied >= self.snapshot_index + self.settings.snapshot_every;
-        if !due && !(self.raw.store().take_wanted() && applied > self.snapshot_index) {
+        let wanted = self.raw.store().take_wanted() && applied > self.snapshot_index;
+        if !due && !wanted {
             return Ok(());
         }
         let data = wire::encode(&*state);

@@ -4,7 +4,8 @@ use tidegate_control_types::node::Role;
 use tidegate_control_types::{Change, Command, Incarnation, site_file, wire};
 
 fn founded() -> State {
-    let founding = Founding { cluster: "main".into(), incarnation: Incarnation(7), zone: None, ca_certificate: vec![], ca_sealed_key: vec![] };
+    let founding =
+        Founding { cluster: "main".into(), incarnation: Incarnation(7), zone: None, ca_certificate: vec![], ca_sealed_key: vec![] };
     State::new(founding, 1)
 }
 
@@ -35,10 +36,25 @@ impl Log {
     }
 
     fn enrol(&mut self, name: &str) -> Applied {
-        let join = JoinRecord { id: format!("j-{name}"), hash: [0; 32], role: Role::Edge, region: None, created: WallTime(0), expires: WallTime(u64::MAX) };
+        let join = JoinRecord {
+            id: format!("j-{name}"),
+            hash: [0; 32],
+            role: Role::Edge,
+            region: None,
+            created: WallTime(0),
+            expires: WallTime(u64::MAX),
+        };
         let id = join.id.clone();
         self.apply(Change::JoinCreate { join });
-        let node = NodeState { name: name.parse().unwrap(), role: Role::Edge, region: "eu".into(), address: None, advertise: vec![], drained: false, since: 0 };
+        let node = NodeState {
+            name: name.parse().unwrap(),
+            role: Role::Edge,
+            region: "eu".into(),
+            address: None,
+            advertise: vec![],
+            drained: false,
+            since: 0,
+        };
         self.apply(Change::NodeEnrol { node, join: id })
     }
 }
@@ -130,7 +146,10 @@ fn a_join_token_enrols_one_node_and_names_are_unique_until_forgotten() {
     assert!(matches!(log.enrol("fra-1").outcome, Err(Refusal::Conflict(_))));
     let name: NodeName = "fra-1".parse().unwrap();
     let node = log.state.node("fra-1").unwrap().state.clone();
-    assert_eq!(log.apply(Change::NodeEnrol { node, join: "j-fra-1".into() }).outcome, Err(Refusal::Conflict("there is a node fra-1 already: remove it first, or choose another name".into())));
+    assert_eq!(
+        log.apply(Change::NodeEnrol { node, join: "j-fra-1".into() }).outcome,
+        Err(Refusal::Conflict("there is a node fra-1 already: remove it first, or choose another name".into()))
+    );
     assert_eq!(log.apply(Change::NodeRemove { name: name.clone(), dead: false }).outcome, Ok(()));
     assert!(log.state.node("fra-1").unwrap().removed.is_some(), "it counts until it can no longer answer");
     assert!(matches!(log.apply(Change::NodeDrain { name: name.clone(), drained: true }).outcome, Err(Refusal::NotFound(_))));

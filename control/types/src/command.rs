@@ -20,26 +20,66 @@ pub struct Command {
 /// Grows at its end only. `expected` is the revision that the caller saw last (If-Match): another one refuses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Change {
-    SitePut { spec: Box<SiteSpec>, source: String, expected: Option<u64> },
-    SiteRemove { name: SiteName, expected: Option<u64> },
+    SitePut {
+        spec: Box<SiteSpec>,
+        source: String,
+        expected: Option<u64>,
+    },
+    SiteRemove {
+        name: SiteName,
+        expected: Option<u64>,
+    },
     /// Orders whose site is not named get the one that serves their host.
-    Purge { orders: Vec<PurgeOrder> },
+    Purge {
+        orders: Vec<PurgeOrder>,
+    },
     /// Uses up the join token named. A node of the same name that is not removed refuses.
-    NodeEnrol { node: NodeState, join: String },
-    NodeUpdate { node: NodeState },
-    NodeDrain { name: NodeName, drained: bool },
-    NodeRemove { name: NodeName, dead: bool },
+    NodeEnrol {
+        node: NodeState,
+        join: String,
+    },
+    NodeUpdate {
+        node: NodeState,
+    },
+    NodeDrain {
+        name: NodeName,
+        drained: bool,
+    },
+    NodeRemove {
+        name: NodeName,
+        dead: bool,
+    },
     /// By the leader: a removed node can no longer answer anything.
-    NodeForget { name: NodeName },
-    TokenCreate { token: TokenRecord },
-    TokenRevoke { id: String },
-    JoinCreate { join: JoinRecord },
-    JoinRevoke { id: String },
-    CertificatePut { certificate: SealedCertificate },
-    CertificateRemove { name: String },
+    NodeForget {
+        name: NodeName,
+    },
+    TokenCreate {
+        token: TokenRecord,
+    },
+    TokenRevoke {
+        id: String,
+    },
+    JoinCreate {
+        join: JoinRecord,
+    },
+    JoinRevoke {
+        id: String,
+    },
+    CertificatePut {
+        certificate: SealedCertificate,
+    },
+    CertificateRemove {
+        name: String,
+    },
     /// A voter's or learner's place in the control plane.
-    MemberPut { id: u64, name: NodeName, address: String },
-    MemberRemove { id: u64 },
+    MemberPut {
+        id: u64,
+        name: NodeName,
+        address: String,
+    },
+    MemberRemove {
+        id: u64,
+    },
 }
 
 /// A certificate whose private key is sealed under the cluster key.

@@ -69,10 +69,20 @@ pub struct CatchUp {
 /// Control node to cache node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToNode {
-    CatchUp { revision: Revision, terms: LeaseTerms, missed: Box<CatchUp> },
+    CatchUp {
+        revision: Revision,
+        terms: LeaseTerms,
+        missed: Box<CatchUp>,
+    },
     /// Entries in order, each with its index; after them the node is at `through`.
-    Entries { through: u64, entries: Vec<(u64, Vec<Event>)> },
-    Lease { asking: u64, read_index: u64 },
+    Entries {
+        through: u64,
+        entries: Vec<(u64, Vec<Event>)>,
+    },
+    Lease {
+        asking: u64,
+        read_index: u64,
+    },
     /// The operator removed this node.
     Removed,
 }
@@ -81,9 +91,16 @@ pub enum ToNode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromNode {
     /// First of all; `None` where the node holds nothing.
-    Hello { applied: Option<Revision>, version: String },
+    Hello {
+        applied: Option<Revision>,
+        version: String,
+    },
     /// Every worker has applied all up to this index.
-    Ack { index: u64 },
-    AskLease { asking: u64 },
+    Ack {
+        index: u64,
+    },
+    AskLease {
+        asking: u64,
+    },
     Report(NodeReport),
 }

@@ -49,11 +49,21 @@ impl FromStr for PurgeType {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Selector {
     /// `target` is path and query, beginning with `/`.
-    Url { host: String, target: String },
-    Tag { tag: String },
+    Url {
+        host: String,
+        target: String,
+    },
+    Tag {
+        tag: String,
+    },
     /// `path` begins with `/` and has no `/` at its end, or is empty for the whole host.
-    Prefix { host: String, path: String },
-    Host { host: String },
+    Prefix {
+        host: String,
+        path: String,
+    },
+    Host {
+        host: String,
+    },
     /// All of the site that the order names.
     Site,
     /// All of the network.
@@ -134,11 +144,7 @@ fn split_host(text: &str) -> Result<(String, &str), String> {
 /// The host of an authority, lower-case: `Example.com:8080` -> `example.com`, `[::1]:80` -> `[::1]`.
 #[must_use]
 pub fn without_port(authority: &str) -> Option<String> {
-    let host = if authority.starts_with('[') {
-        authority.get(..=authority.find(']')?)?
-    } else {
-        authority.split(':').next()?
-    };
+    let host = if authority.starts_with('[') { authority.get(..=authority.find(']')?)? } else { authority.split(':').next()? };
     let host = host.strip_suffix('.').unwrap_or(host);
     (!host.is_empty()).then(|| host.to_ascii_lowercase())
 }

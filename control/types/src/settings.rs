@@ -82,7 +82,8 @@ pub fn read<T>(file: &str, text: &str, build: impl FnOnce(&Section<'_>) -> Optio
     if !context.list.borrow().is_empty() {
         return fail(context.list.take());
     }
-    let section = Section { context: Rc::clone(&context), path: String::new(), at: 0, table: Some(root.get_ref()), known: RefCell::default() };
+    let section =
+        Section { context: Rc::clone(&context), path: String::new(), at: 0, table: Some(root.get_ref()), known: RefCell::default() };
     let built = build(&section);
     drop(section);
     match (built, context.list.take()) {
@@ -134,7 +135,11 @@ impl<'a> Section<'a> {
     pub fn list<T>(&self, key: &'static str, parse: impl Fn(&DeValue<'_>) -> Result<T, String>) -> Vec<T> {
         let Some(value) = self.find(key) else { return Vec::new() };
         let Some(array) = value.get_ref().as_array() else {
-            self.context.report(value.span().start, self.key(key), format!("is a {}, it should be a list: [...]", value.get_ref().type_str()));
+            self.context.report(
+                value.span().start,
+                self.key(key),
+                format!("is a {}, it should be a list: [...]", value.get_ref().type_str()),
+            );
             return Vec::new();
         };
         let parsed = array.iter().enumerate().filter_map(|(n, v)| {
@@ -260,7 +265,11 @@ pub fn duration(least: Duration, most: Duration) -> impl Fn(&DeValue<'_>) -> Res
     move |v| {
         let text = string(v).map_err(|e| format!("{e}: a duration such as \"30s\""))?;
         let d = parse_duration(&text)?;
-        if (least..=most).contains(&d) { Ok(d) } else { Err(format!("{text:?} should be from {} to {}", show_duration(least), show_duration(most))) }
+        if (least..=most).contains(&d) {
+            Ok(d)
+        } else {
+            Err(format!("{text:?} should be from {} to {}", show_duration(least), show_duration(most)))
+        }
     }
 }
 
@@ -269,7 +278,11 @@ pub fn size(least: u64, most: u64) -> impl Fn(&DeValue<'_>) -> Result<u64, Strin
     move |v| {
         let text = string(v).map_err(|e| format!("{e}: a size such as \"1GiB\""))?;
         let n = parse_size(&text)?;
-        if (least..=most).contains(&n) { Ok(n) } else { Err(format!("{text:?} should be from {} to {}", show_size(least), show_size(most))) }
+        if (least..=most).contains(&n) {
+            Ok(n)
+        } else {
+            Err(format!("{text:?} should be from {} to {}", show_size(least), show_size(most)))
+        }
     }
 }
 

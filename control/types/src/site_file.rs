@@ -112,7 +112,9 @@ pub fn parse_origin_url(text: &str) -> Result<(bool, String, u16), String> {
         return Err(wrong("has more than scheme, host and port"));
     }
     let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, port.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(|| wrong("has no valid port"))?),
+        Some((host, port)) if !port.contains(']') => {
+            (host, port.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(|| wrong("has no valid port"))?)
+        }
         _ => (authority, if https { 443 } else { 80 }),
     };
     if !is_host(host) {
@@ -128,7 +130,11 @@ fn host_name(v: &DeValue<'_>) -> Result<String, String> {
 
 fn path(v: &DeValue<'_>) -> Result<String, String> {
     let text = string(v)?;
-    if text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) { Ok(text) } else { Err(format!("{text:?} is not a path: it begins with / and has no spaces")) }
+    if text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(text)
+    } else {
+        Err(format!("{text:?} is not a path: it begins with / and has no spaces"))
+    }
 }
 
 fn cache(s: &Section<'_>) -> CacheSpec {
@@ -244,7 +250,13 @@ mod tests {
     fn mistakes_are_named_where_they_stand() {
         let text = "name = \"Shop\"\nhosts = [\"a b\"]\n[origin]\nservers = [{ url = \"o.example.com\" }]\nretires = 3\n[cache]\nquery = { keep = [\"a&b\"] }\n";
         let shown = read("shop.toml", text).unwrap_err().to_string();
-        for want in ["shop.toml:1: name: \"Shop\"", "shop.toml:2: hosts[0]", "shop.toml:4: origin.servers[0].url", "shop.toml:5: origin.retires: no such key; did you mean retries?", "shop.toml:7: cache.query.keep[0]"] {
+        for want in [
+            "shop.toml:1: name: \"Shop\"",
+            "shop.toml:2: hosts[0]",
+            "shop.toml:4: origin.servers[0].url",
+            "shop.toml:5: origin.retires: no such key; did you mean retries?",
+            "shop.toml:7: cache.query.keep[0]",
+        ] {
             assert!(shown.contains(want), "{want} not in\n{shown}");
         }
     }

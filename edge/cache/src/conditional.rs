@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn if_range_compares_strongly() {
-        let stored = headers(&[("etag", "\"a\""), ("last-modified", "Tue, 01 Jan 2019 00:00:00 GMT"), ("date", "Tue, 01 Jan 2020 00:00:00 GMT")]);
+        let stored =
+            headers(&[("etag", "\"a\""), ("last-modified", "Tue, 01 Jan 2019 00:00:00 GMT"), ("date", "Tue, 01 Jan 2020 00:00:00 GMT")]);
         let applies = |v: &str| range_applies(&headers(&[("if-range", v)]), &stored);
         assert!(applies("\"a\"") && applies("Tue, 01 Jan 2019 00:00:00 GMT"));
         assert!(!applies("W/\"a\"") && !applies("\"b\"") && !applies("Wed, 02 Jan 2019 00:00:00 GMT"));

@@ -20,10 +20,16 @@ pub const MOST_SELECTORS: usize = 100_000;
 /// What a purge names, within one site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope<'a> {
-    Url { host: &'a str, path_and_query: &'a str },
+    Url {
+        host: &'a str,
+        path_and_query: &'a str,
+    },
     Tag(&'a str),
     /// Without `/` at its end.
-    Prefix { host: &'a str, path: &'a str },
+    Prefix {
+        host: &'a str,
+        path: &'a str,
+    },
     Host(&'a str),
     Site,
 }
@@ -318,7 +324,10 @@ mod tests {
         assert_eq!(check(&l, "/", &[], 4), Standing::SoftlyPurged);
         l.purge(Some(SITE), scope, false, 6);
         l.purge(Some(SITE), scope, true, 7);
-        assert_eq!((check(&l, "/", &[], 4), check(&l, "/", &[], 6), check(&l, "/", &[], 7)), (Standing::Purged, Standing::SoftlyPurged, Standing::Current));
+        assert_eq!(
+            (check(&l, "/", &[], 4), check(&l, "/", &[], 6), check(&l, "/", &[], 7)),
+            (Standing::Purged, Standing::SoftlyPurged, Standing::Current)
+        );
     }
 
     #[test]

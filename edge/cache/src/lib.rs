@@ -20,6 +20,6 @@ pub use cache_status::{CacheStatus, ForwardReason};
 pub use freshness::{Freshness, FreshnessDefaults};
 pub use key::{CacheKey, Target};
 pub use ledger::{Ledger, Scope, Standing};
-pub use vary::VaryKey;
 /// Revisions and times are the network's own.
 pub use tidegate_control_types::{BootTime, Incarnation, Revision, WallTime};
+pub use vary::VaryKey;

@@ -7,7 +7,10 @@ use http::header::{HeaderMap, RANGE};
 pub enum Selected {
     Whole,
     /// Invariant: `first <= last < length`.
-    Part { first: u64, last: u64 },
+    Part {
+        first: u64,
+        last: u64,
+    },
     /// 416.
     Unsatisfiable,
 }

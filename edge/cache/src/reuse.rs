@@ -23,7 +23,10 @@ pub enum Reuse {
     /// Answers now, while a validation goes on behind it (stale-while-revalidate).
     StaleWhileRevalidating,
     /// Upstream is asked first. `or_stale`: the stored response may stand in if that fails (stale-if-error).
-    Validate { why: Why, or_stale: bool },
+    Validate {
+        why: Why,
+        or_stale: bool,
+    },
     /// Must not be used and not be validated: as if it were not there.
     Gone,
 }
@@ -97,7 +100,9 @@ mod tests {
 
     #[test]
     fn a_purge_is_stronger_than_freshness() {
-        let decide = |standing, attachment| decide(&Freshness { stale_if_error: 9, ..FRESH }, &RequestDirectives::default(), standing, attachment, WallTime(0));
+        let decide = |standing, attachment| {
+            decide(&Freshness { stale_if_error: 9, ..FRESH }, &RequestDirectives::default(), standing, attachment, WallTime(0))
+        };
         let validate = |or_stale| Reuse::Validate { why: Why::Stale, or_stale };
         assert_eq!(decide(Standing::Purged, Attachment::Alone), Reuse::Gone);
         assert_eq!(decide(Standing::SoftlyPurged, Attachment::Attached), validate(true));

@@ -53,7 +53,11 @@ fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option
     }
     let Some(length) = length else { return Part::Bytes(status, None) };
     let whole = Part::Bytes(status, length.checked_sub(1).map(|last| (0, last)));
-    if status != StatusCode::OK || asked.method != Method::GET || !asked.headers.contains_key(header::RANGE) || !conditional::range_applies(&asked.headers, headers) {
+    if status != StatusCode::OK
+        || asked.method != Method::GET
+        || !asked.headers.contains_key(header::RANGE)
+        || !conditional::range_applies(&asked.headers, headers)
+    {
         return whole;
     }
     match range::select(&asked.headers, length) {
@@ -69,7 +73,8 @@ fn set_range(headers: &mut HeaderMap, first: u64, last: u64, length: u64) {
 }
 
 fn not_modified(headers: &mut HeaderMap) {
-    const GONE: [HeaderName; 5] = [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
+    const GONE: [HeaderName; 5] =
+        [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
     for name in GONE {
         headers.remove(name);
     }
@@ -110,7 +115,9 @@ pub fn stored<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<Sto
                 _ => {}
             }
             let body = match bounds {
-                Some((first, last)) if asked.method != Method::HEAD => ResponseBody::pieces(gateway.store.body(&stored.body, first, last)?),
+                Some((first, last)) if asked.method != Method::HEAD => {
+                    ResponseBody::pieces(gateway.store.body(&stored.body, first, last)?)
+                }
                 _ => ResponseBody::empty(),
             };
             (status, body)
@@ -203,7 +210,12 @@ pub fn failed<U: Upstream>(gateway: &Gateway<U>, error: FetchError, how: CacheSt
 /// This node is cut off, and the site wants no answers from such a node.
 pub fn detached<U: Upstream>(gateway: &Gateway<U>) -> Answer {
     let how = CacheStatus { detail: Some("detached"), ..CacheStatus::default() };
-    let mut answer = own(gateway, StatusCode::SERVICE_UNAVAILABLE, how, "this node is cut off from its control plane, and this site does not allow it to answer meanwhile");
+    let mut answer = own(
+        gateway,
+        StatusCode::SERVICE_UNAVAILABLE,
+        how,
+        "this node is cut off from its control plane, and this site does not allow it to answer meanwhile",
+    );
     answer.response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
     answer
 }

@@ -181,7 +181,8 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
         }
         freshness(asked, stored.status, &dated, received)
     };
-    let mut confirmed = StoredResponse::new(stored.target.clone(), stored.status, headers, stored.vary.clone(), freshness, stored.body.clone());
+    let mut confirmed =
+        StoredResponse::new(stored.target.clone(), stored.status, headers, stored.vary.clone(), freshness, stored.body.clone());
     let tags = field::tags(received.fetched.response.headers());
     confirmed.tags = if tags.is_empty() { stored.tags.clone() } else { tags };
     confirmed.asked_origin_at = asked_origin_at(received);

@@ -65,13 +65,22 @@ pub fn strip_for_client(headers: &mut HeaderMap) {
 
 /// Removes the conditions and ranges of a client's request, for a fetch that is to be stored.
 pub fn strip_selection(headers: &mut HeaderMap) {
-    for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+    for name in
+        [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::IF_RANGE, header::RANGE]
+    {
         headers.remove(name);
     }
 }
 
 /// Tells the origin about the client, and proxies about this one.
-pub fn add_forwarding(headers: &mut HeaderMap, client: Option<std::net::IpAddr>, https: bool, host: &str, via: &HeaderValue, cdn_loop: &HeaderValue) {
+pub fn add_forwarding(
+    headers: &mut HeaderMap,
+    client: Option<std::net::IpAddr>,
+    https: bool,
+    host: &str,
+    via: &HeaderValue,
+    cdn_loop: &HeaderValue,
+) {
     headers.append(header::VIA, via.clone());
     headers.append(CDN_LOOP, cdn_loop.clone());
     if let Some(client) = client {

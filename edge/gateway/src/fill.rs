@@ -74,7 +74,15 @@ pub enum Arrived {
 impl Fill {
     #[must_use]
     pub fn new(begun: Revision, begun_at: BootTime, end_to_end: bool) -> Arc<Self> {
-        let state = State { phase: Phase::Waiting, chunks: Vec::new(), tail: Vec::new(), done: false, wakers: Vec::new(), readers: Vec::new(), passing: false };
+        let state = State {
+            phase: Phase::Waiting,
+            chunks: Vec::new(),
+            tail: Vec::new(),
+            done: false,
+            wakers: Vec::new(),
+            readers: Vec::new(),
+            passing: false,
+        };
         Arc::new(Self { begun, begun_at, end_to_end, state: Mutex::new(state) })
     }
 
@@ -346,9 +354,25 @@ mod tests {
     }
 
     fn head(length: Option<u64>) -> Arc<FillHead> {
-        let freshness = Freshness { lifetime: 1, initial_age: 0, response_time: WallTime(0), stale_while_revalidate: 0, stale_if_error: 0, must_revalidate: false, no_cache: false };
+        let freshness = Freshness {
+            lifetime: 1,
+            initial_age: 0,
+            response_time: WallTime(0),
+            stale_while_revalidate: 0,
+            stale_if_error: 0,
+            must_revalidate: false,
+            no_cache: false,
+        };
         let clean_through = Revision::new(Incarnation(1), 1);
-        Arc::new(FillHead { status: StatusCode::OK, headers: HeaderMap::new(), freshness, tags: vec![], vary: VaryKey::default(), clean_through, length })
+        Arc::new(FillHead {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            freshness,
+            tags: vec![],
+            vary: VaryKey::default(),
+            clean_through,
+            length,
+        })
     }
 
     fn poll(reader: &mut FillReader) -> Poll<Option<Result<Bytes, FetchError>>> {

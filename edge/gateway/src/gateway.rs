@@ -1,12 +1,12 @@
 //! The way of a request through a cache node, for all protocols and both tiers.
 
 use crate::body::{RequestBody, ResponseBody};
+use crate::deliver;
 use crate::fetch::{self, Own, Validating};
 use crate::fields;
 use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::site::{Counters, Site};
 use crate::upstream::{Fetch, FetchError, Upstream};
-use crate::deliver;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use std::cell::{Cell, RefCell};
@@ -98,7 +98,14 @@ enum Found {
 
 impl<U: Upstream> Gateway<U> {
     #[must_use]
-    pub fn new(node: Rc<Node>, store: Arc<MemoryStore>, fills: Arc<Fills>, clock: Arc<dyn Clock>, lease: Arc<LeaseEnd>, upstream: U) -> Rc<Self> {
+    pub fn new(
+        node: Rc<Node>,
+        store: Arc<MemoryStore>,
+        fills: Arc<Fills>,
+        clock: Arc<dyn Clock>,
+        lease: Arc<LeaseEnd>,
+        upstream: U,
+    ) -> Rc<Self> {
         Rc::new(Self {
             node,
             store,
@@ -126,7 +133,11 @@ impl<U: Upstream> Gateway<U> {
         }
         let directives = cache_control::of_request(&asked.headers);
         let caught_up = self.catch_up(&asked).await;
-        let found = if caught_up && !asked.end_to_end { self.look_up(&asked, &directives, attachment) } else { Found::Nothing(ForwardReason::Request) };
+        let found = if caught_up && !asked.end_to_end {
+            self.look_up(&asked, &directives, attachment)
+        } else {
+            Found::Nothing(ForwardReason::Request)
+        };
         let (reason, validating) = match found {
             Found::Fresh(stored) => match self.hit(&asked, &stored) {
                 Some(answer) => return answer,
@@ -143,7 +154,12 @@ impl<U: Upstream> Gateway<U> {
             Found::Nothing(why) => (why, None),
         };
         if directives.only_if_cached {
-            return deliver::own(self, StatusCode::GATEWAY_TIMEOUT, CacheStatus::default(), "nothing stored answers this request, and only-if-cached was asked for");
+            return deliver::own(
+                self,
+                StatusCode::GATEWAY_TIMEOUT,
+                CacheStatus::default(),
+                "nothing stored answers this request, and only-if-cached was asked for",
+            );
         }
         if asked.method == Method::HEAD && validating.is_none() {
             return self.pass(asked, body, reason).await;
@@ -255,7 +271,8 @@ impl<U: Upstream> Gateway<U> {
                 Joined::Joined(fill) => (fill, true),
                 Joined::Began(fill) => {
                     // The fill that this request just missed may have ended between its look-up and now.
-                    if let (None, false, Found::Fresh(stored)) = (&validating, end_to_end, self.look_up(&asked, &cache_control::of_request(&asked.headers), attachment))
+                    if let (None, false, Found::Fresh(stored)) =
+                        (&validating, end_to_end, self.look_up(&asked, &cache_control::of_request(&asked.headers), attachment))
                         && stored.clean_through().reaches(demand)
                     {
                         fill.stored(Arc::clone(&stored), None);
@@ -266,7 +283,15 @@ impl<U: Upstream> Gateway<U> {
                         continue;
                     }
                     let validating = validating.clone();
-                    tokio::task::spawn_local(fetch::run(Rc::clone(self), Rc::clone(&asked), Arc::clone(&fill), demand, end_to_end, validating, Some(relay)));
+                    tokio::task::spawn_local(fetch::run(
+                        Rc::clone(self),
+                        Rc::clone(&asked),
+                        Arc::clone(&fill),
+                        demand,
+                        end_to_end,
+                        validating,
+                        Some(relay),
+                    ));
                     (fill, false)
                 }
             };
@@ -276,7 +301,8 @@ impl<U: Upstream> Gateway<U> {
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
                 Ok(Arrived::Stored(stored, by)) => {
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
-                    return deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status));
+                    return deliver::stored(self, &asked, &stored, status)
+                        .unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status));
                 }
                 Ok(Arrived::Unshared) => match relayed.try_recv() {
                     Ok(own) if !collapsed => return self.relay(&asked, own, status),
@@ -333,7 +359,13 @@ impl<U: Upstream> Gateway<U> {
         tokio::task::spawn_local(run);
         match fill.arrived().await {
             Err(error) => self.failed(asked, None, error, status),
-            Ok(Arrived::Head(head)) => deliver::fill(self, asked, &head, fill, CacheStatus { collapsed: false, forward_status: Some(head.status.as_u16()), stored: true, ..status }),
+            Ok(Arrived::Head(head)) => deliver::fill(
+                self,
+                asked,
+                &head,
+                fill,
+                CacheStatus { collapsed: false, forward_status: Some(head.status.as_u16()), stored: true, ..status },
+            ),
             Ok(Arrived::Stored(..)) => deliver::failed(self, FetchError::Broken, status),
             Ok(Arrived::Unshared) => match relayed.await {
                 Ok(own) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
@@ -348,9 +380,8 @@ impl<U: Upstream> Gateway<U> {
 
     fn join(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Joined {
         let now = self.clock.boot();
-        let fits = |fill: &Fill| {
-            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && now.since(fill.begun_at) < CONFIRMED_FOR))
-        };
+        let fits =
+            |fill: &Fill| fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && now.since(fill.begun_at) < CONFIRMED_FOR));
         self.fills.join(&asked.key, fits, || self.new_fill(demand, end_to_end))
     }
 
@@ -421,7 +452,14 @@ impl<U: Upstream> Gateway<U> {
     }
 
     pub(crate) fn fetch_to(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Fetch {
-        Fetch { site: Rc::clone(&asked.site), key_hash: hash(asked.key.as_bytes()), demand, end_to_end, https: asked.target.https, direct: false }
+        Fetch {
+            site: Rc::clone(&asked.site),
+            key_hash: hash(asked.key.as_bytes()),
+            demand,
+            end_to_end,
+            https: asked.target.https,
+            direct: false,
+        }
     }
 
     /// The revision that this worker is at.
@@ -432,7 +470,14 @@ impl<U: Upstream> Gateway<U> {
 
     /// Takes in what the network changed. `fresh`: under another log than before, all that was known of purges is void.
     /// `site` gives a site as it is after the change.
-    pub fn apply(&self, revision: Revision, fresh: bool, floor: u64, entries: &[(u64, Vec<Event>)], site: &dyn Fn(&str) -> Option<Arc<SiteState>>) {
+    pub fn apply(
+        &self,
+        revision: Revision,
+        fresh: bool,
+        floor: u64,
+        entries: &[(u64, Vec<Event>)],
+        site: &dyn Fn(&str) -> Option<Arc<SiteState>>,
+    ) {
         {
             let mut ledger = self.ledger.borrow_mut();
             if fresh {
@@ -508,7 +553,8 @@ impl Asked {
 
     /// Reads what an edge says to a shield about its request, and drops what anyone else says in those fields.
     pub fn internal(headers: &mut HeaderMap, from_node: bool) -> (Option<Revision>, bool) {
-        let said = if from_node { (fields::revision(headers, &fields::DEMAND), headers.contains_key(fields::END_TO_END)) } else { (None, false) };
+        let said =
+            if from_node { (fields::revision(headers, &fields::DEMAND), headers.contains_key(fields::END_TO_END)) } else { (None, false) };
         fields::strip_internal(headers);
         said
     }

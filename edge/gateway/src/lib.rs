@@ -17,7 +17,7 @@ mod site;
 mod upstream;
 
 pub use body::{Finished, RequestBody, ResponseBody};
-pub use fill::{Fills, FillError};
+pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Asked, Gateway, Node, Tier, hash};
 pub use local::Local;
 pub use site::{Counters, Site};

@@ -64,7 +64,9 @@ impl FetchError {
 
     #[must_use]
     pub fn of_token(token: &str) -> Option<Self> {
-        [Self::Connect, Self::Resolve, Self::Tls, Self::Timeout, Self::Broken, Self::Down, Self::Private, Self::ServerError].into_iter().find(|e| e.token() == token)
+        [Self::Connect, Self::Resolve, Self::Tls, Self::Timeout, Self::Broken, Self::Down, Self::Private, Self::ServerError]
+            .into_iter()
+            .find(|e| e.token() == token)
     }
 
     /// What the client gets.

@@ -1,7 +1,7 @@
 //! The memory tier, on moka: heads with small bodies, and chunks of larger ones, under one bound in bytes.
 
-use crate::stored::{Body, StoredResponse};
 use crate::CHUNK;
+use crate::stored::{Body, StoredResponse};
 use bytes::Bytes;
 use http::HeaderMap;
 use moka::ops::compute::Op;
@@ -196,7 +196,15 @@ mod tests {
     use tidegate_cache::{Incarnation, Revision, WallTime};
 
     fn response(body: Body, index: u64, vary_on: &str) -> Arc<StoredResponse> {
-        let freshness = Freshness { lifetime: 9, initial_age: 0, response_time: WallTime(0), stale_while_revalidate: 0, stale_if_error: 0, must_revalidate: false, no_cache: false };
+        let freshness = Freshness {
+            lifetime: 9,
+            initial_age: 0,
+            response_time: WallTime(0),
+            stale_while_revalidate: 0,
+            stale_if_error: 0,
+            must_revalidate: false,
+            no_cache: false,
+        };
         let (mut headers, mut request) = (HeaderMap::new(), HeaderMap::new());
         headers.insert("vary", "x".parse().unwrap());
         request.insert("x", vary_on.parse().unwrap());

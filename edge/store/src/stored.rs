@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tidegate_cache::{Freshness, Target, VaryKey};
 use tidegate_cache::{BootTime, Incarnation, Revision};
+use tidegate_cache::{Freshness, Target, VaryKey};
 
 /// Where a body's bytes are.
 #[derive(Clone, Debug)]

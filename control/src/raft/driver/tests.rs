@@ -92,7 +92,14 @@ impl Cluster {
     }
 
     fn start(&mut self, id: u64) {
-        let settings = DriverSettings { id, election_ticks: 10, heartbeat_ticks: 1, terms: LeaseTerms::default(), snapshot_every: 20, keep_entries: 5 };
+        let settings = DriverSettings {
+            id,
+            election_ticks: 10,
+            heartbeat_ticks: 1,
+            terms: LeaseTerms::default(),
+            snapshot_every: 20,
+            keep_entries: 5,
+        };
         self.seed += 1;
         let mut x = self.seed;
         let random = move || {
