@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use tidegate_gateway::InFlight;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a connection waits for, as the sweep sees it.
@@ -32,7 +33,7 @@ pub enum Waits {
 #[derive(Debug)]
 pub struct ConnectionState {
     /// Requests whose responses are not over.
-    pub in_flight: Arc<AtomicU32>,
+    pub in_flight: Arc<InFlight>,
     /// 0: not decided, 1: it stays HTTP, 2: another protocol was granted.
     upgrade: AtomicU8,
     waits: AtomicU8,
@@ -47,7 +48,7 @@ impl ConnectionState {
     #[must_use]
     pub fn new(now: u64) -> Arc<Self> {
         Arc::new(Self {
-            in_flight: Arc::new(AtomicU32::new(0)),
+            in_flight: Arc::default(),
             upgrade: AtomicU8::new(0),
             waits: AtomicU8::new(Waits::Head as u8),
             since: AtomicU64::new(now),
@@ -78,7 +79,7 @@ impl ConnectionState {
     pub fn check(&self, now: u64, limits: &Limits) {
         let over = |since: u64, most: std::time::Duration| u128::from(now.saturating_sub(since)) > most.as_millis();
         let since = self.since.load(Ordering::Relaxed);
-        let in_flight = self.in_flight.load(Ordering::Acquire) > 0;
+        let in_flight = self.in_flight.count() > 0;
         let waits = self.waits.load(Ordering::Relaxed);
         let late = match waits {
             w if w == Waits::Head as u8 => over(since, limits.head_timeout),
@@ -338,8 +339,7 @@ impl<I> Admission<I> {
             }
         }
         if matches!(self.phase, Phase::Refused(_)) && self.taken == self.admitted.len() {
-            if self.state.in_flight.load(Ordering::Acquire) > 0 {
-                self.state.wait(0, cx);
+            if !self.state.in_flight.is_idle(cx) {
                 return Some(Poll::Pending);
             }
             return Some(Poll::Ready(Ok(())));

@@ -10,9 +10,8 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tidegate_gateway::Local;
+use tidegate_gateway::{InFlight, Local};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
@@ -125,7 +124,7 @@ fn service(
     let (worker, state, client) = (Rc::clone(worker), Arc::clone(state), Rc::new(client));
     service_fn(move |request| {
         let (worker, state, client) = (Rc::clone(&worker), Arc::clone(&state), Rc::clone(&client));
-        state.in_flight.fetch_add(1, Ordering::AcqRel);
+        state.in_flight.up();
         async move {
             let counted = Counted(Some(Arc::clone(&state.in_flight)));
             let mut response = worker.answer(request, &client, &state).await;
@@ -136,10 +135,10 @@ fn service(
 }
 
 /// Counts a request down even where its future is dropped half-way.
-struct Counted(Option<Arc<std::sync::atomic::AtomicU32>>);
+struct Counted(Option<Arc<InFlight>>);
 
 impl Counted {
-    fn hand_over(mut self) -> Arc<std::sync::atomic::AtomicU32> {
+    fn hand_over(mut self) -> Arc<InFlight> {
         self.0.take().unwrap_or_default()
     }
 }
@@ -147,7 +146,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         if let Some(count) = self.0.take() {
-            count.fetch_sub(1, Ordering::AcqRel);
+            count.down();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Bodies as enums: a memory hit hands over one `Bytes` with its exact size and no box.
 
 use crate::fill::FillReader;
+use crate::in_flight::InFlight;
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
@@ -8,7 +9,6 @@ use hyper::body::Incoming;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 /// Called once when a body is over: bytes handed over, and whether it was all of it.
@@ -28,7 +28,7 @@ pub struct ResponseBody {
     sent: u64,
     ended: bool,
     finished: Option<Finished>,
-    in_flight: Option<Arc<AtomicU32>>,
+    in_flight: Option<Arc<InFlight>>,
 }
 
 impl ResponseBody {
@@ -37,7 +37,7 @@ impl ResponseBody {
     }
 
     /// Counts `in_flight` down when the body is over; its owner has counted it up.
-    pub fn counts(&mut self, in_flight: Arc<AtomicU32>) {
+    pub fn counts(&mut self, in_flight: Arc<InFlight>) {
         self.in_flight = Some(in_flight);
     }
 
@@ -80,7 +80,7 @@ impl ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
-            in_flight.fetch_sub(1, Ordering::AcqRel);
+            in_flight.down();
         }
         if let Some(finished) = self.finished.take() {
             finished(self.sent, self.ended || matches!(self.kind, Kind::Empty));
