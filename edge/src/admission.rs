@@ -81,6 +81,10 @@ impl ConnectionState {
         let since = self.since.load(Ordering::Relaxed);
         let in_flight = self.in_flight.count() > 0;
         let waits = self.waits.load(Ordering::Relaxed);
+        if in_flight && waits == Waits::Idle as u8 {
+            // Idleness begins when the last request is over.
+            self.since.store(now, Ordering::Relaxed);
+        }
         let late = match waits {
             w if w == Waits::Head as u8 => over(since, limits.head_timeout),
             w if w == Waits::Body as u8 => over(since, limits.body_timeout),
@@ -172,8 +176,8 @@ impl<I> Admission<I> {
                 Waits::Head
             }
             Phase::Raw => Waits::Idle,
-            Phase::Undecided | Phase::Refused(_) => Waits::Nothing,
-            _ => Waits::Body,
+            // For more of a body it waits only while somebody wants to read it.
+            _ => Waits::Nothing,
         };
         self.waits(waits);
     }
@@ -378,6 +382,10 @@ impl<I: AsyncRead + Unpin> Read for Admission<I> {
             });
             match n {
                 Poll::Pending => {
+                    let in_body = !matches!(this.phase, Phase::Head | Phase::Raw | Phase::Undecided | Phase::Refused(_));
+                    if in_body && this.state.waits.load(Ordering::Relaxed) != Waits::Body as u8 {
+                        this.waits(Waits::Body);
+                    }
                     this.state.wait(0, cx);
                     return Poll::Pending;
                 }
@@ -399,8 +407,14 @@ impl<I: AsyncWrite + Unpin> Admission<I> {
                 self.state.write_since.store(self.clock.load(Ordering::Relaxed).max(1), Ordering::Relaxed);
             }
             self.state.wait(1, cx);
-        } else if self.state.write_since.load(Ordering::Relaxed) > 0 {
-            self.state.write_since.store(0, Ordering::Relaxed);
+        } else {
+            if self.state.write_since.load(Ordering::Relaxed) > 0 {
+                self.state.write_since.store(0, Ordering::Relaxed);
+            }
+            if matches!(self.phase, Phase::Raw) {
+                // What another protocol says without being asked keeps its connection alive.
+                self.state.since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
         }
         result
     }

@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,9 +20,16 @@ pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_tidegate")
 }
 
+/// A port that nobody listens on, below those that outgoing connections take, and another one each time.
 pub fn free_port() -> u16 {
-    // Closed again at once: whoever takes it next binds with SO_REUSEADDR.
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = std::process::id().wrapping_mul(131).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(10_000 + step % 20_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("::1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Until `done` gives something; says `what` was waited for otherwise.
