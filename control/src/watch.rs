@@ -100,7 +100,11 @@ impl Session {
         let (revision, missed) = {
             let state = self.control.raft.state.read();
             let revision = state.revision();
-            // A revision of another incarnation, or from a future that was lost, is worth nothing.
+            // This control node is behind the node itself: another one has to answer it, or it would be rolled back.
+            if let Some(ahead) = applied.filter(|a| a.incarnation == revision.incarnation && a.index > revision.index) {
+                return Err(format!("the node is at {ahead}, this control node at {revision}"));
+            }
+            // A revision of another incarnation is worth nothing.
             let since = applied.filter(|a| revision.reaches(*a)).map_or(0, |a| a.index);
             (revision, state.missed_since(since))
         };

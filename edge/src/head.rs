@@ -146,7 +146,8 @@ pub fn read(bytes: &[u8], limits: &Limits) -> Result<Head, Refusal> {
         (None, true) => Framing::Chunked,
         (n, false) => Framing::Length(n.unwrap_or(0)),
     };
-    Ok(Head { framing, upgrade })
+    // HTTP/1.0 has no upgrades (RFC 9110 section 7.8).
+    Ok(Head { framing, upgrade: upgrade && !http_10 })
 }
 
 /// Name and trimmed value of one field line.

@@ -240,15 +240,15 @@ impl Worker {
             return self.redirect(&authority, request.uri());
         }
         if request.method() == "PURGE" {
+            connection.decide_upgrade(false);
             return self.purge(&site, &host, &request).await;
         }
         let logged = started.map(|at| (at, Seen::of(&request, client, &site, &authority)));
         let mut answer = self.forward(site, authority, &host, request, client, upgrading).await;
-        if upgrading {
-            connection.decide_upgrade(answer.1.is_some());
-            if let Some((theirs, ours)) = answer.1.take() {
-                tokio::task::spawn_local(tunnel(theirs, ours));
-            }
+        // On every way: the transport may wait for the word.
+        connection.decide_upgrade(answer.1.is_some());
+        if let Some((theirs, ours)) = answer.1.take() {
+            tokio::task::spawn_local(tunnel(theirs, ours));
         }
         let mut answer = answer.0;
         if let Some((started, seen)) = logged {

@@ -31,6 +31,12 @@ impl Health {
         !self.probed_down.load(Ordering::Relaxed) && now.as_nanos() >= self.ejected_until.load(Ordering::Relaxed)
     }
 
+    /// Whether only what requests met speaks against it: better asked than nobody.
+    #[must_use]
+    pub fn may_be_asked(&self) -> bool {
+        !self.probed_down.load(Ordering::Relaxed)
+    }
+
     pub fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.store(0, Ordering::Relaxed);

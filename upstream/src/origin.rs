@@ -89,8 +89,8 @@ impl Servers {
     /// The next server to try, not among `tried`; primary ones that are up, then backups, then any that was not tried.
     fn choose(&self, key_hash: u64, tried: &[usize], clock: &dyn Clock) -> Option<usize> {
         let now = clock.boot();
-        let up = |n: &usize| self.health.get(*n).is_some_and(|h| h.is_up(now)) && !tried.contains(n);
-        let pick = |from: &[usize]| {
+        let pick = |from: &[usize], good: &dyn Fn(&Health) -> bool| {
+            let up = |n: &usize| self.health.get(*n).is_some_and(|h| good(h)) && !tried.contains(n);
             let mut live: Vec<usize> = from.iter().copied().filter(up).collect();
             match self.spec.balance {
                 Balance::RoundRobin => {
@@ -109,7 +109,10 @@ impl Servers {
                 }
             }
         };
-        pick(&self.primary).or_else(|| pick(&self.backup))
+        let (is_up, may_be_asked) = (|h: &Health| h.is_up(now), Health::may_be_asked);
+        let up = pick(&self.primary, &is_up).or_else(|| pick(&self.backup, &is_up));
+        // All were left alone for their failures: leaving all of them alone would make an outage of a few errors.
+        up.or_else(|| pick(&self.primary, &may_be_asked)).or_else(|| pick(&self.backup, &may_be_asked))
     }
 
     fn earn(&self) {
@@ -257,9 +260,8 @@ impl OriginUpstream {
         let (mut response, sender) = sent?;
         let upgrade = (upgrading && response.status() == http::StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut response));
         let (parts, body) = response.into_parts();
-        let close_delimited = parts.version < Version::HTTP_2
-            && http_body::Body::size_hint(&body).exact().is_none()
-            && !parts.headers.contains_key(header::TRANSFER_ENCODING);
+        let close_delimited =
+            parts.version < Version::HTTP_2 && http_body::Body::size_hint(&body).exact().is_none() && !is_chunked(&parts.headers);
         let (pool, key) = (self.connections.clone(), key.clone());
         let over = Box::new(move |whole: bool| {
             drop(counted);
@@ -270,6 +272,12 @@ impl OriginUpstream {
         let body = TimedBody::new(body, spec.idle_timeout, over);
         Ok(Fetched { response: Response::from_parts(parts, UpstreamBody(Box::pin(body))), vouched: None, close_delimited, upgrade })
     }
+}
+
+/// Whether the last transfer coding is chunked, so that the body says where it ends (RFC 9112 section 6.3).
+fn is_chunked(headers: &http::HeaderMap) -> bool {
+    let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back().and_then(|v| v.to_str().ok());
+    last.and_then(|v| v.rsplit(',').next()).is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
 }
 
 struct InFlight(Arc<Health>);

@@ -147,10 +147,11 @@ impl EdgeUpstream {
             return Err((error, None));
         }
         let Some(vouched) = vouched else { return Err((FetchError::Broken, None)) };
+        let close_delimited = response.headers().contains_key(fields::UNFRAMED);
         let (parts, body) = response.into_parts();
         let body = TimedBody::new(body, origin.idle_timeout + GRACE, Box::new(|_| ()));
         let response = Response::from_parts(parts, UpstreamBody(Box::pin(body)));
-        Ok(Fetched { response, vouched: Some(vouched), close_delimited: false, upgrade: None })
+        Ok(Fetched { response, vouched: Some(vouched), close_delimited, upgrade: None })
     }
 }
 

@@ -207,8 +207,9 @@ impl Watcher {
         }
         let must_save = update.changes_configuration();
         self.apply(Arc::clone(&update)).await;
-        if must_save {
-            self.save();
+        if must_save && !self.save() {
+            // Not acknowledged: a restart would bring back rules that the control plane believes gone.
+            return Err("the configuration could not be saved".into());
         }
         lease.applied(index);
         self.publish(lease);
@@ -228,11 +229,13 @@ impl Watcher {
         }
     }
 
-    fn save(&self) {
-        let Some(network) = self.watched.network() else { return };
-        if let Err(error) = network.save(&self.settings.data, &self.node_key) {
+    fn save(&self) -> bool {
+        let Some(network) = self.watched.network() else { return true };
+        let saved = network.save(&self.settings.data, &self.node_key);
+        if let Err(error) = &saved {
             tracing::error!(node = %self.settings.name, %error, "the configuration could not be saved: a restart without control plane would use an older one");
         }
+        saved.is_ok()
     }
 
     /// The credentials in use.

@@ -109,6 +109,10 @@ impl State {
             return Err(Refusal::Limit(format!("there are {MOST_SITES} sites already")));
         }
         self.note_detached(index, &spec.name, Some(spec.cache.when_detached));
+        // A new site may take its hosts from another's wildcard.
+        if self.sites.get(&spec.name).is_none_or(|old| old.current().spec.hosts != spec.hosts) {
+            self.hosts_changed = index;
+        }
         let version = SiteVersion { index, at: self.now, by: by.into(), source, spec };
         let name = version.spec.name.clone();
         let record = match self.sites.entry(name) {
@@ -126,6 +130,7 @@ impl State {
         self.expect(name, expected)?;
         self.sites.remove(name).ok_or_else(|| Refusal::NotFound(format!("there is no site {name}")))?;
         self.note_detached(index, name, None);
+        self.hosts_changed = index;
         let certificate = format!("internal/{name}");
         let mut events = vec![Event::SiteRemoved(name.clone())];
         if self.certificates.remove(&certificate).is_some() {

@@ -25,6 +25,8 @@ pub const MOST_SITES: usize = 100_000;
 pub const MOST_NODES: usize = 10_000;
 pub const MOST_TOKENS: usize = 10_000;
 pub const MOST_AUDIT: usize = 10_000;
+/// A node that missed more than this of purges revalidates everything instead of being told.
+const MOST_MISSED_BYTES: usize = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -34,6 +36,8 @@ pub struct State {
     /// The greatest time that an entry carried.
     pub now: WallTime,
     sites: BTreeMap<SiteName, SiteRecord>,
+    /// Index of the newest change of which site has which hosts.
+    hosts_changed: u64,
     /// Per site name, also of removed sites: from which index on it was which. Never shorter than what a node may hold.
     detached: BTreeMap<SiteName, Vec<(u64, Option<WhenDetached>)>>,
     nodes: BTreeMap<NodeName, NodeRecord>,
@@ -89,6 +93,7 @@ impl State {
             applied: index,
             now: WallTime(0),
             sites: BTreeMap::new(),
+            hosts_changed: 0,
             detached: BTreeMap::new(),
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -176,6 +181,8 @@ impl State {
             history.get(first..).unwrap_or_default().iter().any(|(_, w)| *w == Some(WhenDetached::Serve))
         };
         orders.iter().any(|order| match (&order.site, &order.selector) {
+            // Its host may have been another site's in what the node knows: then any site that served counts.
+            (Some(_), selector) if selector.host().is_some() && self.hosts_changed > since => self.detached.values().any(serves),
             (Some(site), _) => self.detached.get(site).is_some_and(serves),
             (None, Selector::All) => self.detached.values().any(serves),
             (None, _) => true,
@@ -186,13 +193,19 @@ impl State {
     #[must_use]
     pub fn missed_since(&self, applied: u64) -> Missed {
         let forgotten = self.purges.forgotten_through();
+        let mut floor = if applied > 0 && applied < forgotten { forgotten } else { 0 };
+        // A node that holds nothing has nothing to purge.
+        let mut purges: Vec<_> = if applied > 0 { self.purges.since(applied).collect() } else { Vec::new() };
+        if purges.iter().flat_map(|(_, orders)| orders).map(PurgeOrder::weight).sum::<usize>() > MOST_MISSED_BYTES {
+            (floor, purges) = (self.applied, Vec::new());
+        }
         Missed {
-            floor: if applied > 0 && applied < forgotten { forgotten } else { 0 },
+            floor,
             sites: self.sites.values().filter(|s| s.revision() > applied).map(SiteRecord::state).collect(),
             site_names: self.sites.keys().cloned().collect(),
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
             nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),
-            purges: self.purges.since(applied).collect(),
+            purges,
         }
     }
 }

@@ -108,6 +108,18 @@ fn any_version_since_an_acknowledgement_that_served_alone_counts() {
 }
 
 #[test]
+fn a_host_that_moved_counts_as_its_former_sites_too() {
+    let mut log = Log::new();
+    log.site("old", "\"*.example\"", ""); // 2, serves
+    log.site("new", "\"a.example\"", "[cache]\nwhen_detached = \"refuse\"\n"); // 3
+    let order = |selector| [PurgeOrder { site: Some("new".parse().unwrap()), selector, soft: false }];
+    let url = order(Selector::Url { host: "a.example".into(), target: "/".into() });
+    assert!(log.state.may_serve_detached(&url, 2), "a node at 2 takes the host for the old site's");
+    assert!(!log.state.may_serve_detached(&url, 3));
+    assert!(!log.state.may_serve_detached(&order(Selector::Site), 2));
+}
+
+#[test]
 fn changed_hosts_or_keys_need_revalidation_and_other_changes_do_not() {
     let mut log = Log::new();
     let keys_since = |log: &Log| log.state.site("shop").unwrap().state().keys_since;
@@ -132,7 +144,7 @@ fn what_was_missed_is_complete_or_the_floor_says_so() {
         let m = log.state.missed_since(applied);
         (m.floor, m.purges.iter().map(|p| p.0).collect::<Vec<_>>(), m.sites.len())
     };
-    assert_eq!(missed(0), (0, vec![5, 6], 1), "a node that holds nothing misses nothing");
+    assert_eq!(missed(0), (0, vec![], 1), "a node that holds nothing misses nothing");
     assert_eq!(missed(3), (4, vec![5, 6], 0));
     assert_eq!(missed(4), (0, vec![5, 6], 0));
     assert_eq!(missed(6), (0, vec![], 0));

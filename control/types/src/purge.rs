@@ -79,6 +79,21 @@ pub struct PurgeOrder {
     pub soft: bool,
 }
 
+impl PurgeOrder {
+    /// About how many bytes it takes in a message.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let text = match &self.selector {
+            Selector::Url { host, target } => host.len() + target.len(),
+            Selector::Prefix { host, path } => host.len() + path.len(),
+            Selector::Tag { tag } => tag.len(),
+            Selector::Host { host } => host.len(),
+            Selector::Site | Selector::All => 0,
+        };
+        80 + text
+    }
+}
+
 impl Selector {
     /// Reads one selector of the given type. `site` and `all` take none.
     ///

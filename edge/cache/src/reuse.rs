@@ -50,7 +50,7 @@ pub fn decide(freshness: &Freshness, asked: &RequestDirectives, standing: Standi
         (natural, _) => natural,
     };
     let may_be_stale = !freshness.must_revalidate && !freshness.no_cache;
-    let or_stale = |for_seconds: u64| may_be_stale && standing != Standing::Unvouched && for_seconds < freshness.stale_if_error;
+    let or_stale = |for_seconds: u64| may_be_stale && !unvouched && for_seconds < freshness.stale_if_error;
     let validate = |why| Reuse::Validate { why, or_stale: or_stale(stale_for.unwrap_or(0)) };
     if unvouched || freshness.no_cache {
         return validate(Why::Stale);
@@ -109,7 +109,11 @@ mod tests {
         assert_eq!(decide(Standing::Unvouched, Attachment::Attached), validate(false), "a forgotten purge may have been hard");
         assert_eq!(decide(Standing::Current, Attachment::Alone), Reuse::Fresh);
         assert_eq!(decide(Standing::Current, Attachment::AloneRevalidating { confirmed: true }), Reuse::Fresh);
-        assert_eq!(decide(Standing::Current, Attachment::AloneRevalidating { confirmed: false }), validate(true));
+        assert_eq!(
+            decide(Standing::Current, Attachment::AloneRevalidating { confirmed: false }),
+            validate(false),
+            "the control plane counts this node as silent"
+        );
     }
 
     #[test]

@@ -171,7 +171,10 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut headers);
     } else {
-        vouch(gateway, &mut headers, own.vouched.unwrap_or_else(|| gateway.revision()));
+        vouch(gateway, &mut headers, own.clean_through);
+        if own.unframed {
+            headers.insert(fields::UNFRAMED, HeaderValue::from_static("1"));
+        }
     }
     if !headers.contains_key(header::DATE) {
         fields::insert(&mut headers, header::DATE, &field::show_date(gateway.clock.wall().as_secs()));

@@ -26,7 +26,10 @@ pub struct Validating {
 /// A response for the one request that fetched it.
 pub struct Own {
     pub response: Response<UpstreamBody>,
-    pub vouched: Option<Revision>,
+    /// Through which it is known to be clean.
+    pub clean_through: Revision,
+    /// Its body ends with its connection: nobody can tell a whole one from a torn one.
+    pub unframed: bool,
 }
 
 /// The request as it goes upstream. `for_store`: conditions and ranges of the client are this node's own business.
@@ -211,8 +214,8 @@ async fn receive<U: Upstream>(
                 gateway.store.pass(&asked.key);
             }
             if let Some(relay) = relay {
-                let Fetched { response, vouched, .. } = received.fetched;
-                let _ = relay.send(Own { response, vouched });
+                let Fetched { response, close_delimited, .. } = received.fetched;
+                let _ = relay.send(Own { response, clean_through: received.clean_through, unframed: close_delimited });
             }
             fill.unshared();
             return Ok(());
@@ -255,6 +258,8 @@ async fn stream<U: Upstream>(
             fill.pass_by();
         }
         if passing && !fill.readers_near().await {
+            // Whoever still comes to it gets an error rather than silence.
+            fill.fail(FetchError::Broken);
             return Ok(false);
         }
     }

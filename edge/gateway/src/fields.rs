@@ -12,6 +12,8 @@ pub const SITE: HeaderName = HeaderName::from_static("tidegate-site");
 pub const SCHEME: HeaderName = HeaderName::from_static("tidegate-scheme");
 /// Shield to edge: the revision through which the answer is vouched for.
 pub const VOUCHED: HeaderName = HeaderName::from_static("tidegate-vouched");
+/// Shield to edge: the origin's body ended with its connection, so it may be a torn one.
+pub const UNFRAMED: HeaderName = HeaderName::from_static("tidegate-unframed");
 /// Shield to edge: this answer is the shield's own, not the origin's.
 pub const OWN_ERROR: HeaderName = HeaderName::from_static("tidegate-error");
 
@@ -48,7 +50,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
 pub fn strip_internal(headers: &mut HeaderMap) {
-    for name in [DEMAND, END_TO_END, SITE, SCHEME, VOUCHED, OWN_ERROR] {
+    for name in [DEMAND, END_TO_END, SITE, SCHEME, VOUCHED, UNFRAMED, OWN_ERROR] {
         headers.remove(name);
     }
 }

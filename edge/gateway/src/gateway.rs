@@ -258,7 +258,13 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Joins a fill that is under way or begins one, and answers from it as it grows.
-    async fn fetch(self: &Rc<Self>, asked: Asked, validating: Option<Validating>, reason: ForwardReason, attachment: Attachment) -> Answer {
+    async fn fetch(
+        self: &Rc<Self>,
+        asked: Asked,
+        mut validating: Option<Validating>,
+        reason: ForwardReason,
+        attachment: Attachment,
+    ) -> Answer {
         let arrival = self.revision();
         let end_to_end = asked.end_to_end || matches!(attachment, Attachment::AloneRevalidating { .. });
         let mut demand = self.demand(&asked);
@@ -300,9 +306,20 @@ impl<U: Upstream> Gateway<U> {
             match fill.arrived().await {
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
                 Ok(Arrived::Stored(stored, by)) => {
+                    if collapsed && !stored.vary.matches(&asked.headers) {
+                        return self.alone(&asked, demand, end_to_end, status).await;
+                    }
+                    if self.purged_before_arrival(&asked, &stored.tags, stored.clean_through(), arrival) {
+                        demand = demand.max_index(arrival);
+                        continue;
+                    }
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
-                    return deliver::stored(self, &asked, &stored, status)
-                        .unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status));
+                    if let Some(answer) = deliver::stored(self, &asked, &stored, status) {
+                        return answer;
+                    }
+                    // A piece of the body that was confirmed is gone: fetch it whole.
+                    self.store.drop_response(&asked.key, &stored);
+                    validating = None;
                 }
                 Ok(Arrived::Unshared) => match relayed.try_recv() {
                     Ok(own) if !collapsed => return self.relay(&asked, own, status),
@@ -313,7 +330,7 @@ impl<U: Upstream> Gateway<U> {
                     if collapsed && !head.vary.matches(&asked.headers) {
                         return self.alone(&asked, demand, end_to_end, status).await;
                     }
-                    if self.purged_before_arrival(&asked, &head, arrival) {
+                    if self.purged_before_arrival(&asked, &head.tags, head.clean_through, arrival) {
                         demand = demand.max_index(arrival);
                         continue;
                     }
@@ -326,16 +343,18 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Whether a purge that this request must honour, seen only by the tags in the head, came after the fetch began.
-    fn purged_before_arrival(&self, asked: &Asked, head: &crate::fill::FillHead, arrival: Revision) -> bool {
-        if head.clean_through.reaches(arrival) || arrival.incarnation != self.incarnation.get() {
+    fn purged_before_arrival(&self, asked: &Asked, tags: &[Box<str>], clean_through: Revision, arrival: Revision) -> bool {
+        if clean_through.reaches(arrival) || arrival.incarnation != self.incarnation.get() {
             return false;
         }
-        let clean = if head.clean_through.incarnation == arrival.incarnation { head.clean_through.index } else { 0 };
-        self.ledger.borrow().check(asked.site.name(), &asked.target, &head.tags, clean) == Standing::Purged
+        let clean = if clean_through.incarnation == arrival.incarnation { clean_through.index } else { 0 };
+        self.ledger.borrow().check(asked.site.name(), &asked.target, tags, clean) == Standing::Purged
     }
 
     fn failed(self: &Rc<Self>, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
-        if let Some(v) = validating.filter(|v| v.or_stale && self.standing(asked.site.name(), &v.stored) != Standing::Purged) {
+        if let Some(v) = validating
+            .filter(|v| v.or_stale && !matches!(self.standing(asked.site.name(), &v.stored), Standing::Purged | Standing::Unvouched))
+        {
             Counters::add(&asked.site.counters.stale, 1);
             let status = CacheStatus { detail: Some("stale-if-error"), ..status };
             if let Some(answer) = deliver::stored(self, asked, &v.stored, status) {
@@ -397,6 +416,8 @@ impl<U: Upstream> Gateway<U> {
         }
         let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, self.demand(&asked), asked.end_to_end) };
         Counters::add(&asked.site.counters.fetches, 1);
+        // What is purged while the answer is under way, it may not know.
+        let before = self.revision();
         match self.upstream.fetch(request, fetch).await {
             Err(error) => {
                 Counters::add(&asked.site.counters.errors, 1);
@@ -409,7 +430,8 @@ impl<U: Upstream> Gateway<U> {
                 }
                 let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
                 let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
-                let own = Own { vouched: fetched.vouched, response: fetched.response };
+                let own =
+                    Own { clean_through: fetched.vouched.unwrap_or(before), unframed: fetched.close_delimited, response: fetched.response };
                 let mut answer = deliver::relay(self, &asked, own, status);
                 if let (Some(_), Some(protocol)) = (&tunnel, upgrade) {
                     answer.response.headers_mut().insert(http::header::UPGRADE, protocol);
