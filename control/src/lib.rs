@@ -37,4 +37,7 @@ pub enum ControlError {
     NoLog(String),
     #[error("the consensus core refused to go on: {0}")]
     Raft(String),
+    /// Why the driver ended, in its own words.
+    #[error("{0}")]
+    Stopped(String),
 }

@@ -137,7 +137,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     notify_systemd("STOPPING=1");
     let why = failed.borrow().clone();
     if let Some(error) = why {
-        return Err(ControlError::Raft(error));
+        return Err(ControlError::Stopped(error));
     }
     // A leader that goes hands over first, so that nobody waits for an election.
     if control.leads() {
