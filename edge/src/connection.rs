@@ -121,16 +121,14 @@ fn service(
     state: &Arc<ConnectionState>,
     client: Client,
 ) -> impl hyper::service::Service<http::Request<hyper::body::Incoming>, Response = Answered, Error = Infallible, Future: 'static> + use<> {
-    let (worker, state, client) = (Rc::clone(worker), Arc::clone(state), Rc::new(client));
+    let (worker, state) = (Rc::clone(worker), Arc::clone(state));
     service_fn(move |request| {
-        let (worker, state, client) = (Rc::clone(&worker), Arc::clone(&state), Rc::clone(&client));
         state.in_flight.up();
-        async move {
-            let counted = Counted(Some(Arc::clone(&state.in_flight)));
-            let mut response = worker.answer(request, &client, &state).await;
+        let counted = Counted(Some(Arc::clone(&state.in_flight)));
+        worker.answer(request, &client, &state).then(|mut response| {
             response.body_mut().counts(counted.hand_over());
             Ok::<_, Infallible>(response)
-        }
+        })
     })
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tidegate_control_types::purge::without_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{Answer, Asked, Fills, Gateway, MemoryStore, ResponseBody, Site, fields};
+use tidegate_gateway::{Answer, Answering, Asked, Fills, Gateway, MemoryStore, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -182,6 +182,7 @@ impl Worker {
     fn sweep(&self) {
         let now = milliseconds(self.shared.clock.boot());
         self.coarse.store(now, Ordering::Relaxed);
+        self.gateway.sweep();
         let limits = self.shared.limits();
         self.connections.borrow_mut().retain(|c| {
             c.upgrade().is_some_and(|c| {
@@ -219,46 +220,60 @@ impl Worker {
     }
 
     /// One request, from its head to its response's head.
-    pub async fn answer(&self, request: Request<Incoming>, client: &Client, connection: &Arc<ConnectionState>) -> Response<ResponseBody> {
+    pub fn answer(
+        self: &Rc<Self>,
+        request: Request<Incoming>,
+        client: &Client,
+        connection: &Arc<ConnectionState>,
+    ) -> Answering<Response<ResponseBody>> {
+        let upgrading = request.headers().contains_key(header::UPGRADE);
+        let answering = self.answer_routed(request, client, upgrading);
+        if !upgrading {
+            return answering.then(|(response, _)| response);
+        }
+        let connection = Arc::clone(connection);
+        answering.then(move |(response, tunnel)| {
+            // On every way: the transport waits for the word.
+            connection.decide_upgrade(tunnel.is_some());
+            if let Some((theirs, ours)) = tunnel {
+                tokio::task::spawn_local(carry(theirs, ours));
+            }
+            response
+        })
+    }
+
+    fn answer_routed(self: &Rc<Self>, request: Request<Incoming>, client: &Client, upgrading: bool) -> Answering<Tunnelled> {
         let started = self.shared.log.as_ref().map(|_| self.shared.clock.boot());
-        let upgrading = request.headers().contains_key(header::UPGRADE) && request.version() == Version::HTTP_11;
-        let routed = self.route(&request, client);
-        let Routed { site, authority, host } = match routed {
+        let Routed { site, authority, host } = match self.route(&request, client) {
             Ok(r) => r,
             Err((status, why)) => {
                 self.shared.refused.fetch_add(1, Ordering::Relaxed);
-                connection.decide_upgrade(false);
                 let mut response = self.page(status, why);
                 if status == StatusCode::BAD_REQUEST && request.version() < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                return response;
+                return Answering::now((response, None));
             }
         };
         if site.state.spec.tls.redirect && !client.https {
-            connection.decide_upgrade(false);
-            return self.redirect(&authority, request.uri());
+            return Answering::now((self.redirect(&authority, request.uri()), None));
         }
         if request.method() == "PURGE" {
-            connection.decide_upgrade(false);
-            return self.purge(&site, &host, &request).await;
+            let this = Rc::clone(self);
+            return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
         }
         let logged = started.map(|at| (at, Seen::of(&request, client, &site, &authority)));
-        let mut answer = self.forward(site, authority, &host, request, client, upgrading).await;
-        // On every way: the transport may wait for the word.
-        connection.decide_upgrade(answer.1.is_some());
-        if let Some((theirs, ours)) = answer.1.take() {
-            tokio::task::spawn_local(tunnel(theirs, ours));
-        }
-        let mut answer = answer.0;
-        if let Some((started, seen)) = logged {
-            self.log(started, seen, &mut answer);
-        }
-        answer.response
+        let answering = self.forward(site, authority, &host, request, client, upgrading);
+        let Some((started, seen)) = logged else { return answering.then(|(answer, tunnel)| (answer.response, tunnel)) };
+        let this = Rc::clone(self);
+        answering.then(move |(mut answer, tunnel)| {
+            this.log(started, seen, &mut answer);
+            (answer.response, tunnel)
+        })
     }
 
-    /// Through the gateway; the second value is the two ends of a tunnel, where another protocol was granted.
-    async fn forward(
+    /// Through the gateway.
+    fn forward(
         &self,
         site: Rc<Site>,
         authority: String,
@@ -266,12 +281,12 @@ impl Worker {
         mut request: Request<Incoming>,
         client: &Client,
         upgrading: bool,
-    ) -> (Answer, Option<(hyper::upgrade::OnUpgrade, hyper::upgrade::OnUpgrade)>) {
+    ) -> Answering<(Answer, Option<Tunnel>)> {
+        let upgrading = upgrading && request.version() == Version::HTTP_11;
         let ours = upgrading.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
         headers.remove(header::HOST);
-        Asked::internal(&mut headers, false);
         if !upgrading {
             headers.remove(header::UPGRADE);
         }
@@ -280,9 +295,10 @@ impl Worker {
         let key = tidegate_gateway::key(site.name(), &target);
         let asked =
             Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
-        let mut answer = self.gateway.answer(asked, body).await;
-        let tunnel = answer.tunnel.take().zip(ours);
-        (answer, tunnel)
+        self.gateway.answer(asked, body).then(|mut answer| {
+            let tunnel = answer.tunnel.take().zip(ours);
+            (answer, tunnel)
+        })
     }
 
     /// The site of a request, or why it is refused.
@@ -402,6 +418,10 @@ impl Worker {
     }
 }
 
+/// The upstream's side of a granted upgrade, and the client's.
+type Tunnel = (hyper::upgrade::OnUpgrade, hyper::upgrade::OnUpgrade);
+type Tunnelled = (Response<ResponseBody>, Option<Tunnel>);
+
 struct Routed {
     site: Rc<Site>,
     /// As the client wrote it.
@@ -434,7 +454,7 @@ impl Seen {
 }
 
 /// Carries bytes both ways until either side ends.
-async fn tunnel(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
+async fn carry(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
     let (Ok(theirs), Ok(ours)) = tokio::join!(theirs, ours) else { return };
     let (mut a, mut b) = (hyper_util::rt::TokioIo::new(theirs), hyper_util::rt::TokioIo::new(ours));
     let _ = tokio::io::copy_bidirectional(&mut a, &mut b).await;

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::purge::without_port;
-use tidegate_gateway::{Asked, Counters, Gateway, Local, ResponseBody, Site, fields};
+use tidegate_gateway::{Answering, Asked, Counters, Gateway, Local, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -26,6 +26,8 @@ use tokio_rustls::TlsAcceptor;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How often memory that is no longer of use is let go.
+const SWEEP: Duration = Duration::from_millis(250);
 const MOST_STREAMS: u32 = 4096;
 
 pub type AllCounters = Arc<Mutex<HashMap<String, Arc<Counters>>>>;
@@ -45,6 +47,7 @@ pub async fn run(worker: Rc<Worker>, listeners: Vec<std::net::TcpListener>, mut 
     let mut stopping = worker.stopping.clone();
     let mut waiting = Some(listeners);
     let mut accepting = Vec::new();
+    let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
             biased;
@@ -60,6 +63,7 @@ pub async fn run(worker: Rc<Worker>, listeners: Vec<std::net::TcpListener>, mut 
                     accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), listener)));
                 }
             }
+            _ = sweep.tick() => worker.gateway.sweep(),
             () = stopping.stopped() => break,
         }
     }
@@ -113,7 +117,7 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
     let answering = Rc::clone(worker);
     let service = service_fn(move |request| {
         let worker = Rc::clone(&answering);
-        async move { Ok::<_, Infallible>(worker.answer(request).await) }
+        worker.answer(request).then(Ok::<_, Infallible>)
     });
     let mut builder = http2::Builder::new(Local);
     builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
@@ -151,7 +155,7 @@ impl Worker {
         let _ = delivery.applied.send(());
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    fn answer(&self, request: Request<Incoming>) -> Answering<Response<ResponseBody>> {
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
         let text = |name: &http::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -162,16 +166,16 @@ impl Worker {
             // A site that this shield does not know yet, most likely: the edge asks the origin itself.
             let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here\n")));
             *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
-            return response;
+            return Answering::now(response);
         };
-        let (demand, end_to_end) = Asked::internal(&mut headers, true);
+        let (demand, end_to_end) = Asked::internal(&headers);
         headers.remove(header::HOST);
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(scheme.as_deref() == Some("https"), &host, path);
         let key = tidegate_gateway::key(site.name(), &target);
         let asked =
             Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
-        self.gateway.answer(asked, body).await.response
+        self.gateway.answer(asked, body).then(|answer| answer.response)
     }
 }
 

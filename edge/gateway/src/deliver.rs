@@ -4,7 +4,8 @@ use crate::body::ResponseBody;
 use crate::fetch::Own;
 use crate::fields;
 use crate::fill::{Fill, FillHead, FillReader};
-use crate::gateway::{Answer, Asked, Gateway, Tier};
+use crate::gateway::{Answer, Asked, Gateway, Moment, Tier};
+use crate::hot::Said;
 use crate::site::Counters;
 use crate::upstream::{FetchError, Upstream};
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use std::sync::Arc;
 use tidegate_cache::range::{self, Selected};
-use tidegate_cache::{CacheStatus, Freshness, conditional, field};
+use tidegate_cache::{CacheStatus, conditional, field};
 use tidegate_control_types::Revision;
 use tidegate_store::StoredResponse;
 
@@ -86,17 +87,47 @@ fn unsatisfiable(headers: &mut HeaderMap, length: u64) {
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
 }
 
-fn set_age<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, freshness: &Freshness) {
-    headers.insert(header::AGE, HeaderValue::from(freshness.current_age(gateway.clock.wall())));
+fn set_age(headers: &mut HeaderMap, age: u64) {
+    headers.insert(header::AGE, HeaderValue::from(age));
 }
 
-/// A stored response; `None` where a piece of its body is gone.
+/// A stored response that answers by itself; `None` where a piece of its body is gone.
+pub fn hit<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>, moment: Moment) -> Option<Answer> {
+    let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let age = stored.freshness.current_age(moment.wall);
+    let how = CacheStatus { detail: moment.detail(), ..CacheStatus::hit(int(stored.freshness.lifetime).saturating_sub(int(age))) };
+    let through = if gateway.node.tier == Tier::Shield { stored.clean_through().index } else { 0 };
+    let said = Said::new(stored, age, how.detail, through);
+    let headers = gateway.hot.head(&asked.key, said, || stored_head(gateway, stored, age, how));
+    part_of(gateway, asked, stored, headers, how)
+}
+
+/// A stored response that upstream was asked about; `None` where a piece of its body is gone.
 pub fn stored<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>, how: CacheStatus) -> Option<Answer> {
-    let length = stored.body.len();
+    let age = stored.freshness.current_age(gateway.clock.wall());
+    part_of(gateway, asked, stored, stored_head(gateway, stored, age, how), how)
+}
+
+fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, age: u64, how: CacheStatus) -> HeaderMap {
     let mut headers = stored.headers.clone();
-    set_age(gateway, &mut headers, &stored.freshness);
+    set_age(&mut headers, age);
     mark(gateway, &mut headers, how);
     vouch(gateway, &mut headers, stored.clean_through());
+    if !headers.contains_key(header::CONTENT_LENGTH) && stored.status != StatusCode::NO_CONTENT {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(stored.body.len()));
+    }
+    headers
+}
+
+/// What of a stored response this request gets.
+fn part_of<U: Upstream>(
+    gateway: &Gateway<U>,
+    asked: &Asked,
+    stored: &StoredResponse,
+    mut headers: HeaderMap,
+    how: CacheStatus,
+) -> Option<Answer> {
+    let length = stored.body.len();
     let (status, body) = match select(asked, stored.status, &stored.headers, Some(length)) {
         Part::NotModified => {
             not_modified(&mut headers);
@@ -107,17 +138,14 @@ pub fn stored<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<Sto
             (StatusCode::RANGE_NOT_SATISFIABLE, ResponseBody::empty())
         }
         Part::Bytes(status, bounds) => {
-            match (status, bounds) {
-                (StatusCode::PARTIAL_CONTENT, Some((first, last))) => set_range(&mut headers, first, last, length),
-                _ if !headers.contains_key(header::CONTENT_LENGTH) && stored.status != StatusCode::NO_CONTENT => {
-                    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-                }
-                _ => {}
+            if let (StatusCode::PARTIAL_CONTENT, Some((first, last))) = (status, bounds) {
+                set_range(&mut headers, first, last, length);
             }
             let body = match bounds {
-                Some((first, last)) if asked.method != Method::HEAD => {
-                    ResponseBody::pieces(gateway.store.body(&stored.body, first, last)?)
-                }
+                Some((first, last)) if asked.method != Method::HEAD => match stored.body.of_whole(first, last) {
+                    Some(piece) => ResponseBody::whole(piece),
+                    None => ResponseBody::pieces(gateway.store.body(&stored.body, first, last)?),
+                },
                 _ => ResponseBody::empty(),
             };
             (status, body)
@@ -136,7 +164,7 @@ fn count(asked: &Asked, body: &ResponseBody) {
 /// A fill as it grows.
 pub fn fill<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, head: &FillHead, fill: Arc<Fill>, how: CacheStatus) -> Answer {
     let mut headers = head.headers.clone();
-    set_age(gateway, &mut headers, &head.freshness);
+    set_age(&mut headers, head.freshness.current_age(gateway.clock.wall()));
     mark(gateway, &mut headers, how);
     vouch(gateway, &mut headers, head.clean_through);
     let (status, body) = match select(asked, head.status, &head.headers, head.length) {

@@ -37,6 +37,7 @@ pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method
     let mut request = Request::new(RequestBody::Empty);
     let mut headers = asked.headers.clone();
     fields::strip_hop_by_hop(&mut headers);
+    fields::strip_internal(&mut headers);
     if for_store {
         fields::strip_selection(&mut headers);
     }
@@ -170,7 +171,7 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
             news.remove(own);
         }
     }
-    let mut headers = validation::freshened(&stored.headers, &news);
+    let mut headers = fields::compact(&validation::freshened(&stored.headers, &news));
     let age = news.get(header::AGE).cloned();
     headers.remove(header::AGE);
     let freshness = {
@@ -301,5 +302,5 @@ fn stored_headers<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> Hea
         fields::strip_for_client(&mut kept);
     }
     kept.append(header::VIA, gateway.node.via.clone());
-    kept
+    fields::compact(&kept)
 }

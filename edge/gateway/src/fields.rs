@@ -1,5 +1,6 @@
 //! The one place where headers are edited hop by hop, and where fields that nodes use among themselves come and go.
 
+use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tidegate_cache::{Revision, cache_control, field};
 
@@ -74,6 +75,23 @@ pub fn strip_selection(headers: &mut HeaderMap) {
     }
 }
 
+/// The same fields with all values in one piece of memory of their own: what is kept must not pin the buffers that it was
+/// read into.
+#[must_use]
+pub fn compact(headers: &HeaderMap) -> HeaderMap {
+    let mut values = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+    headers.values().for_each(|v| values.extend_from_slice(v.as_bytes()));
+    let mut values = values.freeze();
+    let mut out = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        // What was a value is one.
+        if let Ok(copied) = HeaderValue::from_maybe_shared(values.split_to(value.len())) {
+            out.append(name, copied);
+        }
+    }
+    out
+}
+
 /// Tells the origin about the client, and proxies about this one.
 pub fn add_forwarding(
     headers: &mut HeaderMap,
@@ -117,6 +135,16 @@ pub fn loops(headers: &HeaderMap, cdn_id: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compact_fields_are_the_same_fields() {
+        let mut h = HeaderMap::new();
+        for (name, value) in [("x-a", "1"), ("set-cookie", "a=b"), ("x-a", ""), ("set-cookie", "c=d"), ("x-b", "long value")] {
+            h.append(name, value.parse().unwrap());
+        }
+        assert_eq!(compact(&h), h);
+        assert_eq!(compact(&HeaderMap::new()), HeaderMap::new());
+    }
 
     #[test]
     fn fields_that_connection_names_go_with_it() {

@@ -1,10 +1,12 @@
 //! The way of a request through a cache node, for all protocols and both tiers.
 
+use crate::answering::Answering;
 use crate::body::{RequestBody, ResponseBody};
 use crate::deliver;
 use crate::fetch::{self, Own, Validating};
 use crate::fields;
 use crate::fill::{Arrived, Fill, Fills, Joined};
+use crate::hot::Hot;
 use crate::site::{Counters, Site};
 use crate::upstream::{Fetch, FetchError, Upstream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -21,7 +23,7 @@ use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Ledger, Scope, Standi
 use tidegate_control_types::event::Event;
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::site::WhenDetached;
-use tidegate_control_types::{Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState};
+use tidegate_control_types::{BootTime, Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState, WallTime};
 use tidegate_store::{MemoryStore, StoredResponse};
 use tokio::sync::{Notify, oneshot};
 
@@ -77,6 +79,7 @@ pub struct Gateway<U> {
     pub clock: Arc<dyn Clock>,
     pub lease: Arc<LeaseEnd>,
     pub upstream: U,
+    pub(crate) hot: Hot,
     ledger: RefCell<Ledger>,
     incarnation: Cell<Incarnation>,
     advanced: Notify,
@@ -96,6 +99,21 @@ enum Found {
     Nothing(ForwardReason),
 }
 
+/// The time and this node's standing by which one request is decided, once its head has come in.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    boot: BootTime,
+    pub wall: WallTime,
+    attachment: Attachment,
+}
+
+impl Moment {
+    /// What Cache-Status says of a node that is cut off.
+    pub fn detail(self) -> Option<&'static str> {
+        (self.attachment != Attachment::Attached).then_some("detached")
+    }
+}
+
 impl<U: Upstream> Gateway<U> {
     #[must_use]
     pub fn new(
@@ -113,40 +131,49 @@ impl<U: Upstream> Gateway<U> {
             clock,
             lease,
             upstream,
+            hot: Hot::default(),
             ledger: RefCell::new(Ledger::new(MOST_SELECTORS)),
             incarnation: Cell::new(Incarnation(0)),
             advanced: Notify::new(),
         })
     }
 
-    /// Answers one request: look up, fetch if need be, store while streaming, deliver.
-    pub async fn answer(self: &Rc<Self>, asked: Asked, body: Incoming) -> Answer {
-        let Some(attachment) = self.attachment(&asked.site) else { return deliver::detached(self) };
+    /// Answers one request: look up, fetch if need be, store while streaming, deliver. What memory holds is answered at once.
+    pub fn answer(self: &Rc<Self>, asked: Asked, body: Incoming) -> Answering<Answer> {
+        let Some(moment) = self.moment(&asked.site) else { return Answering::now(deliver::detached(self)) };
         Counters::add(&asked.site.counters.requests, 1);
         if !matches!(asked.method, Method::GET | Method::HEAD) {
-            return self.pass(asked, body, ForwardReason::Method).await;
+            return self.pass(asked, body, ForwardReason::Method);
         }
         if !hyper::body::Body::is_end_stream(&body) || asked.headers.contains_key(http::header::UPGRADE) {
             // What a body on GET means only the origin knows (RFC 9110 section 9.3.1), and whether it grants another
             // protocol too.
-            return self.pass(asked, body, ForwardReason::Bypass).await;
+            return self.pass(asked, body, ForwardReason::Bypass);
         }
+        if asked.demand.is_some_and(|demand| !self.revision().reaches(demand)) {
+            let this = Rc::clone(self);
+            return Answering::later(async move {
+                let caught_up = this.catch_up(&asked).await;
+                this.from_store(asked, body, moment, caught_up).await
+            });
+        }
+        self.from_store(asked, body, moment, true)
+    }
+
+    /// From what is stored, as far as that goes. `caught_up`: the ledger knows all that this request demands.
+    fn from_store(self: &Rc<Self>, asked: Asked, body: Incoming, moment: Moment, caught_up: bool) -> Answering<Answer> {
         let directives = cache_control::of_request(&asked.headers);
-        let caught_up = self.catch_up(&asked).await;
-        let found = if caught_up && !asked.end_to_end {
-            self.look_up(&asked, &directives, attachment)
-        } else {
-            Found::Nothing(ForwardReason::Request)
-        };
+        let found =
+            if caught_up && !asked.end_to_end { self.look_up(&asked, &directives, moment) } else { Found::Nothing(ForwardReason::Request) };
         let (reason, validating) = match found {
-            Found::Fresh(stored) => match self.hit(&asked, &stored) {
-                Some(answer) => return answer,
+            Found::Fresh(stored) => match self.hit(&asked, &stored, moment) {
+                Some(answer) => return Answering::now(answer),
                 None => (ForwardReason::Miss, None),
             },
             Found::StaleWhileRevalidating(stored) => {
                 self.revalidate_behind(&asked, &stored);
-                match self.hit(&asked, &stored) {
-                    Some(answer) => return answer,
+                match self.hit(&asked, &stored, moment) {
+                    Some(answer) => return Answering::now(answer),
                     None => (ForwardReason::Miss, None),
                 }
             }
@@ -154,29 +181,33 @@ impl<U: Upstream> Gateway<U> {
             Found::Nothing(why) => (why, None),
         };
         if directives.only_if_cached {
-            return deliver::own(
+            return Answering::now(deliver::own(
                 self,
                 StatusCode::GATEWAY_TIMEOUT,
                 CacheStatus::default(),
                 "nothing stored answers this request, and only-if-cached was asked for",
-            );
+            ));
         }
         if asked.method == Method::HEAD && validating.is_none() {
-            return self.pass(asked, body, reason).await;
+            return self.pass(asked, body, reason);
         }
-        self.fetch(asked, validating, reason, attachment).await
+        let this = Rc::clone(self);
+        Answering::later(async move { this.fetch(asked, validating, reason, moment.attachment).await })
     }
 
     /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse.
-    fn attachment(&self, site: &Site) -> Option<Attachment> {
-        if self.lease.attached(self.clock.boot()) {
-            return Some(Attachment::Attached);
-        }
-        match site.state.spec.cache.when_detached {
-            WhenDetached::Serve => Some(Attachment::Alone),
-            WhenDetached::Revalidate => Some(Attachment::AloneRevalidating { confirmed: false }),
-            WhenDetached::Refuse => None,
-        }
+    fn moment(&self, site: &Site) -> Option<Moment> {
+        let boot = self.clock.boot();
+        let attachment = if self.lease.attached(boot) {
+            Attachment::Attached
+        } else {
+            match site.state.spec.cache.when_detached {
+                WhenDetached::Serve => Attachment::Alone,
+                WhenDetached::Revalidate => Attachment::AloneRevalidating { confirmed: false },
+                WhenDetached::Refuse => return None,
+            }
+        };
+        Some(Moment { boot, wall: self.clock.wall(), attachment })
     }
 
     /// At a shield: whether the ledger knows all that the edge knows, after a short wait where it does not yet.
@@ -190,15 +221,18 @@ impl<U: Upstream> Gateway<U> {
         self.revision().reaches(demand) || tokio::time::timeout(CATCH_UP, reached).await.is_ok()
     }
 
-    fn look_up(&self, asked: &Asked, directives: &RequestDirectives, attachment: Attachment) -> Found {
-        let Some(variants) = self.store.get(asked.key.as_bytes()) else { return Found::Nothing(ForwardReason::UriMiss) };
+    fn look_up(&self, asked: &Asked, directives: &RequestDirectives, moment: Moment) -> Found {
+        let Some(variants) = self.hot.get(&asked.key, &self.store) else { return Found::Nothing(ForwardReason::UriMiss) };
         let Some(stored) = variants.select(&asked.headers) else { return Found::Nothing(ForwardReason::VaryMiss) };
         let standing = self.standing(asked.site.name(), stored);
-        let attachment = match attachment {
-            Attachment::AloneRevalidating { .. } => Attachment::AloneRevalidating { confirmed: self.confirmed(stored) },
+        let attachment = match moment.attachment {
+            Attachment::AloneRevalidating { .. } => {
+                let confirmed = stored.asked_origin_at.is_some_and(|at| moment.boot.since(at) < CONFIRMED_FOR);
+                Attachment::AloneRevalidating { confirmed }
+            }
             other => other,
         };
-        match reuse::decide(&stored.freshness, directives, standing, attachment, self.clock.wall()) {
+        match reuse::decide(&stored.freshness, directives, standing, attachment, moment.wall) {
             Reuse::Fresh => Found::Fresh(Arc::clone(stored)),
             Reuse::StaleWhileRevalidating => Found::StaleWhileRevalidating(Arc::clone(stored)),
             Reuse::Validate { why, or_stale } => {
@@ -226,19 +260,14 @@ impl<U: Upstream> Gateway<U> {
         standing
     }
 
-    fn confirmed(&self, stored: &StoredResponse) -> bool {
-        stored.asked_origin_at.is_some_and(|at| self.clock.boot().since(at) < CONFIRMED_FOR)
-    }
-
     /// `None`: a piece of its body was evicted, and it is as if it were not there.
-    fn hit(&self, asked: &Asked, stored: &Arc<StoredResponse>) -> Option<Answer> {
-        let now = self.clock.wall();
-        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let ttl = int(stored.freshness.lifetime).saturating_sub(int(stored.freshness.current_age(now)));
-        let status = CacheStatus { detail: self.detail(), ..CacheStatus::hit(ttl) };
-        let answer = deliver::stored(self, asked, stored, status);
-        match answer {
-            Some(_) => Counters::add(if ttl <= 0 { &asked.site.counters.stale } else { &asked.site.counters.hits }, 1),
+    fn hit(&self, asked: &Asked, stored: &Arc<StoredResponse>, moment: Moment) -> Option<Answer> {
+        let answer = deliver::hit(self, asked, stored, moment);
+        match &answer {
+            Some(answer) => {
+                let stale = answer.status.ttl.is_none_or(|ttl| ttl <= 0);
+                Counters::add(if stale { &asked.site.counters.stale } else { &asked.site.counters.hits }, 1);
+            }
             None => self.store.drop_response(&asked.key, stored),
         }
         answer
@@ -277,13 +306,14 @@ impl<U: Upstream> Gateway<U> {
                 Joined::Joined(fill) => (fill, true),
                 Joined::Began(fill) => {
                     // The fill that this request just missed may have ended between its look-up and now.
+                    let moment = Moment { boot: self.clock.boot(), wall: self.clock.wall(), attachment };
                     if let (None, false, Found::Fresh(stored)) =
-                        (&validating, end_to_end, self.look_up(&asked, &cache_control::of_request(&asked.headers), attachment))
+                        (&validating, end_to_end, self.look_up(&asked, &cache_control::of_request(&asked.headers), moment))
                         && stored.clean_through().reaches(demand)
                     {
                         fill.stored(Arc::clone(&stored), None);
                         self.fills.remove(&asked.key, &fill);
-                        if let Some(answer) = self.hit(&asked, &stored) {
+                        if let Some(answer) = self.hit(&asked, &stored, moment) {
                             return answer;
                         }
                         continue;
@@ -405,10 +435,15 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Everything that is not answered from the cache: streamed both ways.
-    async fn pass(self: &Rc<Self>, asked: Asked, body: Incoming, reason: ForwardReason) -> Answer {
+    fn pass(self: &Rc<Self>, asked: Asked, body: Incoming, reason: ForwardReason) -> Answering<Answer> {
+        let this = Rc::clone(self);
+        Answering::later(async move { this.passed(asked, body, reason).await })
+    }
+
+    async fn passed(self: Rc<Self>, asked: Asked, body: Incoming, reason: ForwardReason) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
         let upgrade = asked.headers.get(http::header::UPGRADE).cloned();
-        let mut request = fetch::upstream_request(self, &asked, &asked.method, false);
+        let mut request = fetch::upstream_request(&self, &asked, &asked.method, false);
         *request.body_mut() = if hyper::body::Body::is_end_stream(&body) { RequestBody::Empty } else { RequestBody::Client(body) };
         if let Some(protocol) = &upgrade {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
@@ -421,7 +456,7 @@ impl<U: Upstream> Gateway<U> {
         match self.upstream.fetch(request, fetch).await {
             Err(error) => {
                 Counters::add(&asked.site.counters.errors, 1);
-                deliver::failed(self, error, status)
+                deliver::failed(&self, error, status)
             }
             Ok(mut fetched) => {
                 let code = fetched.response.status();
@@ -432,7 +467,7 @@ impl<U: Upstream> Gateway<U> {
                 let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
                 let own =
                     Own { clean_through: fetched.vouched.unwrap_or(before), unframed: fetched.close_delimited, response: fetched.response };
-                let mut answer = deliver::relay(self, &asked, own, status);
+                let mut answer = deliver::relay(&self, &asked, own, status);
                 if let (Some(_), Some(protocol)) = (&tunnel, upgrade) {
                     answer.response.headers_mut().insert(http::header::UPGRADE, protocol);
                     answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -482,6 +517,11 @@ impl<U: Upstream> Gateway<U> {
             https: asked.target.https,
             direct: false,
         }
+    }
+
+    /// Lets go of what the store no longer holds; to be called a few times a second.
+    pub fn sweep(&self) {
+        self.hot.sweep();
     }
 
     /// The revision that this worker is at.
@@ -573,12 +613,9 @@ impl Asked {
         }
     }
 
-    /// Reads what an edge says to a shield about its request, and drops what anyone else says in those fields.
-    pub fn internal(headers: &mut HeaderMap, from_node: bool) -> (Option<Revision>, bool) {
-        let said =
-            if from_node { (fields::revision(headers, &fields::DEMAND), headers.contains_key(fields::END_TO_END)) } else { (None, false) };
-        fields::strip_internal(headers);
-        said
+    /// What an edge says to a shield about its request.
+    pub fn internal(headers: &HeaderMap) -> (Option<Revision>, bool) {
+        (fields::revision(headers, &fields::DEMAND), headers.contains_key(fields::END_TO_END))
     }
 }
 

@@ -6,17 +6,20 @@
 
 #![forbid(unsafe_code)]
 
+mod answering;
 mod body;
 mod deliver;
 mod fetch;
 pub mod fields;
 mod fill;
 mod gateway;
+mod hot;
 mod in_flight;
 mod local;
 mod site;
 mod upstream;
 
+pub use answering::Answering;
 pub use body::{Finished, RequestBody, ResponseBody};
 pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Asked, Gateway, Node, Tier, hash};

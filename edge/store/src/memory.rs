@@ -7,7 +7,7 @@ use http::HeaderMap;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_cache::CacheKey;
 
@@ -20,18 +20,31 @@ const PASS_FOR: Duration = Duration::from_secs(60);
 const MOST_PASSED: u64 = 100_000;
 
 /// The stored responses of one key, newest first.
-#[derive(Clone, Debug, Default)]
-pub struct Variants(Vec<Arc<StoredResponse>>);
+#[derive(Debug, Default)]
+pub struct Variants {
+    list: Vec<Arc<StoredResponse>>,
+    left: AtomicBool,
+}
 
 impl Variants {
+    fn new(list: Vec<Arc<StoredResponse>>) -> Arc<Self> {
+        Arc::new(Self { list, left: AtomicBool::new(false) })
+    }
+
     /// The newest whose Vary the request matches (RFC 9111 section 4.1).
     #[must_use]
     pub fn select(&self, request: &HeaderMap) -> Option<&Arc<StoredResponse>> {
-        self.0.iter().find(|r| r.vary.matches(request))
+        self.list.iter().find(|r| r.vary.matches(request))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<StoredResponse>> {
-        self.0.iter()
+    /// These have left the store, for others or for none: whoever still holds them must look again.
+    #[must_use]
+    pub fn have_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    fn leave(&self) {
+        self.left.store(true, Ordering::Release);
     }
 }
 
@@ -50,10 +63,16 @@ pub struct MemoryStore {
 
 fn weigh(key: &CacheKey, entry: &Entry) -> u32 {
     let bytes = match entry {
-        Entry::Head(v) => v.iter().map(|r| r.weight()).sum(),
+        Entry::Head(v) => v.list.iter().map(|r| r.weight()).sum(),
         Entry::Chunk(b) => b.len(),
     };
     u32::try_from(ENTRY_OVERHEAD + key.as_bytes().len() + bytes).unwrap_or(u32::MAX)
+}
+
+fn leave(entry: &Entry) {
+    if let Entry::Head(v) = entry {
+        v.leave();
+    }
 }
 
 impl MemoryStore {
@@ -61,7 +80,7 @@ impl MemoryStore {
     #[must_use]
     pub fn new(limit: u64) -> Self {
         Self {
-            entries: Cache::builder().max_capacity(limit).weigher(weigh).build(),
+            entries: Cache::builder().max_capacity(limit).weigher(weigh).eviction_listener(|_, entry, _| leave(&entry)).build(),
             passed: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
             limit,
             next_object: AtomicU64::new(1),
@@ -110,10 +129,7 @@ impl MemoryStore {
     #[must_use]
     pub fn body(&self, body: &Body, first: u64, last: u64) -> Option<Vec<Bytes>> {
         let (object, length) = match body {
-            Body::Whole(b) => {
-                let (first, end) = (usize::try_from(first).ok()?, usize::try_from(last).ok()? + 1);
-                return (end <= b.len() && first < end).then(|| vec![b.slice(first..end)]);
-            }
+            Body::Whole(_) => return body.of_whole(first, last).map(|piece| vec![piece]),
             Body::Chunked { object, length } => (*object, *length),
         };
         if last >= length || first > last {
@@ -135,42 +151,40 @@ impl MemoryStore {
     #[allow(clippy::needless_pass_by_value)] // It is the store's from here on.
     pub fn put(&self, key: &CacheKey, response: Arc<StoredResponse>) {
         self.passed.invalidate(key);
-        self.entries.entry(key.clone()).and_upsert_with(|old| {
+        self.entries.entry_by_ref(key).and_compute_with(|old| {
             let mut list = vec![Arc::clone(&response)];
             if let Some(Entry::Head(variants)) = old.map(moka::Entry::into_value) {
-                for other in &variants.0 {
-                    if other.vary == response.vary {
-                        let (a, b) = (other.clean_through(), response.clean_through());
-                        if a.incarnation == b.incarnation && a.index > b.index && !other.is_superseded() {
-                            return Entry::Head(variants);
-                        }
-                        other.supersede();
-                    } else if list.len() < MOST_VARIANTS {
+                let (incarnation, index) = (response.incarnation, response.clean_through().index);
+                for other in &variants.list {
+                    if other.vary != response.vary {
                         list.push(Arc::clone(other));
-                    } else {
-                        other.supersede();
+                    } else if other.incarnation == incarnation && other.clean_through().index > index {
+                        return Op::Nop;
                     }
                 }
+                list.truncate(MOST_VARIANTS);
+                // Before the new ones are there: who finds these gone comes to the store, and waits for this.
+                variants.leave();
             }
-            Entry::Head(Arc::new(Variants(list)))
+            Op::Put(Entry::Head(Variants::new(list)))
         });
     }
 
     /// Drops all responses of a key.
     pub fn remove(&self, key: &CacheKey) {
         self.passed.invalidate(key);
-        if let Some(Entry::Head(v)) = self.entries.remove(key) {
-            v.0.iter().for_each(|r| r.supersede());
+        if let Some(entry) = self.entries.remove(key) {
+            leave(&entry);
         }
     }
 
     /// Drops one response, where it is still there: a purged one, whose memory need not wait for its eviction.
     pub fn drop_response(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
-        response.supersede();
-        self.entries.entry(key.clone()).and_compute_with(|old| match old.map(moka::Entry::into_value) {
+        self.entries.entry_by_ref(key).and_compute_with(|old| match old.map(moka::Entry::into_value) {
             Some(Entry::Head(v)) => {
-                let rest: Vec<_> = v.0.iter().filter(|r| !Arc::ptr_eq(r, response)).cloned().collect();
-                if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Arc::new(Variants(rest)))) }
+                v.leave();
+                let rest: Vec<_> = v.list.iter().filter(|r| !Arc::ptr_eq(r, response)).cloned().collect();
+                if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Variants::new(rest))) }
             }
             _ => Op::Nop,
         });
@@ -233,12 +247,35 @@ mod tests {
         store.put(&key, old);
         assert!(Arc::ptr_eq(&select("1").unwrap(), &a), "a fill that began earlier does not displace a later one");
         let newer = response(whole(b"new"), 6, "1");
+        let before = store.get(key.as_bytes()).unwrap();
         store.put(&key, Arc::clone(&newer));
-        assert!(a.is_superseded() && Arc::ptr_eq(&select("1").unwrap(), &newer));
+        assert!(before.have_left() && Arc::ptr_eq(&select("1").unwrap(), &newer));
+        let before = store.get(key.as_bytes()).unwrap();
         store.drop_response(&key, &newer);
-        assert!(select("1").is_none() && select("2").is_some());
+        assert!(before.have_left() && select("1").is_none() && select("2").is_some());
+        let before = store.get(key.as_bytes()).unwrap();
         store.remove(&key);
-        assert!(b.is_superseded() && store.get(key.as_bytes()).is_none());
+        assert!(before.have_left() && store.get(key.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn what_is_evicted_says_so_to_those_who_hold_it() {
+        let store = MemoryStore::new(1 << 20);
+        let held: Vec<_> = (0..100)
+            .map(|n| {
+                let key = CacheKey::new("s", &Target::new(false, "h", &format!("/{n}"), None));
+                store.put(&key, response(store.keep_body(vec![Bytes::from(vec![7; CHUNK / 8])]), 1, "1"));
+                (store.get(key.as_bytes()), key)
+            })
+            .collect();
+        store.entries.run_pending_tasks();
+        let (mut here, mut gone) = (0, 0);
+        for (held, key) in held {
+            let still = store.get(key.as_bytes()).is_some();
+            *(if still { &mut here } else { &mut gone }) += 1;
+            assert!(held.is_none_or(|h| h.have_left() != still));
+        }
+        assert!(here > 0 && gone > 0, "{here} {gone}");
     }
 
     #[test]

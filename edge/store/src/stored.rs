@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_cache::{BootTime, Incarnation, Revision};
 use tidegate_cache::{Freshness, Target, VaryKey};
 
@@ -23,6 +23,14 @@ impl Body {
             Self::Whole(b) => b.len() as u64,
             Self::Chunked { length, .. } => *length,
         }
+    }
+
+    /// The bytes from `first` through `last` of a body that is one piece.
+    #[must_use]
+    pub fn of_whole(&self, first: u64, last: u64) -> Option<Bytes> {
+        let Self::Whole(bytes) = self else { return None };
+        let (first, end) = (usize::try_from(first).ok()?, usize::try_from(last).ok()?.checked_add(1)?);
+        (first < end && end <= bytes.len()).then(|| bytes.slice(first..end))
     }
 
     #[must_use]
@@ -47,7 +55,6 @@ pub struct StoredResponse {
     clean_through: AtomicU64,
     /// When the origin was last asked about it end to end, if it was this node's own doing.
     pub asked_origin_at: Option<BootTime>,
-    superseded: AtomicBool,
 }
 
 impl StoredResponse {
@@ -62,16 +69,6 @@ impl StoredResponse {
         if self.clean_through.load(Ordering::Acquire) < index {
             self.clean_through.fetch_max(index, Ordering::AcqRel);
         }
-    }
-
-    /// Another response stands in its place, or it was invalidated: whoever still holds it must look again.
-    #[must_use]
-    pub fn is_superseded(&self) -> bool {
-        self.superseded.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn supersede(&self) {
-        self.superseded.store(true, Ordering::Release);
     }
 
     #[must_use]
@@ -96,7 +93,6 @@ impl StoredResponse {
             incarnation: Incarnation(0),
             clean_through: AtomicU64::new(0),
             asked_origin_at: None,
-            superseded: AtomicBool::new(false),
         }
     }
 

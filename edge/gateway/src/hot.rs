@@ -1,0 +1,190 @@
+//! A worker's own first level above the shared store: what it answered with last, and the head that it went out with.
+//!
+//! A table of slots, each key in the one that its hash names. Nothing here is believed by itself: an entry counts while the
+//! store still holds what it points to ([`Variants::have_left`]), and the purge check and freshness are decided on every
+//! request as for any other stored response. What has left the store is let go by [`Hot::sweep`], so that memory stays
+//! under its bound.
+
+use http::HeaderMap;
+use std::cell::{Cell, RefCell};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use tidegate_cache::CacheKey;
+use tidegate_store::{MemoryStore, StoredResponse, Variants};
+
+const SLOTS: usize = 4096;
+/// Every so many hits one goes to the store, which has to know what is asked for.
+const TOLD_EVERY: u32 = 16;
+/// An entry gives way to another after being passed over this often at most.
+const MOST_USES: u8 = 8;
+
+pub struct Hot {
+    slots: RefCell<Box<[Option<Slot>]>>,
+    hasher: foldhash::fast::RandomState,
+    hits: Cell<u32>,
+}
+
+struct Slot {
+    key: CacheKey,
+    variants: Arc<Variants>,
+    head: Option<Head>,
+    uses: u8,
+}
+
+struct Head {
+    said: Said,
+    headers: HeaderMap,
+}
+
+/// All that makes one hit's head differ from another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    pub age: u64,
+    pub detail: Option<&'static str>,
+    /// At a shield, the index through which it vouches.
+    pub through: u64,
+    /// Which of the variants.
+    response: usize,
+}
+
+impl Said {
+    #[must_use]
+    pub fn new(stored: &Arc<StoredResponse>, age: u64, detail: Option<&'static str>, through: u64) -> Self {
+        Self { age, detail, through, response: Arc::as_ptr(stored).addr() }
+    }
+}
+
+impl Default for Hot {
+    fn default() -> Self {
+        let slots = std::iter::repeat_with(|| None).take(SLOTS).collect();
+        Self { slots: RefCell::new(slots), hasher: foldhash::fast::RandomState::default(), hits: Cell::new(0) }
+    }
+}
+
+impl Hot {
+    fn at(&self, key: &CacheKey) -> usize {
+        usize::try_from(self.hasher.hash_one(key.as_bytes())).unwrap_or(0) % SLOTS
+    }
+
+    /// What is stored under a key.
+    pub fn get(&self, key: &CacheKey, store: &MemoryStore) -> Option<Arc<Variants>> {
+        let at = self.at(key);
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get_mut(at)?;
+        if let Some(mine) = slot.as_mut().filter(|s| s.key == *key) {
+            if !mine.variants.have_left() {
+                self.hits.set(self.hits.get().wrapping_add(1));
+                if self.hits.get().is_multiple_of(TOLD_EVERY) {
+                    drop(store.get(key.as_bytes()));
+                }
+                mine.uses = MOST_USES.min(mine.uses + 1);
+                return Some(Arc::clone(&mine.variants));
+            }
+            *slot = None;
+        }
+        let variants = store.get(key.as_bytes())?;
+        match slot {
+            Some(other) if other.uses > 0 && !other.variants.have_left() => other.uses -= 1,
+            _ => *slot = Some(Slot { key: key.clone(), variants: Arc::clone(&variants), head: None, uses: 0 }),
+        }
+        Some(variants)
+    }
+
+    /// The head of a hit: the one that went out before, where it says the same, else what `make` makes.
+    pub fn head(&self, key: &CacheKey, said: Said, make: impl FnOnce() -> HeaderMap) -> HeaderMap {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get_mut(self.at(key)).and_then(Option::as_mut);
+        // The slot holds all variants, so that no other response can come to be where one of them was.
+        let Some(slot) = slot.filter(|s| s.key == *key) else { return make() };
+        if let Some(head) = slot.head.as_ref().filter(|h| h.said == said) {
+            return head.headers.clone();
+        }
+        let headers = make();
+        slot.head = Some(Head { said, headers: headers.clone() });
+        headers
+    }
+
+    /// Lets go of what the store has let go of.
+    pub fn sweep(&self) {
+        for slot in &mut *self.slots.borrow_mut() {
+            if slot.as_ref().is_some_and(|s| s.variants.have_left()) {
+                *slot = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http::StatusCode;
+    use tidegate_cache::{Freshness, Target, VaryKey, WallTime};
+    use tidegate_store::Body;
+
+    fn stored(path: &str) -> (CacheKey, Arc<StoredResponse>) {
+        let freshness = Freshness {
+            lifetime: 9,
+            initial_age: 0,
+            response_time: WallTime(0),
+            stale_while_revalidate: 0,
+            stale_if_error: 0,
+            must_revalidate: false,
+            no_cache: false,
+        };
+        let target = Target::new(false, "h", path, None);
+        let (key, body) = (CacheKey::new("s", &target), Body::Whole(Bytes::from_static(b"x")));
+        (key, Arc::new(StoredResponse::new(target, StatusCode::OK, HeaderMap::new(), VaryKey::default(), freshness, body)))
+    }
+
+    fn select(hot: &Hot, store: &MemoryStore, key: &CacheKey) -> Option<Arc<StoredResponse>> {
+        hot.get(key, store)?.select(&HeaderMap::new()).cloned()
+    }
+
+    #[test]
+    fn what_was_replaced_or_removed_in_the_store_is_not_found_here() {
+        let (store, hot) = (MemoryStore::new(1 << 20), Hot::default());
+        let (key, first) = stored("/");
+        let (_, second) = stored("/");
+        store.put(&key, Arc::clone(&first));
+        for _ in 0..2 {
+            assert!(Arc::ptr_eq(&select(&hot, &store, &key).unwrap(), &first));
+        }
+        store.put(&key, Arc::clone(&second));
+        assert!(Arc::ptr_eq(&select(&hot, &store, &key).unwrap(), &second));
+        store.remove(&key);
+        assert!(select(&hot, &store, &key).is_none());
+    }
+
+    #[test]
+    fn memory_is_let_go_of() {
+        let (store, hot) = (MemoryStore::new(1 << 20), Hot::default());
+        for n in 0..100 {
+            let (key, response) = stored(&format!("/{n}"));
+            store.put(&key, response);
+            assert!(select(&hot, &store, &key).is_some());
+            store.remove(&key);
+        }
+        let held = || hot.slots.borrow().iter().flatten().count();
+        assert!(held() > 0);
+        hot.sweep();
+        assert_eq!(held(), 0);
+    }
+
+    #[test]
+    fn a_head_goes_out_again_only_where_it_says_the_same() {
+        let (store, hot) = (MemoryStore::new(1 << 20), Hot::default());
+        let (key, response) = stored("/");
+        store.put(&key, Arc::clone(&response));
+        hot.get(&key, &store);
+        let made = Cell::new(0);
+        let ask = |age, through| {
+            hot.head(&key, Said::new(&response, age, None, through), || {
+                made.set(made.get() + 1);
+                HeaderMap::new()
+            });
+            made.get()
+        };
+        assert_eq!((ask(1, 5), ask(1, 5), ask(2, 5), ask(2, 6), ask(2, 6)), (1, 1, 2, 3, 3));
+    }
+}
