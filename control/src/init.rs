@@ -64,6 +64,7 @@ pub fn init(settings: &ControlSettings, options: &InitOptions) -> Result<Founded
         cluster: options.cluster.clone(),
         incarnation: Incarnation(random_u64()),
         zone: settings.zone.clone(),
+        lease: settings.raft.lease.unwrap_or_default(),
         ca_certificate: ca.certificate().to_vec(),
         ca_sealed_key: cluster_key.seal("ca", &ca_key)?,
     };

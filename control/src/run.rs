@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
 use tidegate_control_types::command::Founding;
-use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
+use tidegate_control_types::{Clock, Incarnation, LeaseTerms, NodeName, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::full;
 use tidegate_node::metrics::Metrics;
@@ -67,8 +67,14 @@ impl Bound {
 }
 
 fn nothing_yet() -> State {
-    let founding =
-        Founding { cluster: String::new(), incarnation: Incarnation(0), zone: None, ca_certificate: Vec::new(), ca_sealed_key: Vec::new() };
+    let founding = Founding {
+        cluster: String::new(),
+        incarnation: Incarnation(0),
+        zone: None,
+        lease: LeaseTerms::default(),
+        ca_certificate: Vec::new(),
+        ca_sealed_key: Vec::new(),
+    };
     State::new(founding, 0)
 }
 
@@ -93,12 +99,16 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
         id,
         election_ticks: settings.raft.election_ticks,
         heartbeat_ticks: settings.raft.heartbeat_ticks,
-        terms: settings.raft.lease,
         snapshot_every: settings.raft.snapshot_every,
         keep_entries: settings.raft.snapshot_every / 10,
     };
     let driver = Driver::new(RedbDisk::open(&settings.data)?, driver_settings, nothing_yet(), Box::new(tidegate_node::clock::random_u64))?;
+    let asked = settings.raft.lease;
     let (control, thread) = Control::start(driver, settings, credentials, cluster_key)?;
+    let founding = control.raft.state.read().founding.clone();
+    if let (Some(asked), false) = (asked.filter(|asked| *asked != founding.lease), founding.cluster.is_empty()) {
+        tracing::warn!(?asked, founded = ?founding.lease, "the network keeps the lease that it was founded with: [raft] lease does nothing");
+    }
     let mut failed = control.failed.subscribe();
 
     let metrics = Metrics::new("control", control.settings.name.as_str());
@@ -290,7 +300,7 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
         }
         "/lease" => match wire::decode::<NodeName>(&bytes) {
             Ok(name) => match control.grant_lease(name).await {
-                Ok(index) => plain(StatusCode::OK, wire::encode(&index)),
+                Ok(grant) => plain(StatusCode::OK, wire::encode(&grant)),
                 Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
             },
             Err(e) => bad(e.to_string()),

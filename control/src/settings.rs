@@ -41,19 +41,14 @@ pub struct RaftSettings {
     /// An election begins after this many ticks, and up to twice as many, without a leader.
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
-    pub lease: LeaseTerms,
+    /// For `control init`; the network keeps what it was founded with.
+    pub lease: Option<LeaseTerms>,
     pub snapshot_every: u64,
 }
 
 impl Default for RaftSettings {
     fn default() -> Self {
-        Self {
-            tick: Duration::from_millis(50),
-            election_ticks: 16,
-            heartbeat_ticks: 2,
-            lease: LeaseTerms::default(),
-            snapshot_every: 10_000,
-        }
+        Self { tick: Duration::from_millis(50), election_ticks: 16, heartbeat_ticks: 2, lease: None, snapshot_every: 10_000 }
     }
 }
 
@@ -122,14 +117,16 @@ fn raft(s: &Section<'_>) -> RaftSettings {
     let d = RaftSettings::default();
     let ms = Duration::from_millis;
     let ticks = |key, default: usize, least, most| s.or(key, default, |v| Ok(usize::try_from(number(least, most)(v)?).unwrap_or(default)));
+    let terms = LeaseTerms::default();
+    let lease = LeaseTerms {
+        duration: s.or("lease", terms.duration, duration(ms(500), Duration::from_secs(300))),
+        drift_margin: s.or("drift_margin", terms.drift_margin, duration(ms(10), Duration::from_secs(10))),
+    };
     let settings = RaftSettings {
         tick: s.or("tick", d.tick, duration(ms(10), ms(5000))),
         election_ticks: ticks("election_ticks", d.election_ticks, 5, 100),
         heartbeat_ticks: ticks("heartbeat_ticks", d.heartbeat_ticks, 1, 20),
-        lease: LeaseTerms {
-            duration: s.or("lease", d.lease.duration, duration(ms(500), Duration::from_secs(300))),
-            drift_margin: s.or("drift_margin", d.lease.drift_margin, duration(ms(10), Duration::from_secs(10))),
-        },
+        lease: (s.has("lease") || s.has("drift_margin")).then_some(lease),
         snapshot_every: s.or("snapshot_every", d.snapshot_every, number(100, 10_000_000)),
     };
     if settings.heartbeat_ticks * 3 > settings.election_ticks {

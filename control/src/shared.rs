@@ -15,6 +15,7 @@ use std::time::Duration;
 use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::{Applied, Refusal, State};
 use tidegate_control_types::command::SealedCertificate;
+use tidegate_control_types::lease::Grant;
 use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, Event, NodeName, ToNode, wire};
 use tidegate_node::link::Links;
 use tidegate_node::{CurrentCredentials, SystemClock};
@@ -202,13 +203,14 @@ impl Control {
         Ok(())
     }
 
-    /// Grants `node` a lease on this node, which has to lead: the index that it has to apply.
+    /// Grants `node` a lease on this node, which has to lead.
     ///
     /// # Errors
     /// It does not lead, cannot reach a quorum, or does not know the node.
-    pub async fn grant_lease(&self, node: NodeName) -> Result<u64, NotNow> {
+    pub async fn grant_lease(&self, node: NodeName) -> Result<Grant, NotNow> {
+        let duration = self.raft.state.read().founding.lease.duration;
         match self.ask(|ticket| Input::Lease { ticket, node }).await? {
-            Done::Read { index } => Ok(index),
+            Done::Read { index } => Ok(Grant { read_index: index, duration }),
             Done::Applied { .. } => Err(NotNow::Unknown),
         }
     }

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::lease::Grant;
 use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{CatchUp, FromNode, NodeName, NodeReport, Revision, Role, ToNode};
 use tidegate_node::lifecycle::Stopping;
@@ -118,7 +119,7 @@ impl Session {
             nodes: missed.nodes,
             purges: missed.purges,
         };
-        let message = ToNode::CatchUp { revision, terms: self.control.settings.raft.lease, missed: Box::new(missed) };
+        let message = ToNode::CatchUp { revision, missed: Box::new(missed) };
         send(out, wire::frame(&message).into()).await?;
         Ok(revision.index)
     }
@@ -141,7 +142,7 @@ impl Session {
                 let (control, name, leases) = (Arc::clone(&self.control), self.name.clone(), leases.clone());
                 tokio::spawn(async move {
                     match lease(&control, &name).await {
-                        Ok(read_index) => drop(leases.send(ToNode::Lease { asking, read_index }).await),
+                        Ok(grant) => drop(leases.send(ToNode::Lease { asking, grant }).await),
                         Err(why) => tracing::debug!(node = %name, why, "no lease granted"),
                     }
                 });
@@ -170,7 +171,7 @@ async fn send(out: &mut Sender<Bytes, BoxError>, frame: Bytes) -> Result<(), Str
 }
 
 /// A lease from the leader, be it this node or another.
-async fn lease(control: &Arc<Control>, name: &NodeName) -> Result<u64, String> {
+async fn lease(control: &Arc<Control>, name: &NodeName) -> Result<Grant, String> {
     if control.leads() {
         return control.grant_lease(name.clone()).await.map_err(|e| e.to_string());
     }

@@ -20,9 +20,11 @@ use std::time::Duration;
 use tidegate_certs::SealingKey;
 use tidegate_control_types::lease::{LeaseEnd, NodeLease};
 use tidegate_control_types::wire::{self, Deframer};
-use tidegate_control_types::{Clock, FromNode, LeaseTerms, NodeReport, ToNode};
+use tidegate_control_types::{Clock, FromNode, NodeReport, ToNode};
 use tokio::sync::watch;
 
+/// Until the first grant says how long a lease lasts.
+const FIRST_ASK_AGAIN: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Purges alone are written to disk at most this often; configuration always before it is acknowledged.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
@@ -67,7 +69,7 @@ impl Watcher {
     /// # Errors
     /// The control plane removed this node.
     pub async fn run(mut self) -> Result<(), NodeError> {
-        let mut lease = NodeLease::new(LeaseTerms::default());
+        let mut lease = NodeLease::default();
         if let Some(saved) = self.load_saved() {
             lease.applied(saved.revision.index);
             self.apply(Arc::new(saved.restart())).await;
@@ -134,8 +136,8 @@ impl Watcher {
         backoff: &mut Backoff,
     ) -> Ended {
         let mut frames = Deframer::default();
-        let mut terms = LeaseTerms::default();
-        let mut ask = tokio::time::interval(terms.ask_every());
+        let mut ask_again_after = FIRST_ASK_AGAIN;
+        let mut ask = tokio::time::interval(ask_again_after);
         let mut report = tokio::time::interval(REPORT_EVERY);
         let mut save = tokio::time::interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
         // What this connection is good for begins with its catch-up.
@@ -149,11 +151,17 @@ impl Watcher {
                             match frames.take::<ToNode>() {
                                 Ok(Some(ToNode::Removed)) => return Ended::Removed,
                                 Ok(Some(message)) => {
-                                    if let ToNode::CatchUp { terms: new, .. } = &message {
-                                        (terms, caught_up) = (*new, true);
-                                        lease.set_terms(terms);
-                                        ask = tokio::time::interval(terms.ask_every());
-                                        backoff.reset();
+                                    match &message {
+                                        ToNode::CatchUp { .. } => {
+                                            caught_up = true;
+                                            ask.reset_immediately();
+                                            backoff.reset();
+                                        }
+                                        ToNode::Lease { grant, .. } if grant.ask_again_after() != ask_again_after => {
+                                            ask_again_after = grant.ask_again_after().max(Duration::from_millis(1));
+                                            ask = tokio::time::interval(ask_again_after);
+                                        }
+                                        _ => {}
                                     }
                                     if let Err(e) = self.hear(message, lease, &mut out).await {
                                         return Ended::Broken(e);
@@ -186,8 +194,8 @@ impl Watcher {
     async fn hear(&mut self, message: ToNode, lease: &mut NodeLease, out: &mut Sender<Bytes, BoxError>) -> Result<(), String> {
         let heard = self.clock.wall();
         let update = match message {
-            ToNode::Lease { asking, read_index } => {
-                lease.granted(asking, read_index);
+            ToNode::Lease { asking, grant } => {
+                lease.granted(asking, grant);
                 self.publish(lease);
                 return Ok(());
             }
@@ -203,7 +211,7 @@ impl Watcher {
         if update.fresh {
             // Under another log nothing that was granted or applied before means anything.
             self.watched.lease.publish(None);
-            *lease = NodeLease::new(LeaseTerms::default());
+            *lease = NodeLease::default();
         }
         let must_save = update.changes_configuration();
         self.apply(Arc::clone(&update)).await;

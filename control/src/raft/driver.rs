@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_control_state::{Applied, Refusal, State};
 use tidegate_control_types::fleet::Fleet;
-use tidegate_control_types::{BootTime, Command, LeaseTerms, NodeName, wire};
+use tidegate_control_types::{BootTime, Command, NodeName, wire};
 
 /// Names one input that wants an answer.
 pub type Ticket = u64;
@@ -106,7 +106,6 @@ pub struct DriverSettings {
     pub id: u64,
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
-    pub terms: LeaseTerms,
     /// A snapshot is taken after this many applied entries, and this many stay in the log behind it.
     pub snapshot_every: u64,
     pub keep_entries: u64,
@@ -271,7 +270,7 @@ impl<D: Disk> Driver<D> {
         self.raw.raft.set_randomized_election_timeout(ticks + spread);
         if state == StateRole::Leader {
             tracing::info!(term, "this control node leads");
-            let fleet = Fleet::new(self.settings.terms, now);
+            let fleet = Fleet::new(self.shared.state.read().founding.lease, now);
             *self.shared.leadership.lock() = Some(Leadership { term, fleet, purges: BTreeMap::new() });
         } else if was_leader {
             tracing::info!(term, "this control node no longer leads");

@@ -1,11 +1,17 @@
 use super::*;
 use tidegate_control_types::event::Event;
 use tidegate_control_types::node::Role;
-use tidegate_control_types::{Change, Command, Incarnation, site_file, wire};
+use tidegate_control_types::{Change, Command, Incarnation, LeaseTerms, site_file, wire};
 
 fn founded() -> State {
-    let founding =
-        Founding { cluster: "main".into(), incarnation: Incarnation(7), zone: None, ca_certificate: vec![], ca_sealed_key: vec![] };
+    let founding = Founding {
+        cluster: "main".into(),
+        incarnation: Incarnation(7),
+        zone: None,
+        lease: LeaseTerms::default(),
+        ca_certificate: vec![],
+        ca_sealed_key: vec![],
+    };
     State::new(founding, 1)
 }
 

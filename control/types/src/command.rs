@@ -1,5 +1,6 @@
 //! What an entry of the log says.
 
+use crate::lease::LeaseTerms;
 use crate::name::{NodeName, SiteName};
 use crate::node::NodeState;
 use crate::purge::PurgeOrder;
@@ -100,6 +101,8 @@ pub struct Founding {
     pub cluster: String,
     pub incarnation: Incarnation,
     pub zone: Option<String>,
+    /// For the whole network and for good: a new leader has to count what its predecessor granted.
+    pub lease: LeaseTerms,
     /// DER of the internal CA's certificate, and its private key sealed under the cluster key.
     pub ca_certificate: Vec<u8>,
     pub ca_sealed_key: Vec<u8>,

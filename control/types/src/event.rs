@@ -1,7 +1,7 @@
 //! What control nodes and cache nodes say to each other on the watch stream: a node's hello, then what it missed,
 //! then every entry as it is applied; acknowledgements and askings for a lease the other way.
 
-use crate::lease::LeaseTerms;
+use crate::lease::Grant;
 use crate::name::{NodeName, SiteName};
 use crate::node::{NodeReport, NodeState};
 use crate::purge::PurgeOrder;
@@ -71,7 +71,6 @@ pub struct CatchUp {
 pub enum ToNode {
     CatchUp {
         revision: Revision,
-        terms: LeaseTerms,
         missed: Box<CatchUp>,
     },
     /// Entries in order, each with its index; after them the node is at `through`.
@@ -81,7 +80,7 @@ pub enum ToNode {
     },
     Lease {
         asking: u64,
-        read_index: u64,
+        grant: Grant,
     },
     /// The operator removed this node.
     Removed,

@@ -2,8 +2,9 @@
 //!
 //! A node asks; only the leader grants, after a quorum has confirmed it since the asking arrived. The grant
 //! names the log index that was committed by then: the node is attached once it has applied that index, from
-//! when it *asked* for [`LeaseTerms::duration`]. The leader counts the same lease from when it *answered*, plus
-//! a margin for drifting clocks. So, by one and the same true time:
+//! when it *asked* for the grant's duration. The leader counts the same lease from when it *answered*, plus
+//! a margin for drifting clocks. The terms are the network's, made when it was founded, so that a new leader counts what
+//! its predecessor granted. So, by one and the same true time:
 //!
 //! Invariant: what a node believes of its lease's end <= what the leader believes of it.
 
@@ -28,12 +29,6 @@ impl Default for LeaseTerms {
 }
 
 impl LeaseTerms {
-    /// A node asks this often, so that two lost grants do not detach it.
-    #[must_use]
-    pub fn ask_every(self) -> Duration {
-        self.duration / 4
-    }
-
     /// The end of a lease as the leader that answers at `answered` has to count it.
     #[must_use]
     pub fn counted_until(self, answered: BootTime) -> BootTime {
@@ -41,15 +36,31 @@ impl LeaseTerms {
     }
 }
 
+/// A leader's answer to one asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The node is attached once it has applied all through this index.
+    pub read_index: u64,
+    /// From when the node asked.
+    pub duration: Duration,
+}
+
+impl Grant {
+    /// A node asks this often, so that two lost grants do not detach it.
+    #[must_use]
+    pub fn ask_again_after(self) -> Duration {
+        self.duration / 4
+    }
+}
+
 /// The node's side. Whoever holds it publishes [`NodeLease::until`] to the workers, who compare it with the
 /// clock after each request's head has come in.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct NodeLease {
-    terms: LeaseTerms,
     next: u64,
     /// Asked, not answered. Bounded: an older asking is worth less than any newer one.
     asked: VecDeque<(u64, BootTime)>,
-    /// Answered, but the index it names is not applied yet.
+    /// Answered, but the index it names is not applied yet; with its end.
     granted: VecDeque<(u64, BootTime)>,
     applied: u64,
     until: Option<BootTime>,
@@ -58,11 +69,6 @@ pub struct NodeLease {
 const MOST_ASKED: usize = 16;
 
 impl NodeLease {
-    #[must_use]
-    pub fn new(terms: LeaseTerms) -> Self {
-        Self { terms, next: 0, asked: VecDeque::new(), granted: VecDeque::new(), applied: 0, until: None }
-    }
-
     /// Starts an asking at `now`; the number goes with it and comes back in the grant.
     pub fn ask(&mut self, now: BootTime) -> u64 {
         self.next += 1;
@@ -80,16 +86,11 @@ impl NodeLease {
         self.granted.clear();
     }
 
-    /// The terms, as the control plane says them now.
-    pub fn set_terms(&mut self, terms: LeaseTerms) {
-        self.terms = terms;
-    }
-
     /// A grant came. An asking that is not remembered (answered twice, from an earlier connection) grants nothing.
-    pub fn granted(&mut self, asking: u64, read_index: u64) {
+    pub fn granted(&mut self, asking: u64, grant: Grant) {
         let Some(at) = self.asked.iter().position(|(n, _)| *n == asking) else { return };
         if let Some((_, asked_at)) = self.asked.remove(at) {
-            self.granted.push_back((read_index, asked_at));
+            self.granted.push_back((grant.read_index, asked_at + grant.duration));
             self.settle();
         }
     }
@@ -101,13 +102,12 @@ impl NodeLease {
     }
 
     fn settle(&mut self) {
-        let (applied, duration) = (self.applied, self.terms.duration);
-        let until = &mut self.until;
-        self.granted.retain(|(read_index, asked_at)| {
+        let (applied, until) = (self.applied, &mut self.until);
+        self.granted.retain(|(read_index, end)| {
             if *read_index > applied {
                 return true;
             }
-            *until = (*until).max(Some(*asked_at + duration));
+            *until = (*until).max(Some(*end));
             false
         });
     }
@@ -143,11 +143,15 @@ mod tests {
         BootTime::from_nanos(ms * 1_000_000)
     }
 
+    fn grant(read_index: u64) -> Grant {
+        Grant { read_index, duration: LeaseTerms::default().duration }
+    }
+
     #[test]
     fn a_lease_counts_from_the_asking_and_only_once_the_index_is_applied() {
-        let mut lease = NodeLease::new(LeaseTerms::default());
+        let mut lease = NodeLease::default();
         let asking = lease.ask(at(1000));
-        lease.granted(asking, 7);
+        lease.granted(asking, grant(7));
         assert_eq!(lease.until(), None, "granted before the purge at 7 was applied");
         lease.applied(6);
         assert_eq!(lease.until(), None);
@@ -157,25 +161,34 @@ mod tests {
 
     #[test]
     fn an_asking_is_answered_once_and_not_across_connections() {
-        let mut lease = NodeLease::new(LeaseTerms::default());
+        let mut lease = NodeLease::default();
         lease.applied(9);
         let first = lease.ask(at(0));
-        lease.granted(first, 1);
+        lease.granted(first, grant(1));
         assert_eq!(lease.until(), Some(at(5000)));
         let second = lease.ask(at(2000));
         lease.reconnected();
-        lease.granted(second, 1);
-        lease.granted(first, 1);
+        lease.granted(second, grant(1));
+        lease.granted(first, grant(1));
         assert_eq!(lease.until(), Some(at(5000)));
     }
 
     #[test]
+    fn a_lease_lasts_as_long_as_its_grant_says() {
+        let mut lease = NodeLease::default();
+        lease.applied(1);
+        let asking = lease.ask(at(100));
+        lease.granted(asking, Grant { read_index: 1, duration: Duration::from_millis(700) });
+        assert_eq!(lease.until(), Some(at(800)));
+    }
+
+    #[test]
     fn a_late_grant_never_shortens_a_lease() {
-        let mut lease = NodeLease::new(LeaseTerms::default());
+        let mut lease = NodeLease::default();
         let (a, b) = (lease.ask(at(0)), lease.ask(at(1000)));
         lease.applied(5);
-        lease.granted(b, 5);
-        lease.granted(a, 3);
+        lease.granted(b, grant(5));
+        lease.granted(a, grant(3));
         assert_eq!(lease.until(), Some(at(6000)));
     }
 

@@ -5,7 +5,7 @@ use super::*;
 use raft::eraftpb::{ConfState, HardState};
 use std::time::Duration;
 use tidegate_control_types::command::Founding;
-use tidegate_control_types::{Change, Incarnation, WallTime};
+use tidegate_control_types::{Change, Incarnation, LeaseTerms, WallTime};
 
 /// Keeps what was written; `fail` makes every later write fail.
 #[derive(Clone, Default)]
@@ -58,7 +58,14 @@ impl Disk for TestDisk {
 }
 
 fn founding() -> State {
-    let founding = Founding { cluster: "t".into(), incarnation: Incarnation(1), zone: None, ca_certificate: vec![], ca_sealed_key: vec![] };
+    let founding = Founding {
+        cluster: "t".into(),
+        incarnation: Incarnation(1),
+        zone: None,
+        lease: LeaseTerms::default(),
+        ca_certificate: vec![],
+        ca_sealed_key: vec![],
+    };
     State::new(founding, 1)
 }
 
@@ -92,14 +99,7 @@ impl Cluster {
     }
 
     fn start(&mut self, id: u64) {
-        let settings = DriverSettings {
-            id,
-            election_ticks: 10,
-            heartbeat_ticks: 1,
-            terms: LeaseTerms::default(),
-            snapshot_every: 20,
-            keep_entries: 5,
-        };
+        let settings = DriverSettings { id, election_ticks: 10, heartbeat_ticks: 1, snapshot_every: 20, keep_entries: 5 };
         self.seed += 1;
         let mut x = self.seed;
         let random = move || {
