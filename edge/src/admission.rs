@@ -41,19 +41,23 @@ pub struct ConnectionState {
     since: AtomicU64,
     write_since: AtomicU64,
     expired: AtomicBool,
+    /// HTTP/2: many responses on one connection, each with a window of its own.
+    multiplexed: bool,
     wakers: Mutex<[Option<Waker>; 2]>,
 }
 
 impl ConnectionState {
     #[must_use]
-    pub fn new(now: u64) -> Arc<Self> {
+    pub fn new(clock: Arc<AtomicU64>, multiplexed: bool) -> Arc<Self> {
+        let now = clock.load(Ordering::Relaxed);
         Arc::new(Self {
-            in_flight: Arc::default(),
+            in_flight: Arc::new(InFlight::new(clock)),
             upgrade: AtomicU8::new(0),
             waits: AtomicU8::new(Waits::Head as u8),
             since: AtomicU64::new(now),
             write_since: AtomicU64::new(0),
             expired: AtomicBool::new(false),
+            multiplexed,
             wakers: Mutex::default(),
         })
     }
@@ -91,8 +95,11 @@ impl ConnectionState {
             w if w == Waits::Idle as u8 => !in_flight && over(since, limits.idle_timeout),
             _ => false,
         };
-        let stalled = self.write_since.load(Ordering::Relaxed);
-        if late || (stalled > 0 && over(stalled, limits.body_timeout)) {
+        let blocked = self.write_since.load(Ordering::Relaxed);
+        // HTTP/2: the socket takes what little there is, pings say, while a closed window holds the responses back.
+        let untaken = self.multiplexed.then(|| self.in_flight.waits_for_client_since()).flatten();
+        let stalled = [(blocked > 0).then_some(blocked), untaken].into_iter().flatten().any(|since| over(since, limits.body_timeout));
+        if late || stalled {
             self.expired.store(true, Ordering::Release);
             self.wake();
         }
@@ -132,7 +139,12 @@ pub struct Admission<I> {
     taken: usize,
     body_bytes: u64,
     refusal_written: usize,
+    /// Bytes that the client took and that did not count yet.
+    uncounted: usize,
 }
+
+/// A client that takes less than this within the time limit takes nothing: answers to pings are not progress.
+const LEAST_PROGRESS: usize = 1024;
 
 const READ_SIZE: usize = 16 << 10;
 /// Buffers larger than this are given back when they are empty: an idle connection holds next to nothing.
@@ -147,7 +159,19 @@ impl<I> Admission<I> {
     /// `http1`: heads are read and judged; without it only the time is kept.
     pub fn new(io: I, http1: bool, state: Arc<ConnectionState>, limits: Arc<Limits>, clock: Arc<AtomicU64>) -> Self {
         let phase = if http1 { Phase::Head } else { Phase::Raw };
-        Self { io, state, limits, clock, phase, pending: Vec::new(), admitted: Vec::new(), taken: 0, body_bytes: 0, refusal_written: 0 }
+        Self {
+            io,
+            state,
+            limits,
+            clock,
+            phase,
+            pending: Vec::new(),
+            admitted: Vec::new(),
+            taken: 0,
+            body_bytes: 0,
+            refusal_written: 0,
+            uncounted: 0,
+        }
     }
 
     fn waits(&self, what: Waits) {
@@ -398,6 +422,16 @@ impl<I: AsyncRead + Unpin> Read for Admission<I> {
 }
 
 impl<I: AsyncWrite + Unpin> Admission<I> {
+    fn note_progress(&mut self, result: &Poll<std::io::Result<usize>>) {
+        if let Poll::Ready(Ok(n)) = result {
+            self.uncounted += n;
+            if self.uncounted >= LEAST_PROGRESS {
+                self.uncounted = 0;
+                self.state.in_flight.taken();
+            }
+        }
+    }
+
     fn note_write<T>(&self, cx: &Context<'_>, result: Poll<std::io::Result<T>>) -> Poll<std::io::Result<T>> {
         if result.is_pending() {
             if self.state.expired.load(Ordering::Acquire) {
@@ -423,11 +457,13 @@ impl<I: AsyncWrite + Unpin> Admission<I> {
 impl<I: AsyncWrite + Unpin> Write for Admission<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note_progress(&result);
         self.note_write(cx, result)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note_progress(&result);
         self.note_write(cx, result)
     }
 

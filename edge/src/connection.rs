@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_gateway::{InFlight, Local};
+use tidegate_gateway::Local;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
@@ -72,7 +72,7 @@ async fn http_1<I>(worker: Rc<Worker>, io: I, client: Client)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let state = worker.watch_connection();
+    let state = worker.watch_connection(false);
     let io = Admission::new(io, true, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
     let service = service(&worker, &state, client);
     let limits = worker.shared.limits();
@@ -92,7 +92,7 @@ async fn http_2<I>(worker: Rc<Worker>, io: I, client: Client)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let state = worker.watch_connection();
+    let state = worker.watch_connection(true);
     let io = Admission::new(io, false, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
     let service = service(&worker, &state, client);
     let limits = worker.shared.limits();
@@ -123,28 +123,10 @@ fn service(
 ) -> impl hyper::service::Service<http::Request<hyper::body::Incoming>, Response = Answered, Error = Infallible, Future: 'static> + use<> {
     let (worker, state) = (Rc::clone(worker), Arc::clone(state));
     service_fn(move |request| {
-        state.in_flight.up();
-        let counted = Counted(Some(Arc::clone(&state.in_flight)));
+        let in_flight = state.in_flight.begin();
         worker.answer(request, &client, &state).then(|mut response| {
-            response.body_mut().counts(counted.hand_over());
+            response.body_mut().hand_over(in_flight);
             Ok::<_, Infallible>(response)
         })
     })
-}
-
-/// Counts a request down even where its future is dropped half-way.
-struct Counted(Option<Arc<InFlight>>);
-
-impl Counted {
-    fn hand_over(mut self) -> Arc<InFlight> {
-        self.0.take().unwrap_or_default()
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if let Some(count) = self.0.take() {
-            count.down();
-        }
-    }
 }

@@ -1,28 +1,11 @@
 //! From the Host of a request to its site: exact names, then the longest wildcard, then `*`.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_control_types::site::HostPattern;
-use tidegate_gateway::{Counters, Site};
+use tidegate_gateway::{AllCounters, Site};
 use tidegate_node::Network;
-
-/// The figures of every site, shared by all workers and kept over changes of the sites.
-#[derive(Default)]
-pub struct AllCounters(Mutex<HashMap<String, Arc<Counters>>>);
-
-impl AllCounters {
-    #[must_use]
-    pub fn get(&self, site: &str) -> Arc<Counters> {
-        Arc::clone(self.0.lock().entry(site.to_owned()).or_default())
-    }
-
-    #[must_use]
-    pub fn all(&self) -> Vec<(String, Arc<Counters>)> {
-        self.0.lock().iter().map(|(n, c)| (n.clone(), Arc::clone(c))).collect()
-    }
-}
 
 /// One worker's table.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! An edge, running.
 
 use crate::access_log::Log;
-use crate::figures::Figures;
+use crate::figures::ClientFigures;
 use crate::settings::{EdgeSettings, Limits};
 use crate::worker::{self, Shared};
 use http::HeaderValue;
@@ -13,10 +13,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
-use tidegate_gateway::{Fills, Gateway, MemoryStore, Node, Tier};
+use tidegate_gateway::{Figures, Fills, Gateway, MemoryStore, Node, Tier};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
@@ -95,7 +95,7 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     let certificates: Arc<SiteCertificates> = Arc::default();
     let current = credentials.clone();
     let shields = Shields::new(Box::new(move || Arc::clone(&current.get().client)));
-    let pools = OriginPools::new(Resolver::from_system());
+    let pools = OriginPools::new(Resolver::new(&node.name_servers));
     let log = settings.access_log.clone().map(Log::start).transpose()?;
     let shared = Arc::new(Shared {
         node: node.name.to_string(),
@@ -116,11 +116,14 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     });
     let (workers, outbox) = start_workers(&shared, bound.workers, &watched, &shields, &pools, cdn_id)?;
     let metrics = Metrics::new("edge", &shared.node);
-    metrics.register(|r| r.register_collector(Box::new(figures(&shared))));
+    metrics.register(|r| {
+        r.register_collector(Box::new(figures(&shared)));
+        r.register_collector(Box::new(client_figures(&shared)));
+    });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched), stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
-    tasks.spawn(reload(Arc::clone(&shared), file));
+    tasks.spawn(reload(Arc::clone(&shared), file, stopping.clone()));
     let prober = Arc::clone(&pools);
     // Probes are few and not `Send`: they have a thread of their own.
     let (probes, _outbox) = Workers::start("probe", vec![()], {
@@ -249,11 +252,12 @@ fn set_certificates(certificates: &SiteCertificates, network: &Network) {
     certificates.replace(all);
 }
 
-fn figures(shared: &Arc<Shared>) -> Figures {
-    Figures {
-        counters: Arc::clone(&shared.counters),
-        store: Arc::clone(&shared.store),
-        fills: Arc::clone(&shared.fills),
+fn figures(shared: &Shared) -> Figures {
+    Figures { counters: Arc::clone(&shared.counters), store: Arc::clone(&shared.store), fills: Arc::clone(&shared.fills) }
+}
+
+fn client_figures(shared: &Shared) -> ClientFigures {
+    ClientFigures {
         connections: Arc::clone(&shared.connections),
         refused: Arc::clone(&shared.refused),
         log_dropped: shared.log.as_ref().map(|l| Arc::clone(&l.dropped)).unwrap_or_default(),
@@ -268,12 +272,10 @@ fn readiness(watched: &Arc<Watched>) -> admin::Readiness {
 fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {
     let shared = Arc::clone(shared);
     move || {
-        let counters: Vec<_> = shared.counters.all();
-        let sum = |read: fn(&tidegate_gateway::Counters) -> &AtomicU64| counters.iter().map(|(_, c)| read(c).load(Ordering::Relaxed)).sum();
         let (stored_bytes, stored_limit_bytes) = shared.store.usage();
         NodeReport {
-            requests: sum(|c| &c.requests),
-            hits: sum(|c| &c.hits),
+            requests: shared.counters.sum(|c| &c.requests),
+            hits: shared.counters.sum(|c| &c.hits),
             stored_bytes,
             stored_limit_bytes,
             open_connections: shared.connections.load(Ordering::Relaxed),
@@ -283,11 +285,9 @@ fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeRep
     }
 }
 
-/// SIGHUP: limits are read again, and the access log's file is opened again.
-async fn reload(shared: Arc<Shared>, file: Option<PathBuf>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    while hangup.recv().await.is_some() {
+/// On SIGHUP limits are read again, and the access log's file is opened again.
+async fn reload(shared: Arc<Shared>, file: Option<PathBuf>, mut stopping: Stopping) {
+    while stopping.reload().await {
         if let Some(log) = &shared.log {
             log.reopen();
         }

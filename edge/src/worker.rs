@@ -4,7 +4,7 @@
 use crate::access_log::{Line, Log};
 use crate::admission::ConnectionState;
 use crate::connection;
-use crate::routes::{AllCounters, Routes};
+use crate::routes::Routes;
 use crate::settings::{EdgeSettings, Limits};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tidegate_control_types::purge::without_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{Answer, Answering, Asked, Fills, Gateway, MemoryStore, ResponseBody, Site, fields};
+use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, MemoryStore, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -206,8 +206,8 @@ impl Worker {
         }
     }
 
-    pub fn watch_connection(&self) -> Arc<ConnectionState> {
-        let state = ConnectionState::new(self.coarse.load(Ordering::Relaxed));
+    pub fn watch_connection(&self, multiplexed: bool) -> Arc<ConnectionState> {
+        let state = ConnectionState::new(Arc::clone(&self.coarse), multiplexed);
         self.connections.borrow_mut().push(Arc::downgrade(&state));
         state
     }

@@ -1,17 +1,14 @@
 //! A shield, running.
 
 use crate::settings::ShieldSettings;
-use crate::worker::{self, AllCounters, Worker};
+use crate::worker::{self, Worker};
 use http::HeaderValue;
-use prometheus_client::metrics::gauge::Gauge;
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
-use tidegate_gateway::{Counters, Fills, Gateway, MemoryStore, Node, Tier};
+use tidegate_gateway::{AllCounters, Figures, Fills, Gateway, MemoryStore, Node, Tier};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
@@ -69,10 +66,10 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let credentials = CurrentCredentials::new(credentials);
     let links = Links::new(credentials.clone());
     let watched = Watched::new();
-    let pools = OriginPools::new(Resolver::from_system());
+    let pools = OriginPools::new(Resolver::new(&node.name_servers));
     let store = Arc::new(MemoryStore::new(settings.memory));
     let fills: Arc<Fills> = Arc::default();
-    let counters: AllCounters = Arc::default();
+    let counters: Arc<AllCounters> = Arc::default();
     let name = node.name.to_string();
     let (workers, outbox) = Workers::start("shield", bound.workers, {
         let (store, fills, counters, pools, watched) =
@@ -106,14 +103,14 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         }
     })?;
     let metrics = Metrics::new("shield", &name);
-    let figures = Figures::register(&metrics);
+    let figures = Figures { counters, store, fills };
+    metrics.register(|r| r.register_collector(Box::new(figures.clone())));
     let ready = Arc::clone(&watched);
     let readiness: admin::Readiness =
         Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
-    tasks.spawn(figures.keep(Arc::clone(&store), Arc::clone(&fills), Arc::clone(&counters)));
     let (origin, reported) = (Arc::clone(&pools), Arc::clone(&pools));
     let watcher = Watcher {
         settings: node.clone(),
@@ -127,7 +124,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
                 origin.set_sites(update.network.sites.values().map(|s| &s.spec));
             }
         }),
-        report: Box::new(move || report(&store, &counters, &reported, &*clock)),
+        report: Box::new(move || report(&figures, &reported, &*clock)),
         watched: Arc::clone(&watched),
     };
     let mut watching = tokio::spawn(watcher.run());
@@ -155,64 +152,15 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     ended
 }
 
-fn sum(counters: &AllCounters, read: fn(&Counters) -> &AtomicU64) -> u64 {
-    counters.lock().values().map(|c| read(c).load(Ordering::Relaxed)).sum()
-}
-
-fn report(store: &MemoryStore, counters: &AllCounters, pools: &OriginPools, clock: &dyn Clock) -> NodeReport {
-    let (stored_bytes, stored_limit_bytes) = store.usage();
+fn report(figures: &Figures, pools: &OriginPools, clock: &dyn Clock) -> NodeReport {
+    let (stored_bytes, stored_limit_bytes) = figures.store.usage();
     NodeReport {
-        requests: sum(counters, |c| &c.requests),
-        hits: sum(counters, |c| &c.hits),
+        requests: figures.counters.sum(|c| &c.requests),
+        hits: figures.counters.sum(|c| &c.hits),
         stored_bytes,
         stored_limit_bytes,
         open_connections: 0,
         version: VERSION.into(),
         origins_down: pools.down(clock),
-    }
-}
-
-/// The figures of a shield.
-struct Figures {
-    requests: Gauge,
-    hits: Gauge,
-    fetches: Gauge,
-    collapsed: Gauge,
-    stored: Gauge,
-    fills: Gauge,
-}
-
-impl Figures {
-    fn register(metrics: &Metrics) -> Self {
-        let f = Self {
-            requests: Gauge::default(),
-            hits: Gauge::default(),
-            fetches: Gauge::default(),
-            collapsed: Gauge::default(),
-            stored: Gauge::default(),
-            fills: Gauge::default(),
-        };
-        metrics.register(|r| {
-            r.register("requests", "Requests of edges", f.requests.clone());
-            r.register("hits", "Requests answered fresh from the cache", f.hits.clone());
-            r.register("fetches", "Requests sent to origins", f.fetches.clone());
-            r.register("collapsed", "Requests that shared another's fetch", f.collapsed.clone());
-            r.register("stored_bytes", "Bytes in the memory tier", f.stored.clone());
-            r.register("fills", "Fetches under way that others may share", f.fills.clone());
-        });
-        f
-    }
-
-    async fn keep(self, store: Arc<MemoryStore>, fills: Arc<Fills>, counters: AllCounters) {
-        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        loop {
-            self.requests.set(int(sum(&counters, |c| &c.requests)));
-            self.hits.set(int(sum(&counters, |c| &c.hits)));
-            self.fetches.set(int(sum(&counters, |c| &c.fetches)));
-            self.collapsed.set(int(sum(&counters, |c| &c.collapsed)));
-            self.stored.set(int(store.usage().0));
-            self.fills.set(int(fills.len() as u64));
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
     }
 }

@@ -7,7 +7,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::purge::without_port;
-use tidegate_gateway::{Answering, Asked, Counters, Gateway, Local, ResponseBody, Site, fields};
+use tidegate_gateway::{AllCounters, Answering, Asked, Gateway, Local, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -30,12 +29,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const SWEEP: Duration = Duration::from_millis(250);
 const MOST_STREAMS: u32 = 4096;
 
-pub type AllCounters = Arc<Mutex<HashMap<String, Arc<Counters>>>>;
-
 pub struct Worker {
     pub gateway: Rc<Gateway<OriginUpstream>>,
     pub sites: RefCell<Rc<HashMap<String, Rc<Site>>>>,
-    pub counters: AllCounters,
+    pub counters: Arc<AllCounters>,
     pub tls: CurrentTls,
     pub stopping: Stopping,
     pub drain: Duration,
@@ -147,7 +144,7 @@ impl Worker {
         if u.changes_configuration() {
             let site = |s: &Arc<tidegate_control_types::SiteState>| {
                 let name = s.spec.name.to_string();
-                let counters = Arc::clone(self.counters.lock().entry(name.clone()).or_default());
+                let counters = self.counters.get(&name);
                 (name, Rc::new(Site::new(Arc::clone(s), counters)))
             };
             *self.sites.borrow_mut() = Rc::new(u.network.sites.values().map(site).collect());

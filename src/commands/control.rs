@@ -1,6 +1,6 @@
 //! `tidegate control`.
 
-use super::role::{checked, until_told};
+use super::role::{check_on_reload, checked, until_told};
 use super::{Api, Done, Failure, block_on};
 use crate::output;
 use clap::{Args, Subcommand};
@@ -76,7 +76,12 @@ impl Control {
                 }
                 block_on(async {
                     let bound = Bound::bind(&settings)?;
-                    until_told(|stopping| async { Ok(tidegate_control::run(settings, bound, stopping).await?) }).await
+                    until_told(|stopping| async {
+                        let file = c.config.config.clone();
+                        tokio::spawn(check_on_reload(stopping.clone(), move || Ok(ControlSettings::from_file(&file).map(drop)?)));
+                        Ok(tidegate_control::run(settings, bound, stopping).await?)
+                    })
+                    .await
                 })
             }
             Self::Members(c) => block_on(async {

@@ -22,7 +22,7 @@ use tidegate_control_types::site_file::parse_origin_url;
 use tidegate_control_types::token::TokenRole;
 use tidegate_control_types::{Clock, NodeName, Role};
 use tidegate_edge::{EdgeSettings, Limits};
-use tidegate_node::lifecycle::{Stop, stop_pair, until_signal};
+use tidegate_node::lifecycle::{Signals, Stop, raise_open_files, stop_pair};
 use tidegate_node::settings::NodeSettings;
 use tidegate_node::{SystemClock, workers};
 use tidegate_origin_shield::ShieldSettings;
@@ -141,7 +141,10 @@ impl Dev {
         std::fs::create_dir_all(&data).map_err(|e| Failure::new(format!("{}: {e}", data.display())))?;
         block_on(async {
             let mut network = Network { ports: Ports::load(&data)?, data, running: Vec::new() };
-            let mut signal = std::pin::pin!(until_signal());
+            // SIGHUP ends it too: the terminal that it was started from is gone.
+            let mut signals = Signals::listen().map_err(Failure::new)?;
+            let mut signal = std::pin::pin!(signals.next());
+            raise_open_files();
             let started = tokio::select! {
                 ready = self.start(&mut network) => ready.map(|r| (r, SystemClock.boot().since(started))),
                 _ = &mut signal => Err(Failure::new("ended before it served")),
@@ -238,6 +241,7 @@ impl Dev {
             join_token_file: Some(network.data.join("keys").join(format!("{name}.join"))),
             advertise: vec![IpAddr::from([127, 0, 0, 1])],
             admin,
+            name_servers: Vec::new(),
         })
     }
 

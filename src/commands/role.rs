@@ -6,7 +6,7 @@ use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tidegate_edge::EdgeSettings;
-use tidegate_node::lifecycle::{Stopping, stop_pair, until_signal};
+use tidegate_node::lifecycle::{Signals, Stopping, Told, raise_open_files, stop_pair};
 use tidegate_origin_shield::ShieldSettings;
 
 #[derive(Args)]
@@ -38,7 +38,11 @@ impl Role {
         }
         block_on(async {
             let bound = tidegate_origin_shield::Bound::bind(&settings)?;
-            until_told(|stopping| async { Ok(tidegate_origin_shield::run(settings, bound, stopping).await?) }).await
+            until_told(|stopping| async {
+                tokio::spawn(check_on_reload(stopping.clone(), move || Ok(ShieldSettings::from_file(&self.config).map(drop)?)));
+                Ok(tidegate_origin_shield::run(settings, bound, stopping).await?)
+            })
+            .await
         })
     }
 }
@@ -48,17 +52,39 @@ pub fn checked(file: &std::path::Path) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a role until SIGINT or SIGTERM, or until it ends by itself.
+/// Runs a role until SIGINT or SIGTERM, or until it ends by itself. SIGHUP makes it read its settings again.
 pub async fn until_told<F: Future<Output = Result<(), Failure>>>(run: impl FnOnce(Stopping) -> F) -> Done {
+    let mut signals = Signals::listen().map_err(Failure::new)?;
+    let open_files = raise_open_files();
+    tracing::debug!(?open_files, "limits of the process");
     let (stop, stopping) = stop_pair();
     let mut running = std::pin::pin!(run(stopping));
-    tokio::select! {
-        ended = running.as_mut() => ended?,
-        signal = until_signal() => {
-            tracing::info!(signal = signal.unwrap_or("no signal"), "draining");
-            stop.stop();
-            running.await?;
+    loop {
+        tokio::select! {
+            ended = running.as_mut() => {
+                ended?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            told = signals.next() => match told {
+                Told::Reload => stop.reload(),
+                Told::End(signal) => {
+                    tracing::info!(signal, "draining");
+                    stop.stop();
+                    running.await?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+            },
         }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a settings file again whenever that is asked for, and says what is wrong with it; for roles whose settings all
+/// need a restart.
+pub async fn check_on_reload(mut stopping: Stopping, check: impl Fn() -> Result<(), Failure>) {
+    while stopping.reload().await {
+        match check() {
+            Ok(()) => tracing::info!("settings read again: they are good, and in force after a restart"),
+            Err(error) => tracing::error!(error = %error.message, "settings not changed"),
+        }
+    }
 }

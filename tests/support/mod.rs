@@ -199,20 +199,8 @@ impl Http {
     pub fn read(&mut self, method: &str) -> std::io::Result<Response> {
         let short = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
         let mut line = String::new();
-        if self.stream.read_line(&mut line)? == 0 {
-            return Err(short());
-        }
-        let status: u16 = line.split(' ').nth(1).and_then(|s| s.trim().parse().ok()).ok_or_else(short)?;
-        let mut headers = Vec::new();
-        loop {
-            line.clear();
-            if self.stream.read_line(&mut line)? == 0 {
-                return Err(short());
-            }
-            let Some((name, value)) = line.trim_end().split_once(':') else { break };
-            headers.push((name.to_owned(), value.trim().to_owned()));
-        }
-        let mut response = Response { status, headers, body: Vec::new() };
+        let mut response = self.read_head()?;
+        let status = response.status;
         if method == "HEAD" || matches!(status, 204 | 304 | 101) {
             return Ok(response);
         }
@@ -239,6 +227,26 @@ impl Http {
             }
         }
         Ok(response)
+    }
+
+    /// The head alone.
+    pub fn read_head(&mut self) -> std::io::Result<Response> {
+        let short = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(short());
+        }
+        let status: u16 = line.split(' ').nth(1).and_then(|s| s.trim().parse().ok()).ok_or_else(short)?;
+        let mut headers = Vec::new();
+        loop {
+            line.clear();
+            if self.stream.read_line(&mut line)? == 0 {
+                return Err(short());
+            }
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+        Ok(Response { status, headers, body: Vec::new() })
     }
 
     pub fn read_exact(&mut self, buffer: &mut [u8]) {

@@ -15,13 +15,20 @@ pub struct Node {
     /// The same on IPv6, for edges.
     pub port_6: u16,
     pub admin: u16,
+    /// Of edges.
+    pub https: u16,
     pub process: Option<Process>,
     log: PathBuf,
 }
 
 impl Node {
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         let mut command = Command::new(binary());
+        command.envs(environment.iter().copied());
         match self.role {
             "control" => command.args(["control", "run"]),
             role => command.arg(role),
@@ -48,28 +55,61 @@ impl Node {
         SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, self.port_6))
     }
 
+    /// A figure of its admin listener, summed over labels.
+    pub fn figure(&self, name: &str) -> f64 {
+        let text = super::get(loopback(self.admin), "localhost", "/metrics").text();
+        let lines = text.lines().filter(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     pub fn logged(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// How many nodes of each kind, and what their files say beside what they must.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    pub controls: usize,
+    pub shields: usize,
+    pub edges: usize,
+    pub lease: &'a str,
+    pub control_more: &'a str,
+    pub edge_more: &'a str,
+    /// Lines of an edge's [limits].
+    pub limits: &'a str,
+}
+
+impl Default for Plan<'_> {
+    fn default() -> Self {
+        Self { controls: 1, shields: 0, edges: 1, lease: "5s", control_more: "", edge_more: "", limits: "drain = \"3s\"" }
     }
 }
 
 pub struct Network {
     pub nodes: Vec<Node>,
     pub token: String,
+    /// The internal CA's file.
+    pub ca: PathBuf,
     pub dir: PathBuf,
 }
 
 impl Network {
     /// Founds and starts everything, and waits until every node has its lease.
     pub fn start(dir: &Path, controls: usize, shields: usize, edges: usize, lease: &str) -> Self {
-        let mut network = Self { nodes: Vec::new(), token: String::new(), dir: dir.to_owned() };
+        Self::planned(dir, Plan { controls, shields, edges, lease, ..Plan::default() })
+    }
+
+    pub fn planned(dir: &Path, plan: Plan<'_>) -> Self {
+        let Plan { controls, shields, edges, lease, control_more, edge_more, limits } = plan;
+        let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned() };
         let peers: Vec<u16> = (0..controls).map(|_| free_port()).collect();
         let urls: Vec<String> = peers.iter().map(|p| format!("\"https://127.0.0.1:{p}\"")).collect();
         for (n, port) in peers.iter().enumerate() {
             let name = format!("control-{}", n + 1);
             let api = free_port();
             let text = format!(
-                "listen = [\"127.0.0.1:{port}\"]\napi = [\"127.0.0.1:{api}\"]\ncluster_key = \"{}\"\npeers = [{}]\n",
+                "listen = [\"127.0.0.1:{port}\"]\napi = [\"127.0.0.1:{api}\"]\ncluster_key = \"{}\"\npeers = [{}]\n{control_more}\n",
                 dir.join(format!("{name}.cluster.key")).display(),
                 urls.join(", ")
             );
@@ -79,6 +119,7 @@ impl Network {
                 assert!(out.status.success(), "{}", error_of(&out));
                 let founded: Value = serde_json::from_slice(&out.stdout).unwrap();
                 network.token = founded["token"].as_str().unwrap().into();
+                network.ca = founded["ca"].as_str().unwrap().into();
             } else {
                 network.join_token(&name, "control");
                 let node = network.nodes.last().unwrap();
@@ -101,9 +142,10 @@ impl Network {
         for n in 1..=edges {
             let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
             let text = format!(
-                "{control}http = [\"127.0.0.1:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"127.0.0.1:{https}\"]\nadvertise = [\"127.0.0.1\", \"::1\"]\nworkers = 2\n"
+                "{control}http = [\"127.0.0.1:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"127.0.0.1:{https}\"]\nadvertise = [\"127.0.0.1\", \"::1\"]\nworkers = 2\n{edge_more}\n"
             );
-            network.add(&name, "edge", port, port_6, &text, "[limits]\ndrain = \"3s\"\n");
+            network.add(&name, "edge", port, port_6, &text, &format!("[limits]\n{limits}\n"));
+            network.nodes.last_mut().unwrap().https = https;
         }
         for at in controls..network.nodes.len() {
             let (name, role) = (network.nodes[at].name.clone(), network.nodes[at].role);
@@ -121,7 +163,7 @@ impl Network {
         );
         std::fs::write(&config, format!("{head}{text}{tables}")).unwrap();
         let log = self.dir.join(format!("{name}.log"));
-        self.nodes.push(Node { name: name.into(), role, config, port, port_6, admin, process: None, log });
+        self.nodes.push(Node { name: name.into(), role, config, port, port_6, admin, https: 0, process: None, log });
     }
 
     fn join_token(&self, name: &str, role: &str) {

@@ -1,14 +1,25 @@
 //! Names of origins, resolved with their TTLs (hickory-resolver keeps them). One resolver per process, on the background
 //! runtime: a worker only waits for its answer.
 
-use hickory_resolver::TokioResolver;
-use std::net::IpAddr;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{ResolverBuilder, TokioResolver};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_gateway::FetchError;
 use tokio::runtime::Handle;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+fn name_server(address: &SocketAddr) -> NameServerConfig {
+    let at = |protocol| {
+        let mut connection = ConnectionConfig::new(protocol);
+        connection.port = address.port();
+        connection
+    };
+    NameServerConfig::new(address.ip(), true, vec![at(ProtocolConfig::Udp), at(ProtocolConfig::Tcp)])
+}
 
 #[derive(Clone)]
 pub struct Resolver {
@@ -17,10 +28,17 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// With the system's name servers and hosts file. Must be called on the background runtime.
+    /// With these name servers, or where there are none the system's and its hosts file. Must be called on the background
+    /// runtime.
     #[must_use]
-    pub fn from_system() -> Self {
-        let built = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
+    pub fn new(name_servers: &[SocketAddr]) -> Self {
+        let builder = if name_servers.is_empty() {
+            TokioResolver::builder_tokio()
+        } else {
+            let config = ResolverConfig::from_name_servers(name_servers.iter().map(name_server).collect());
+            Ok(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+        };
+        let built = builder.and_then(ResolverBuilder::build);
         let inner = built.inspect_err(|error| tracing::warn!(%error, "no name server is configured: only addresses can be origins")).ok();
         Self { inner: inner.map(Arc::new), background: Handle::current() }
     }

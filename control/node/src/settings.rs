@@ -21,6 +21,8 @@ pub struct NodeSettings {
     pub join_token_file: Option<PathBuf>,
     pub advertise: Vec<IpAddr>,
     pub admin: SocketAddr,
+    /// Which name servers resolve the origins' names; none: the system's.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// Reads a whole settings file.
@@ -49,7 +51,8 @@ impl NodeSettings {
         let join_token_file = s.optional("join_token_file", path);
         let advertise = s.list("advertise", parsed);
         let admin = s.or("admin", SocketAddr::from(([127, 0, 0, 1], 9081)), parsed);
-        Some(Self { name: name?, region: region?, data, node_key, control, join_token_file, advertise, admin })
+        let name_servers = s.list("name_servers", parsed);
+        Some(Self { name: name?, region: region?, data, node_key, control, join_token_file, advertise, admin, name_servers })
     }
 }
 

@@ -1,15 +1,14 @@
 //! Bodies as enums: a memory hit hands over one `Bytes` with its exact size and no box.
 
 use crate::fill::FillReader;
-use crate::in_flight::InFlight;
+use crate::in_flight::OneInFlight;
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// Called once when a body is over: bytes handed over, and whether it was all of it.
 pub type Finished = Box<dyn FnOnce(u64, bool)>;
@@ -28,7 +27,7 @@ pub struct ResponseBody {
     sent: u64,
     ended: bool,
     finished: Option<Finished>,
-    in_flight: Option<Arc<InFlight>>,
+    in_flight: Option<OneInFlight>,
 }
 
 impl ResponseBody {
@@ -36,8 +35,9 @@ impl ResponseBody {
         Self { kind, sent: 0, ended: false, finished: None, in_flight: None }
     }
 
-    /// Counts `in_flight` down when the body is over; its owner has counted it up.
-    pub fn counts(&mut self, in_flight: Arc<InFlight>) {
+    /// From now on the client has this body to take.
+    pub fn hand_over(&mut self, mut in_flight: OneInFlight) {
+        in_flight.waits_for_us(false);
         self.in_flight = Some(in_flight);
     }
 
@@ -77,11 +77,34 @@ impl ResponseBody {
     }
 }
 
+impl ResponseBody {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
+        Poll::Ready(match &mut self.kind {
+            Kind::Empty => None,
+            Kind::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Some(Ok(bytes))
+            }
+            Kind::Pieces { rest, left } => rest.pop_front().map(|piece| {
+                *left -= piece.len() as u64;
+                Ok(piece)
+            }),
+            Kind::Fill(reader) => ready!(reader.poll_data(cx)),
+            Kind::Relay { body, left } => {
+                let data = ready!(body.poll_data(cx));
+                if let (Some(left), Some(Ok(data))) = (left, &data) {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                data
+            }
+        })
+    }
+}
+
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.down();
-        }
+        drop(self.in_flight.take());
         if let Some(finished) = self.finished.take() {
             finished(self.sent, self.ended || matches!(self.kind, Kind::Empty));
         }
@@ -94,26 +117,11 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FetchError>>> {
         let this = &mut *self;
-        let data = match &mut this.kind {
-            Kind::Empty => None,
-            Kind::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
-                this.kind = Kind::Empty;
-                Some(Ok(bytes))
-            }
-            Kind::Pieces { rest, left } => rest.pop_front().map(|piece| {
-                *left -= piece.len() as u64;
-                Ok(piece)
-            }),
-            Kind::Fill(reader) => std::task::ready!(reader.poll_data(cx)),
-            Kind::Relay { body, left } => {
-                let data = std::task::ready!(body.poll_data(cx));
-                if let (Some(left), Some(Ok(data))) = (left, &data) {
-                    *left = left.saturating_sub(data.len() as u64);
-                }
-                data
-            }
-        };
+        let data = this.poll_data(cx);
+        if let Some(in_flight) = &mut this.in_flight {
+            in_flight.waits_for_us(data.is_pending());
+        }
+        let data = ready!(data);
         Poll::Ready(match data {
             None => {
                 this.ended = true;

@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use tidegate_cache::storable::NotStorable;
 use tidegate_cache::{Freshness, VaryKey, cache_control, field, storable, validation};
 use tidegate_control_types::{BootTime, Revision, WallTime};
@@ -240,6 +241,9 @@ async fn receive<U: Upstream>(
     Ok(())
 }
 
+/// How long the readers of a body that is not kept wait for the slowest among them.
+const LAG: Duration = Duration::from_secs(20);
+
 /// Pushes the body into the fill; `false`: it grew too large to be kept and was handed through.
 async fn stream<U: Upstream>(
     gateway: &Gateway<U>,
@@ -258,10 +262,16 @@ async fn stream<U: Upstream>(
             gateway.fills.remove(&asked.key, fill);
             fill.pass_by();
         }
-        if passing && !fill.readers_near().await {
-            // Whoever still comes to it gets an error rather than silence.
-            fill.fail(FetchError::Broken);
-            return Ok(false);
+        while passing {
+            match tokio::time::timeout(LAG, fill.readers_near()).await {
+                Ok(true) => break,
+                Ok(false) => {
+                    // Whoever still comes to it gets an error rather than silence.
+                    fill.fail(FetchError::Broken);
+                    return Ok(false);
+                }
+                Err(_) => fill.leave_behind(),
+            }
         }
     }
     if length.is_some_and(|l| l != total) {

@@ -158,6 +158,16 @@ impl Fill {
         .await
     }
 
+    /// While it passes by: those who read too slowly are read no further, so that they do not hold up the others.
+    pub fn leave_behind(&self) {
+        self.change(|s| {
+            let near = s.length().saturating_sub(WINDOW);
+            s.readers.iter_mut().filter(|r| r.is_some_and(|at| at < near)).for_each(|r| *r = None);
+            let (kept, chunk) = (usize::try_from(near).unwrap_or(0) / CHUNK, Bytes::new());
+            s.chunks.iter_mut().take(kept).for_each(|c| c.clone_from(&chunk));
+        });
+    }
+
     /// The body is whole; returns its pieces for the store.
     pub fn done(&self) -> Vec<Bytes> {
         let mut pieces = Vec::new();

@@ -1,26 +1,48 @@
-//! How many requests of a connection are not over: its transport waits for them before it says a last word.
+//! The requests of a connection that are not over: its transport waits for them before it says a last word, and whoever
+//! keeps the time learns since when the client has been taking nothing.
 
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InFlight {
     count: AtomicU32,
+    /// Those of them that wait for this node or its upstream; the others wait for the client to take what is there.
+    ours: AtomicU32,
+    /// When the client last took something, in milliseconds of `clock`.
+    taken: AtomicU64,
+    clock: Arc<AtomicU64>,
     awaited: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
 impl InFlight {
-    pub fn up(&self) {
-        self.count.fetch_add(1, Ordering::AcqRel);
+    /// `clock`: milliseconds, moved on by its owner.
+    #[must_use]
+    pub fn new(clock: Arc<AtomicU64>) -> Self {
+        let taken = AtomicU64::new(clock.load(Ordering::Relaxed));
+        Self { count: AtomicU32::new(0), ours: AtomicU32::new(0), taken, clock, awaited: AtomicBool::new(false), waker: Mutex::default() }
     }
 
-    pub fn down(&self) {
-        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 && self.awaited.swap(false, Ordering::AcqRel) {
-            let waker = self.waker.lock().take();
-            waker.inspect(Waker::wake_by_ref);
-        }
+    /// A request came.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> OneInFlight {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        self.ours.fetch_add(1, Ordering::Relaxed);
+        OneInFlight { all: Arc::clone(self), ours: true }
+    }
+
+    /// The client took something.
+    pub fn taken(&self) {
+        self.taken.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Where something waits for the client: when it last took anything.
+    #[must_use]
+    pub fn waits_for_client_since(&self) -> Option<u64> {
+        (self.count() > self.ours.load(Ordering::Relaxed)).then(|| self.taken.load(Ordering::Relaxed))
     }
 
     /// Whether there is none; else `cx` is woken when the last one is over.
@@ -36,5 +58,62 @@ impl InFlight {
     #[must_use]
     pub fn count(&self) -> u32 {
         self.count.load(Ordering::Acquire)
+    }
+}
+
+/// One request of a connection, until its response is over or given up.
+#[derive(Debug)]
+pub struct OneInFlight {
+    all: Arc<InFlight>,
+    ours: bool,
+}
+
+impl OneInFlight {
+    /// Whether it waits for this node now, rather than for the client.
+    pub fn waits_for_us(&mut self, ours: bool) {
+        match (self.ours, ours) {
+            (false, true) => drop(self.all.ours.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(self.all.ours.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
+        if !ours {
+            self.all.taken();
+        }
+        self.ours = ours;
+    }
+}
+
+impl Drop for OneInFlight {
+    fn drop(&mut self) {
+        self.waits_for_us(false);
+        let all = &self.all;
+        if all.count.fetch_sub(1, Ordering::AcqRel) == 1 && all.awaited.swap(false, Ordering::AcqRel) {
+            let waker = all.waker.lock().take();
+            waker.inspect(Waker::wake_by_ref);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_there_for_the_client_waits_for_it() {
+        let clock = Arc::new(AtomicU64::new(5));
+        let all = Arc::new(InFlight::new(Arc::clone(&clock)));
+        let (mut a, b) = (all.begin(), all.begin());
+        assert_eq!((all.count(), all.waits_for_client_since()), (2, None));
+        clock.store(7, Ordering::Relaxed);
+        a.waits_for_us(false);
+        clock.store(9, Ordering::Relaxed);
+        assert_eq!(all.waits_for_client_since(), Some(7));
+        a.waits_for_us(true);
+        assert_eq!(all.waits_for_client_since(), None);
+        a.waits_for_us(false);
+        drop(b);
+        assert_eq!((all.count(), all.waits_for_client_since()), (1, Some(9)));
+        drop(a);
+        assert_eq!((all.count(), all.waits_for_client_since()), (0, None));
     }
 }

@@ -1,0 +1,192 @@
+//! Clients of every temper: slow, stalled, idle, and a thousand at once.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_possible_truncation)] // A test fails by panicking.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
+use std::time::Duration;
+use support::network::{Network, Node, Plan};
+use support::{Http, Nginx, text, wait_for};
+
+const SHORT: &str = "head_timeout = \"400ms\"\nbody_timeout = \"800ms\"\nidle_timeout = \"600ms\"\ndrain = \"1s\"";
+const LARGE: usize = 24 << 20;
+
+/// An edge with short time limits in front of nginx with a large file.
+fn short_limits(dir: &std::path::Path) -> (Network, Nginx) {
+    let network = Network::planned(dir, Plan { limits: SHORT, ..Plan::default() });
+    let root = dir.join("www");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("large.bin"), vec![7; LARGE]).unwrap();
+    std::fs::write(root.join("small.txt"), "small").unwrap();
+    let nginx = Nginx::start(&dir.join("nginx"), &root, "add_header Cache-Control max-age=3600;");
+    network.site("s", "\"s.example\"", &nginx.url(), "");
+    (network, nginx)
+}
+
+fn nobody_left(edge: &Node) {
+    wait_for("the edge to have let go of the connection", || (edge.figure("tidegate_connections") == 0.0).then_some(()));
+}
+
+#[test]
+fn a_client_that_keeps_the_edge_waiting_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, _nginx) = short_limits(dir.path());
+    let edge = network.edges()[0];
+    // Nothing at all, half a head, and a head that trickles: the time runs from its first byte.
+    let mut silent = Http::connect(edge.address()).unwrap();
+    assert!(silent.rest().is_empty());
+    let mut half = Http::connect(edge.address()).unwrap();
+    half.send(b"GET / HTTP/1.1\r\nHost: s.exa").unwrap();
+    assert!(text(&half.rest()).starts_with("HTTP/1.1 408"));
+    let mut trickle = TcpStream::connect(edge.address()).unwrap();
+    trickle.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let mut answer = Vec::new();
+    wait_for("the trickling head to be refused", || {
+        let _ = trickle.write_all(b"X");
+        let mut buffer = [0; 512];
+        if let Ok(n) = trickle.read(&mut buffer) {
+            answer.extend_from_slice(&buffer[..n]);
+        }
+        text(&answer).starts_with("HTTP/1.1 4").then_some(())
+    });
+    // A kept connection without a next request.
+    let mut idle = Http::connect(edge.address()).unwrap();
+    assert_eq!(idle.ask("GET", "s.example", "/small.txt", &[]).unwrap().text(), "small");
+    assert!(idle.rest().is_empty());
+    // A body that stops.
+    let mut body = Http::connect(edge.address()).unwrap();
+    body.send(b"POST /small.txt HTTP/1.1\r\nHost: s.example\r\nContent-Length: 100\r\n\r\nabc").unwrap();
+    let _ = body.rest();
+    // A response that nobody takes.
+    let mut stalled = Http::connect(edge.address()).unwrap();
+    stalled.send(b"GET /large.bin HTTP/1.1\r\nHost: s.example\r\n\r\n").unwrap();
+    drop((silent, half, trickle, idle, body));
+    nobody_left(edge);
+    // One that is read slowly, but read, gets all of it.
+    let mut slow = Http::connect(edge.address()).unwrap();
+    slow.send(b"GET /large.bin HTTP/1.1\r\nHost: s.example\r\nConnection: close\r\n\r\n").unwrap();
+    let (mut read, mut buffer) = (0, vec![0; LARGE / 8]);
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(250));
+        slow.read_exact(&mut buffer);
+        read += buffer.len();
+    }
+    assert!(read + slow.rest().len() > LARGE);
+}
+
+/// Speaks HTTP/2 to the edge over TLS, with a window that is never opened again.
+fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: mpsc::Receiver<()>) -> u64 {
+    use std::sync::Arc;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", edge.https)).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let tls = connector.connect(ServerName::try_from("s.example").unwrap(), tcp).await.unwrap();
+        let (mut sender, connection) =
+            h2::client::Builder::new().initial_window_size(10_000).handshake::<_, bytes::Bytes>(tls).await.unwrap();
+        let mut connection = connection;
+        let mut pings = connection.ping_pong().unwrap();
+        let driven = tokio::spawn(connection);
+        let request = http::Request::get("https://s.example/large.bin").body(()).unwrap();
+        let (response, _) = sender.send_request(request, true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let first = body.data().await.unwrap().unwrap().len() as u64;
+        // Pings are answered all the while: the connection lives, the response does not move.
+        while !driven.is_finished() && done.try_recv().is_err() {
+            let _ = pings.ping(h2::Ping::opaque()).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        first
+    })
+}
+
+#[test]
+fn an_http2_client_that_takes_nothing_is_let_go_though_it_answers_pings() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, _nginx) = short_limits(dir.path());
+    let edge = network.edges()[0];
+    let (done, is_done) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let stalled = scope.spawn(|| stall_over_http2(edge, &network.ca, is_done));
+        wait_for("the stalled client's connection", || (edge.figure("tidegate_connections") == 1.0 || stalled.is_finished()).then_some(()));
+        nobody_left(edge);
+        let _ = done.send(());
+        let first = stalled.join().unwrap();
+        assert!(first > 0 && first <= 10_000);
+    });
+}
+
+/// An origin that sends half of its answer, and the rest once it is told to.
+fn half_origin(half: Vec<u8>, rest: Vec<u8>) -> (String, Arc<AtomicUsize>, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let (go, may_go) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+                head.push(byte[0]);
+            }
+            count.fetch_add(1, Ordering::SeqCst);
+            let length = half.len() + rest.len();
+            let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.write_all(&half);
+            let _ = may_go.recv();
+            let _ = stream.write_all(&rest);
+        }
+    });
+    (url, asked, go)
+}
+
+#[test]
+fn a_thousand_clients_of_one_cold_object_are_one_request_to_the_origin() {
+    const CLIENTS: usize = 1000;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan { shields: 1, edges: 2, ..Plan::default() });
+    let (half, rest) = (vec![b'a'; 100_000], vec![b'b'; 400_000]);
+    let (origin, asked, go) = half_origin(half.clone(), rest.clone());
+    network.site("s", "\"s.example\"", &origin, "");
+    let addresses: Vec<SocketAddr> = network.edges().iter().map(|e| e.address()).collect();
+    let whole = [half.clone(), rest].concat();
+    let (begun, first) = (Arc::new(Barrier::new(CLIENTS)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|n| {
+            let (address, begun, first, wanted) = (addresses[n % addresses.len()], Arc::clone(&begun), Arc::clone(&first), half.len());
+            let ask = move || {
+                let mut http = Http::connect(address).unwrap();
+                begun.wait();
+                http.send(b"GET /cold.bin HTTP/1.1\r\nHost: s.example\r\nConnection: close\r\n\r\n").unwrap();
+                let (status, mut body) = (http.read_head().unwrap().status, vec![0; wanted]);
+                http.read_exact(&mut body);
+                // The first half is here, and the origin holds the other back.
+                first.fetch_add(1, Ordering::SeqCst);
+                body.extend(http.rest());
+                (status, body)
+            };
+            std::thread::Builder::new().stack_size(128 << 10).spawn(ask).unwrap()
+        })
+        .collect();
+    wait_for("the first bytes at every client", || (first.load(Ordering::SeqCst) == CLIENTS).then_some(()));
+    go.send(()).unwrap();
+    for client in clients {
+        let (status, body) = client.join().unwrap();
+        assert!(status == 200 && body == whole, "{status}, {} bytes", body.len());
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
