@@ -6,7 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 use support::network::{Network, Node, Plan};
@@ -79,7 +79,7 @@ fn a_client_that_keeps_the_edge_waiting_is_let_go() {
 }
 
 /// Speaks HTTP/2 to the edge over TLS, with a window that is never opened again.
-fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: mpsc::Receiver<()>) -> u64 {
+fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: &AtomicBool) -> u64 {
     use std::sync::Arc;
     use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -102,7 +102,7 @@ fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: mpsc::Receiver<()>)
         let mut body = response.await.unwrap().into_body();
         let first = body.data().await.unwrap().unwrap().len() as u64;
         // Pings are answered all the while: the connection lives, the response does not move.
-        while !driven.is_finished() && done.try_recv().is_err() {
+        while !driven.is_finished() && !done.load(Ordering::SeqCst) {
             let _ = pings.ping(h2::Ping::opaque()).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -115,12 +115,12 @@ fn an_http2_client_that_takes_nothing_is_let_go_though_it_answers_pings() {
     let dir = tempfile::tempdir().unwrap();
     let (network, _nginx) = short_limits(dir.path());
     let edge = network.edges()[0];
-    let (done, is_done) = mpsc::channel();
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let stalled = scope.spawn(|| stall_over_http2(edge, &network.ca, is_done));
+        let stalled = scope.spawn(|| stall_over_http2(edge, &network.ca, &done));
         wait_for("the stalled client's connection", || (edge.figure("tidegate_connections") == 1.0 || stalled.is_finished()).then_some(()));
         nobody_left(edge);
-        let _ = done.send(());
+        done.store(true, Ordering::SeqCst);
         let first = stalled.join().unwrap();
         assert!(first > 0 && first <= 10_000);
     });

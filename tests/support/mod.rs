@@ -93,7 +93,12 @@ pub struct Nginx {
 impl Nginx {
     /// `extra` goes into the server block.
     pub fn start(dir: &Path, root: &Path, extra: &str) -> Self {
-        let port = free_port();
+        Self::start_at(&format!("127.0.0.1:{}", free_port()), dir, root, extra)
+    }
+
+    /// `listen`: its address, and what else stands in nginx's directive of that name.
+    pub fn start_at(listen: &str, dir: &Path, root: &Path, extra: &str) -> Self {
+        let address: SocketAddr = listen.split(' ').next().unwrap().parse().unwrap();
         std::fs::create_dir_all(dir).unwrap();
         let (conf, log) = (dir.join("nginx.conf"), dir.join("access.log"));
         let d = dir.display();
@@ -104,14 +109,14 @@ impl Nginx {
                log_format path '$request_method $status $request_uri'; access_log {log} path;
                client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;
                map $uri $tag {{ default 'other'; ~^/(?<first>[^/]+)/ $first; }}
-               server {{ listen 127.0.0.1:{port}; root {root}; {extra} }} }}",
+               server {{ listen {listen}; root {root}; {extra} }} }}",
             log = log.display(),
             root = root.display(),
         );
         std::fs::write(&conf, text).unwrap();
         let process = Process::start(Command::new("nginx").arg("-p").arg(dir).arg("-c").arg(&conf), &dir.join("out.log"));
-        wait_for("nginx", || TcpStream::connect(("127.0.0.1", port)).ok());
-        Self { process, port, log }
+        wait_for("nginx", || TcpStream::connect(address).ok());
+        Self { process, port: address.port(), log }
     }
 
     pub fn url(&self) -> String {

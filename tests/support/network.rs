@@ -75,6 +75,7 @@ pub struct Plan<'a> {
     pub edges: usize,
     pub lease: &'a str,
     pub control_more: &'a str,
+    pub shield_more: &'a str,
     pub edge_more: &'a str,
     /// Lines of an edge's [limits].
     pub limits: &'a str,
@@ -82,7 +83,7 @@ pub struct Plan<'a> {
 
 impl Default for Plan<'_> {
     fn default() -> Self {
-        Self { controls: 1, shields: 0, edges: 1, lease: "5s", control_more: "", edge_more: "", limits: "drain = \"3s\"" }
+        Self { controls: 1, shields: 0, edges: 1, lease: "5s", control_more: "", shield_more: "", edge_more: "", limits: "drain = \"3s\"" }
     }
 }
 
@@ -101,7 +102,7 @@ impl Network {
     }
 
     pub fn planned(dir: &Path, plan: Plan<'_>) -> Self {
-        let Plan { controls, shields, edges, lease, control_more, edge_more, limits } = plan;
+        let Plan { controls, shields, edges, lease, control_more, shield_more, edge_more, limits } = plan;
         let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned() };
         let peers: Vec<u16> = (0..controls).map(|_| free_port()).collect();
         let urls: Vec<String> = peers.iter().map(|p| format!("\"https://127.0.0.1:{p}\"")).collect();
@@ -137,7 +138,7 @@ impl Network {
         let control = format!("control = [{}]\n", urls.join(", "));
         for n in 1..=shields {
             let (name, port) = (format!("shield-{n}"), free_port());
-            network.add(&name, "shield", port, 0, &format!("{control}listen = [\"127.0.0.1:{port}\"]\n"), "");
+            network.add(&name, "shield", port, 0, &format!("{control}listen = [\"127.0.0.1:{port}\"]\n{shield_more}\n"), "");
         }
         for n in 1..=edges {
             let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());

@@ -262,16 +262,10 @@ async fn stream<U: Upstream>(
             gateway.fills.remove(&asked.key, fill);
             fill.pass_by();
         }
-        while passing {
-            match tokio::time::timeout(LAG, fill.readers_near()).await {
-                Ok(true) => break,
-                Ok(false) => {
-                    // Whoever still comes to it gets an error rather than silence.
-                    fill.fail(FetchError::Broken);
-                    return Ok(false);
-                }
-                Err(_) => fill.leave_behind(),
-            }
+        if passing && !keep_pace(fill).await {
+            // Whoever still comes to it gets an error rather than silence.
+            fill.fail(FetchError::Broken);
+            return Ok(false);
         }
     }
     if length.is_some_and(|l| l != total) {
@@ -281,6 +275,16 @@ async fn stream<U: Upstream>(
         fill.done();
     }
     Ok(!passing)
+}
+
+/// Waits for the readers of a body that passes by, but not for ever; `false`: none is left.
+async fn keep_pace(fill: &Fill) -> bool {
+    loop {
+        match tokio::time::timeout(LAG, fill.readers_near()).await {
+            Ok(any) => return any,
+            Err(_) => fill.leave_behind(),
+        }
+    }
 }
 
 fn may_store(asked: &Asked, received: &Received, length: Option<u64>, most: u64) -> Result<VaryKey, NotStorable> {

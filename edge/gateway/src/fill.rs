@@ -357,6 +357,7 @@ impl Fills {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::Future;
     use tidegate_cache::{Incarnation, WallTime};
 
     fn fill() -> Arc<Fill> {
@@ -416,6 +417,30 @@ mod tests {
         }
         assert!(a == whole && c == whole && pieces.concat() == whole && b == whole[1000..CHUNK + 5]);
         assert!(matches!(poll(&mut late), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_reader_that_lags_too_far_behind_is_left_behind() {
+        let f = fill();
+        f.head(head(None));
+        let (mut near, mut far) = (FillReader::new(Arc::clone(&f), 0, None), FillReader::new(Arc::clone(&f), 0, None));
+        f.pass_by();
+        let near_enough = |f: &Fill| {
+            let waiting = std::pin::pin!(f.readers_near());
+            waiting.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(true)
+        };
+        let piece = vec![7; CHUNK];
+        for _ in 0..=WINDOW / CHUNK as u64 {
+            assert!(near_enough(&f));
+            f.push(&piece);
+            assert!(matches!(poll(&mut near), Poll::Ready(Some(Ok(_)))));
+        }
+        assert!(!near_enough(&f), "the far one holds it up");
+        f.leave_behind();
+        assert!(near_enough(&f));
+        f.push(&piece);
+        assert!(matches!(poll(&mut near), Poll::Ready(Some(Ok(_)))));
+        assert!(matches!(poll(&mut far), Poll::Ready(Some(Err(FetchError::Broken)))));
     }
 
     #[test]

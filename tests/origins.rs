@@ -1,0 +1,135 @@
+//! Origins of every kind: several servers, weights, backups and health; TLS, HTTP/2 and names.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test fails by panicking.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use support::network::{Network, Plan};
+use support::{Nginx, Process, error_of, free_port, get, wait_for};
+
+/// An origin that says who it is, and whether it is well: not while a file `down` lies in its root.
+fn origin(dir: &Path, name: &str) -> Nginx {
+    let root = dir.join(name);
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("n"), name).unwrap();
+    std::fs::write(root.join("health"), "well").unwrap();
+    let well = "location = /health { if (-f $document_root/down) { return 503; } }";
+    Nginx::start(&dir.join(format!("{name}.nginx")), &root, &format!("add_header Cache-Control no-store; {well}"))
+}
+
+fn apply(network: &Network, origin: &str) {
+    let file = network.dir.join("o.site.toml");
+    let text = format!("name = \"o\"\nhosts = [\"o.example\"]\n[origin]\n{origin}\n[tls]\ncertificate = \"internal\"\nredirect = false\n");
+    std::fs::write(&file, text).unwrap();
+    let out = network.tidegate(&["site", "apply", file.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", error_of(&out));
+}
+
+/// Who answered, how often.
+fn answered(edge: SocketAddr, requests: usize) -> BTreeMap<String, usize> {
+    let mut out = BTreeMap::new();
+    for _ in 0..requests {
+        let answer = get(edge, "o.example", "/n");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        *out.entry(answer.text()).or_default() += 1;
+    }
+    out
+}
+
+fn counts(of: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    of.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect()
+}
+
+#[test]
+fn servers_share_by_weight_and_stand_in_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan::default());
+    let edge = network.edges()[0].address();
+    let (mut a, b, c) = (origin(dir.path(), "a"), origin(dir.path(), "b"), origin(dir.path(), "c"));
+    let servers = format!(
+        "servers = [{{ url = \"{}\", weight = 3 }}, {{ url = \"{}\" }}, {{ url = \"{}\", backup = true }}]\nallow_private = true",
+        a.url(),
+        b.url(),
+        c.url()
+    );
+    apply(&network, &servers);
+    wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
+    assert_eq!(answered(edge, 40), counts(&[("a", 30), ("b", 10)]));
+
+    // Probes take out who is not well, and bring them back; the backup serves when nobody else does.
+    apply(&network, &format!("{servers}\nhealth = {{ path = \"/health\", interval = \"100ms\", down_after = 2, up_after = 2 }}"));
+    std::fs::write(dir.path().join("a/down"), "").unwrap();
+    wait_for("a to be left alone", || (answered(edge, 8) == counts(&[("b", 8)])).then_some(()));
+    std::fs::write(dir.path().join("b/down"), "").unwrap();
+    wait_for("the backup to serve", || (answered(edge, 8) == counts(&[("c", 8)])).then_some(()));
+    wait_for("it to be reported", || {
+        let nodes = network.json(&["node", "list"]);
+        let edge = nodes.as_array()?.iter().find(|n| n["name"] == "edge-1")?.clone();
+        (edge["origins_down"].as_array()?.len() == 2).then_some(())
+    });
+    std::fs::remove_file(dir.path().join("a/down")).unwrap();
+    std::fs::remove_file(dir.path().join("b/down")).unwrap();
+    wait_for("both to be back", || (answered(edge, 8) == counts(&[("a", 6), ("b", 2)])).then_some(()));
+
+    // One that dies between two probes costs no request.
+    apply(&network, &servers);
+    a.stop();
+    let now = answered(edge, 20);
+    assert!(!now.contains_key("a") && now.values().sum::<usize>() == 20, "{now:?}");
+}
+
+#[test]
+fn origins_over_tls_and_http2_by_names_that_move() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dns, port) = (free_port(), free_port());
+    let hosts = dir.path().join("hosts");
+    let resolve_to = |address: &str| std::fs::write(&hosts, format!("{address} origin.test\n")).unwrap();
+    resolve_to("127.0.0.1");
+    let mut command = Command::new("dnsmasq");
+    command.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--local-ttl=1", "--user=root", "--listen-address=127.0.0.1"]);
+    command.args(["--bind-interfaces", "--local=/test/", &format!("--port={dns}"), &format!("--addn-hosts={}", hosts.display())]);
+    let dnsmasq = Process::start(command.arg("--pid-file="), &dir.path().join("dnsmasq.log"));
+
+    let made = rcgen::generate_simple_self_signed(["origin.test".to_owned()]).unwrap();
+    let (certificate, key) = (dir.path().join("origin.pem"), dir.path().join("origin.key"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tls = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
+    let start = |address: &str, name: &str| {
+        let root = dir.path().join(name);
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(root.join("n"), name).unwrap();
+        let extra = format!("{tls} add_header X-Protocol $server_protocol; add_header Cache-Control no-store;");
+        Nginx::start_at(&format!("{address}:{port} ssl http2"), &dir.path().join(format!("{name}.nginx")), &root, &extra)
+    };
+    let mut first = start("127.0.0.1", "first");
+    let _second = start("127.0.0.2", "second");
+
+    let more = format!("name_servers = [\"127.0.0.1:{dns}\"]");
+    let network = Network::planned(dir.path(), Plan { shields: 1, shield_more: &more, edge_more: &more, ..Plan::default() });
+    let edge = network.edges()[0].address();
+    let servers = format!("servers = [{{ url = \"https://origin.test:{port}\" }}]\nallow_private = true");
+    apply(&network, &servers);
+    let refused = wait_for("the site", || Some(get(edge, "o.example", "/n")).filter(|r| r.status != 421));
+    assert!(refused.status == 502 && refused.cache_status().contains("detail=tls"), "{refused:?}");
+    apply(&network, &format!("{servers}\ntls = {{ verify = false }}"));
+    wait_for("an unverified answer", || (get(edge, "o.example", "/n").status == 200).then_some(()));
+    apply(&network, &format!("{servers}\ntls = {{ ca = '''{}''' }}", made.cert.pem()));
+    let good = wait_for("a verified answer", || Some(get(edge, "o.example", "/n")).filter(|r| r.status == 200));
+    assert_eq!((good.text().as_str(), good.header("x-protocol")), ("first", Some("HTTP/2.0")));
+
+    resolve_to("127.0.0.2");
+    dnsmasq.signal("HUP");
+    first.stop();
+    let moved = wait_for("the name's new address", || Some(get(edge, "o.example", "/n")).filter(|r| r.status == 200));
+    assert_eq!(moved.text(), "second");
+    std::fs::write(&hosts, "").unwrap();
+    dnsmasq.signal("HUP");
+    apply(&network, &servers.replace("origin.test", "nowhere.test"));
+    let unknown = wait_for("a name that is none", || Some(get(edge, "o.example", "/n")).filter(|r| r.status != 200));
+    assert!(unknown.status == 502 && unknown.cache_status().contains("detail=resolve"), "{unknown:?}");
+}
