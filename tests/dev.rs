@@ -177,6 +177,23 @@ fn a_browser_shows_the_sample_site_over_http2() {
 }
 
 #[test]
+fn the_access_log_goes_to_stdout_a_line_a_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), &["--access-log", "-"]);
+    get(dev.http[0], "h", "/hello.txt");
+    get(dev.http[0], "h", "/nosuch?q=1");
+    let lines = support::wait_for("the lines", || {
+        let out = std::fs::read_to_string(dir.path().join("dev.json")).ok()?;
+        let all = out.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        let lines: Vec<Value> = all.filter(|l| l["host"] == "h").collect();
+        (lines.len() == 2).then_some(lines)
+    });
+    let said = |line: &Value| (line["target"].as_str().unwrap().to_owned(), line["status"].as_u64().unwrap(), line["site"].clone());
+    assert_eq!(said(&lines[0]), ("/hello.txt".to_owned(), 200, "dev".into()));
+    assert_eq!(said(&lines[1]), ("/nosuch?q=1".to_owned(), 404, "dev".into()));
+}
+
+#[test]
 fn conditions_and_ranges_are_answered_from_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path(), &[]);

@@ -7,7 +7,9 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
+use support::network::{Network, Plan};
 use support::{Dev, Http, Nginx, error_of, free_port, get, get_with, loopback, text, tidegate, wait_for};
 
 fn write(dir: &Path, name: &str, content: &str) -> String {
@@ -261,4 +263,50 @@ fn a_stale_response_stands_in_for_an_origin_that_went() {
     // A hard purge is stronger: what it named is not used, even now.
     assert_eq!(dev.tidegate(&["purge", "url", "a/a.txt"]).status.code(), Some(0));
     assert!(matches!(get(dev.http[0], "a", "/a.txt").status, 502 | 503));
+}
+
+/// A small file system of its own, unmounted at the end.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"]).arg(at).status().unwrap();
+        assert!(done.success(), "mounting needs root");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+#[ignore = "mounts a file system: tests/long runs it"]
+fn a_full_disk_ends_a_control_node_with_a_clear_word_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("control-1");
+    let _disk = SmallDisk::mount(&data);
+    let mut network = Network::planned(dir.path(), Plan { edges: 0, ..Plan::default() });
+    network.site("s", "\"s.example\"", "http://127.0.0.1:1", "");
+    std::fs::write(data.join("ballast"), vec![0; 4 << 20]).unwrap();
+    let urls: Vec<String> = (0..1000).map(|n| format!("s.example/{}/{n}", "x".repeat(1000))).collect();
+    let purge: Vec<&str> = ["purge", "url", "--no-wait"].into_iter().chain(urls.iter().map(String::as_str)).collect();
+    let mut answered = 0;
+    let refused = wait_for("the disk to be full", || {
+        let out = network.tidegate(&purge);
+        answered += usize::from(out.status.success());
+        (!out.status.success()).then_some(out)
+    });
+    assert!(answered > 0 && error_of(&refused).contains("unknown"), "{answered}: {}", error_of(&refused));
+    let node = network.node("control-1");
+    assert_eq!(node.process.as_mut().unwrap().ended(), 1);
+    assert!(node.logged().contains("No space left on device") && node.logged().contains("free space"), "{}", node.logged());
+    std::fs::remove_file(data.join("ballast")).unwrap();
+    network.node("control-1").start();
+    wait_for("it to serve again", || network.tidegate(&["status"]).status.success().then_some(()));
+    assert_eq!(network.json(&["site", "show", "s"])["name"], "s");
+    network.purge(&["site", "s"]);
 }

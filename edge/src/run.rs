@@ -124,19 +124,9 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched), stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
     tasks.spawn(reload(Arc::clone(&shared), file, stopping.clone()));
-    let prober = Arc::clone(&pools);
-    // Probes are few and not `Send`: they have a thread of their own.
-    let (probes, _outbox) = Workers::start("probe", vec![()], {
-        let (clock, stopping) = (Arc::clone(&clock), stopping.clone());
-        move |(), _inbox| {
-            let (prober, clock, mut stopping) = (Arc::clone(&prober), Arc::clone(&clock), stopping.clone());
-            async move {
-                tokio::select! {
-                    () = probe_all(prober, clock) => {}
-                    () = stopping.stopped() => {}
-                }
-            }
-        }
+    let probes = Workers::start_aside("probe", &stopping, {
+        let (pools, clock) = (Arc::clone(&pools), Arc::clone(&clock));
+        move || probe_all(Arc::clone(&pools), Arc::clone(&clock))
     })?;
     let watcher = Watcher {
         settings: node.clone(),

@@ -90,17 +90,9 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
             }
         }
     })?;
-    let (probes, _outbox) = Workers::start("probe", vec![()], {
-        let (pools, clock, stopping) = (Arc::clone(&pools), Arc::clone(&clock), stopping.clone());
-        move |(), _inbox| {
-            let (pools, clock, mut stopping) = (Arc::clone(&pools), Arc::clone(&clock), stopping.clone());
-            async move {
-                tokio::select! {
-                    () = probe_all(pools, clock) => {}
-                    () = stopping.stopped() => {}
-                }
-            }
-        }
+    let probes = Workers::start_aside("probe", &stopping, {
+        let (pools, clock) = (Arc::clone(&pools), Arc::clone(&clock));
+        move || probe_all(Arc::clone(&pools), Arc::clone(&clock))
     })?;
     let metrics = Metrics::new("shield", &name);
     let figures = Figures { counters, store, fills };

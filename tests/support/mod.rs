@@ -331,7 +331,10 @@ impl Dev {
             if let Some(status) = process.child.try_wait().unwrap() {
                 panic!("tidegate dev ended with {status}:\n{}", process.logged());
             }
-            std::fs::read_to_string(&out).ok().filter(|t| t.ends_with('\n'))
+            // The access log may stand beside it.
+            let written = std::fs::read_to_string(&out).ok()?;
+            let mut whole = written.split_inclusive('\n').filter(|l| l.ends_with('\n'));
+            whole.find(|l| l.starts_with("{\"http\":")).map(str::to_owned)
         });
         let v: serde_json::Value = serde_json::from_str(&line).unwrap();
         let all = |k: &str| v[k].as_array().unwrap().iter().map(|u| u.as_str().unwrap().to_owned()).collect::<Vec<_>>();

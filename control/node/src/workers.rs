@@ -2,6 +2,7 @@
 //! the network changes comes to each worker as a message, and counts as applied once every worker has taken it in.
 
 use crate::NodeError;
+use crate::lifecycle::Stopping;
 use crate::network::Update;
 use std::future::Future;
 use std::sync::Arc;
@@ -69,6 +70,27 @@ impl Workers {
             outbox.0.push(sender);
         }
         Ok((Self { threads }, outbox))
+    }
+
+    /// Starts a thread for work beside the workers that is not `Send`; it ends with the role.
+    ///
+    /// # Errors
+    /// The thread or its runtime cannot be made.
+    pub fn start_aside<F, R>(name: &str, stopping: &Stopping, run: F) -> Result<Self, NodeError>
+    where
+        F: Fn() -> R + Clone + Send + 'static,
+        R: Future<Output = ()>,
+    {
+        let work = move |mut stopping: Stopping, _: Inbox| {
+            let work = run();
+            async move {
+                tokio::select! {
+                    () = work => {}
+                    () = stopping.stopped() => {}
+                }
+            }
+        };
+        Ok(Self::start(name, vec![stopping.clone()], work)?.0)
     }
 
     /// Waits until every worker has ended. Blocks.

@@ -1,6 +1,7 @@
 //! What can be purged, as people name it.
 
 use crate::name::SiteName;
+use crate::site::is_host;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -156,12 +157,16 @@ fn split_host(text: &str) -> Result<(String, &str), String> {
     Ok((host, path))
 }
 
-/// The host of an authority, lower-case: `Example.com:8080` -> `example.com`, `[::1]:80` -> `[::1]`.
+/// The host of an authority, lower-case: `Example.com:8080` -> `example.com`, `[::1]:80` -> `[::1]`. `None` where it is no
+/// host, or what follows it is no port.
 #[must_use]
 pub fn without_port(authority: &str) -> Option<String> {
-    let host = if authority.starts_with('[') { authority.get(..=authority.find(']')?)? } else { authority.split(':').next()? };
+    let end = if authority.starts_with('[') { authority.find(']')? + 1 } else { authority.find(':').unwrap_or(authority.len()) };
+    let (host, port) = (authority.get(..end)?, authority.get(end..)?);
+    let digits = port.strip_prefix(':').unwrap_or(port);
+    let port_is_one = digits.is_empty() || digits.bytes().all(|b| b.is_ascii_digit()) && port.starts_with(':');
     let host = host.strip_suffix('.').unwrap_or(host);
-    (!host.is_empty()).then(|| host.to_ascii_lowercase())
+    (port_is_one && is_host(host)).then(|| host.to_ascii_lowercase())
 }
 
 impl fmt::Display for Selector {
@@ -180,6 +185,16 @@ impl fmt::Display for Selector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_without_their_ports() {
+        for (authority, host) in [("Example.com:8080", "example.com"), ("a.example.", "a.example"), ("[::1]:80", "[::1]"), ("a:", "a")] {
+            assert_eq!(without_port(authority).as_deref(), Some(host), "{authority}");
+        }
+        for none in ["", ":80", "a:b", "a:1:2", "<..", "a..b", "[::1", "[::1]80", "a b", "a/b", "u@h", "[x]"] {
+            assert_eq!(without_port(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn selectors_are_read_as_people_write_them() {

@@ -39,7 +39,8 @@ impl Target {
 }
 
 /// Removes dot segments, decodes unreserved characters, writes the other escapes with upper-case digits
-/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3). What is no valid escape stays as it is.
+/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3). A `%` that begins no escape is written as `%25`: left as it is, it could become one
+/// with what is decoded behind it.
 fn push_path(out: &mut String, path: &str) {
     let plain = !path.contains('%') && !path.contains("/.");
     if plain && path.starts_with('/') {
@@ -80,6 +81,9 @@ fn push_escapes(out: &mut String, text: &str) {
     while let Some((at, c)) = rest.next() {
         let (Some(high), Some(low), '%') = (hex(at + 1), hex(at + 2), c) else {
             out.push(c);
+            if c == '%' {
+                out.push_str("25");
+            }
             continue;
         };
         let byte = high << 4 | low;
@@ -180,8 +184,10 @@ mod tests {
             ("/../../a", "/a"),
             ("/%7euser/%2f%c3%a4", "/~user/%2F%C3%A4"),
             ("/%2e%2e/a", "/a"),
-            ("/a%", "/a%"),
-            ("/a%zz", "/a%zz"),
+            ("/a%", "/a%25"),
+            ("/a%zz", "/a%25zz"),
+            ("/%%361", "/%2561"),
+            ("/a?b=100%", "/a?b=100%25"),
             ("/a//b", "/a//b"),
             ("/a?b=/../c&d=%41", "/a?b=/../c&d=A"),
             ("/.well-known/x", "/.well-known/x"),
