@@ -295,7 +295,7 @@ impl Worker {
         let key = tidegate_gateway::key(site.name(), &target);
         let asked =
             Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
-        self.gateway.answer(asked, body).then(|mut answer| {
+        self.gateway.answer(asked, body.into()).then(|mut answer| {
             let tunnel = answer.tunnel.take().zip(ours);
             (answer, tunnel)
         })

@@ -172,7 +172,7 @@ impl Worker {
         let key = tidegate_gateway::key(site.name(), &target);
         let asked =
             Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
-        self.gateway.answer(asked, body).then(|answer| answer.response)
+        self.gateway.answer(asked, body.into()).then(|answer| answer.response)
     }
 }
 

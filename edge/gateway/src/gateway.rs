@@ -10,7 +10,6 @@ use crate::hot::Hot;
 use crate::site::{Counters, Site};
 use crate::upstream::{Fetch, FetchError, Upstream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -139,13 +138,13 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Answers one request: look up, fetch if need be, store while streaming, deliver. What memory holds is answered at once.
-    pub fn answer(self: &Rc<Self>, asked: Asked, body: Incoming) -> Answering<Answer> {
+    pub fn answer(self: &Rc<Self>, asked: Asked, body: RequestBody) -> Answering<Answer> {
         let Some(moment) = self.moment(&asked.site) else { return Answering::now(deliver::detached(self)) };
         Counters::add(&asked.site.counters.requests, 1);
         if !matches!(asked.method, Method::GET | Method::HEAD) {
             return self.pass(asked, body, ForwardReason::Method);
         }
-        if !hyper::body::Body::is_end_stream(&body) || asked.headers.contains_key(http::header::UPGRADE) {
+        if !matches!(body, RequestBody::Empty) || asked.headers.contains_key(http::header::UPGRADE) {
             // What a body on GET means only the origin knows (RFC 9110 section 9.3.1), and whether it grants another
             // protocol too.
             return self.pass(asked, body, ForwardReason::Bypass);
@@ -161,7 +160,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// From what is stored, as far as that goes. `caught_up`: the ledger knows all that this request demands.
-    fn from_store(self: &Rc<Self>, asked: Asked, body: Incoming, moment: Moment, caught_up: bool) -> Answering<Answer> {
+    fn from_store(self: &Rc<Self>, asked: Asked, body: RequestBody, moment: Moment, caught_up: bool) -> Answering<Answer> {
         let directives = cache_control::of_request(&asked.headers);
         let found =
             if caught_up && !asked.end_to_end { self.look_up(&asked, &directives, moment) } else { Found::Nothing(ForwardReason::Request) };
@@ -435,16 +434,16 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Everything that is not answered from the cache: streamed both ways.
-    fn pass(self: &Rc<Self>, asked: Asked, body: Incoming, reason: ForwardReason) -> Answering<Answer> {
+    fn pass(self: &Rc<Self>, asked: Asked, body: RequestBody, reason: ForwardReason) -> Answering<Answer> {
         let this = Rc::clone(self);
         Answering::later(async move { this.passed(asked, body, reason).await })
     }
 
-    async fn passed(self: Rc<Self>, asked: Asked, body: Incoming, reason: ForwardReason) -> Answer {
+    async fn passed(self: Rc<Self>, asked: Asked, body: RequestBody, reason: ForwardReason) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
         let upgrade = asked.headers.get(http::header::UPGRADE).cloned();
         let mut request = fetch::upstream_request(&self, &asked, &asked.method, false);
-        *request.body_mut() = if hyper::body::Body::is_end_stream(&body) { RequestBody::Empty } else { RequestBody::Client(body) };
+        *request.body_mut() = body;
         if let Some(protocol) = &upgrade {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
             request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));

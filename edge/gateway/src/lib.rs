@@ -18,6 +18,8 @@ mod hot;
 mod in_flight;
 mod local;
 mod site;
+#[cfg(test)]
+mod tests;
 mod upstream;
 
 pub use answering::Answering;

@@ -1,0 +1,496 @@
+//! A gateway between clients and an upstream whose every answer the test times: what races with what is chosen, not hoped
+//! for.
+
+use crate::{
+    Answer, Asked, Fetch, FetchError, Fetched, Fills, Gateway, MemoryStore, Node, RequestBody, Site, Tier, Upstream, UpstreamBody,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tidegate_cache::CacheKey;
+use tidegate_control_types::event::Event;
+use tidegate_control_types::lease::LeaseEnd;
+use tidegate_control_types::{BootTime, Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState, WallTime, site_file};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{JoinHandle, LocalSet};
+
+#[derive(Default)]
+struct TestClock(AtomicU64);
+
+impl Clock for TestClock {
+    fn boot(&self) -> BootTime {
+        BootTime::from_nanos(self.0.load(Ordering::SeqCst) * 1_000_000)
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime(1_700_000_000_000 + self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// A fetch that waits for the test to answer it.
+struct Pending {
+    headers: HeaderMap,
+    fetch: Fetch,
+    answer: oneshot::Sender<Result<Fetched, FetchError>>,
+}
+
+#[derive(Default)]
+struct Origin {
+    pending: RefCell<VecDeque<Pending>>,
+    came: Notify,
+}
+
+#[derive(Clone, Default)]
+struct Scripted(Rc<Origin>);
+
+impl Upstream for Scripted {
+    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
+        let (answer, answered) = oneshot::channel();
+        self.0.pending.borrow_mut().push_back(Pending { headers: request.headers().clone(), fetch, answer });
+        self.0.came.notify_one();
+        answered.await.unwrap_or(Err(FetchError::Broken))
+    }
+}
+
+/// A body that the test feeds.
+struct Fed(mpsc::UnboundedReceiver<Result<Bytes, FetchError>>);
+
+impl Body for Fed {
+    type Data = Bytes;
+    type Error = FetchError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FetchError>>> {
+        self.0.poll_recv(cx).map(|data| data.map(|d| d.map(Frame::data)))
+    }
+}
+
+type Feed = mpsc::UnboundedSender<Result<Bytes, FetchError>>;
+
+impl Pending {
+    fn begin(self, status: u16, headers: &[(&str, &str)], vouched: Option<Revision>) -> Feed {
+        let (feed, fed) = mpsc::unbounded_channel();
+        let mut response = Response::new(UpstreamBody(Box::pin(Fed(fed))));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        for (name, value) in headers {
+            response.headers_mut().append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        let _ = self.answer.send(Ok(Fetched { response, vouched, close_delimited: false, upgrade: None }));
+        feed
+    }
+
+    fn answer(self, status: u16, headers: &[(&str, &str)], body: &'static str) {
+        let _ = self.begin(status, headers, None).send(Ok(Bytes::from_static(body.as_bytes())));
+    }
+
+    fn fail(self) {
+        let _ = self.answer.send(Err(FetchError::Connect));
+    }
+}
+
+const ATTACHED_UNTIL: u64 = 1_000_000;
+const CACHED: (&str, &str) = ("cache-control", "max-age=100");
+/// What a client read, or how it broke off.
+type Read = Result<String, FetchError>;
+
+struct World {
+    gateway: Rc<Gateway<Scripted>>,
+    origin: Scripted,
+    clock: Arc<TestClock>,
+    site: Rc<Site>,
+    at: std::cell::Cell<u64>,
+}
+
+fn revision(index: u64) -> Revision {
+    Revision::new(Incarnation(7), index)
+}
+
+impl World {
+    fn new(tier: Tier) -> Self {
+        let text = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
+        let spec = site_file::read("s.toml", text).unwrap();
+        let state = Arc::new(SiteState { spec, revision: 1, created: 1, keys_since: 1 });
+        let (origin, clock) = (Scripted::default(), Arc::new(TestClock::default()));
+        let name = HeaderValue::from_static("n");
+        let node = Node { name: "n".into(), tier, via: name.clone(), cdn_id: name };
+        let lease = Arc::new(LeaseEnd::default());
+        lease.publish(Some(BootTime::from_nanos(ATTACHED_UNTIL * 1_000_000)));
+        let store = Arc::new(MemoryStore::new(64 << 20));
+        let gateway = Gateway::new(Rc::new(node), store, Arc::new(Fills::default()), clock.clone(), lease, origin.clone());
+        gateway.apply(revision(1), true, 0, &[(1, vec![Event::Site(Box::new((*state).clone()))])], &|_| None);
+        let site = Rc::new(Site::new(state, Arc::default()));
+        Self { gateway, origin, clock, site, at: std::cell::Cell::new(1) }
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.0.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    fn purge(&self, selector: Selector, soft: bool) -> u64 {
+        let index = self.at.get() + 1;
+        self.at.set(index);
+        let order = PurgeOrder { site: Some("s".parse().unwrap()), selector, soft };
+        let state = Arc::clone(&self.site.state);
+        self.gateway.apply(revision(index), false, 0, &[(index, vec![Event::Purged(vec![order])])], &move |_| Some(Arc::clone(&state)));
+        index
+    }
+
+    fn purge_url(&self, path: &str) -> u64 {
+        self.purge(Selector::Url { host: "h.example".into(), target: path.into() }, false)
+    }
+
+    fn asked(&self, path: &str, headers: &[(&'static str, &str)]) -> Asked {
+        let target = self.site.target(false, "h.example", path);
+        let mut fields = HeaderMap::new();
+        for (name, value) in headers {
+            fields.append(*name, value.parse().unwrap());
+        }
+        Asked {
+            key: CacheKey::new("s", &target),
+            site: Rc::clone(&self.site),
+            method: Method::GET,
+            target,
+            headers: fields,
+            authority: "h.example".into(),
+            client: None,
+            demand: None,
+            end_to_end: false,
+        }
+    }
+
+    fn start(&self, asked: Asked) -> JoinHandle<Answer> {
+        let answering = self.gateway.answer(asked, RequestBody::Empty);
+        tokio::task::spawn_local(answering)
+    }
+
+    fn get(&self, path: &str) -> JoinHandle<Answer> {
+        self.start(self.asked(path, &[]))
+    }
+
+    async fn fetch(&self) -> Pending {
+        loop {
+            if let Some(pending) = self.origin.0.pending.borrow_mut().pop_front() {
+                return pending;
+            }
+            self.origin.0.came.notified().await;
+        }
+    }
+
+    fn nothing_fetched(&self) -> bool {
+        self.origin.0.pending.borrow().is_empty()
+    }
+}
+
+/// Until all that can happen now has happened.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn read(answer: JoinHandle<Answer>) -> (StatusCode, HeaderMap, Read) {
+    let answer = answer.await.unwrap();
+    let (parts, mut body) = answer.response.into_parts();
+    let mut out = Vec::new();
+    let whole = loop {
+        match std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            None => break Ok(String::from_utf8(out).unwrap()),
+            Some(Ok(frame)) => out.extend_from_slice(&frame.into_data().unwrap()),
+            Some(Err(e)) => break Err(e),
+        }
+    };
+    (parts.status, parts.headers, whole)
+}
+
+async fn text(answer: JoinHandle<Answer>) -> String {
+    read(answer).await.2.unwrap()
+}
+
+fn test(tier: Tier, run: impl AsyncFnOnce(&World)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, async { run(&World::new(tier)).await });
+}
+
+#[test]
+fn a_request_after_a_purge_joins_no_fill_from_before_it() {
+    test(Tier::Edge, async |w| {
+        let before = w.get("/a");
+        let old = w.fetch().await;
+        w.purge_url("/a");
+        let after = w.get("/a");
+        let new = w.fetch().await;
+        let unrelated = w.get("/a");
+        settle().await;
+        assert!(w.nothing_fetched(), "the third shares the second's");
+        new.answer(200, &[CACHED], "new");
+        settle().await;
+        old.answer(200, &[CACHED], "old");
+        assert_eq!((text(before).await, text(after).await, text(unrelated).await), ("old".into(), "new".into(), "new".into()));
+        assert_eq!(text(w.get("/a")).await, "new", "a fill that began earlier does not displace a later one");
+        assert!(w.nothing_fetched());
+    });
+}
+
+#[test]
+fn purges_of_other_things_do_not_keep_requests_apart() {
+    test(Tier::Edge, async |w| {
+        let first = w.get("/a");
+        let fetch = w.fetch().await;
+        for n in 0..100 {
+            w.purge_url(&format!("/other/{n}"));
+        }
+        let second = w.get("/a");
+        settle().await;
+        assert!(w.nothing_fetched());
+        fetch.answer(200, &[CACHED], "one");
+        assert_eq!((text(first).await, text(second).await), ("one".into(), "one".into()));
+    });
+}
+
+#[test]
+fn a_tag_that_is_seen_only_in_the_head_counts_for_readers_that_came_after_its_purge() {
+    test(Tier::Edge, async |w| {
+        let before = w.get("/a");
+        let old = w.fetch().await;
+        w.purge(Selector::Tag { tag: "t".into() }, false);
+        let after = w.get("/a");
+        settle().await;
+        assert!(w.nothing_fetched(), "nobody knows its tags yet");
+        old.answer(200, &[CACHED, ("surrogate-key", "t u")], "old");
+        let new = w.fetch().await;
+        new.answer(200, &[CACHED, ("surrogate-key", "t u")], "new");
+        assert_eq!((text(before).await, text(after).await), ("old".into(), "new".into()));
+        assert_eq!(text(w.get("/a")).await, "new");
+    });
+}
+
+#[test]
+fn a_confirmation_that_was_asked_for_before_a_purge_is_worth_nothing_after_it() {
+    test(Tier::Edge, async |w| {
+        let first = w.get("/a");
+        w.fetch().await.answer(200, &[CACHED, ("etag", "\"1\""), ("cache-tag", "t")], "old");
+        assert_eq!(text(first).await, "old");
+        w.pass(Duration::from_secs(101));
+        let validating = w.get("/a");
+        let asked = w.fetch().await;
+        assert_eq!(asked.headers.get("if-none-match").unwrap(), "\"1\"");
+        w.purge(Selector::Tag { tag: "t".into() }, false);
+        let after = w.get("/a");
+        settle().await;
+        asked.answer(304, &[CACHED, ("etag", "\"1\"")], "");
+        // Whoever came before the purge may have it; who came after gets what the origin says now.
+        assert_eq!(text(validating).await, "old");
+        let anew = w.fetch().await;
+        anew.answer(200, &[CACHED, ("etag", "\"2\""), ("cache-tag", "t")], "new");
+        assert_eq!(text(after).await, "new");
+        assert_eq!(text(w.get("/a")).await, "new");
+    });
+}
+
+#[test]
+fn who_joined_a_validation_gets_no_other_variant() {
+    test(Tier::Edge, async |w| {
+        let german = [("accept-language", "de")];
+        let head = [CACHED, ("etag", "\"de\""), ("vary", "accept-language")];
+        let first = w.start(w.asked("/a", &german));
+        w.fetch().await.answer(200, &head, "deutsch");
+        assert_eq!(text(first).await, "deutsch");
+        w.pass(Duration::from_secs(101));
+        let validating = w.start(w.asked("/a", &german));
+        let asked = w.fetch().await;
+        let french = w.start(w.asked("/a", &[("accept-language", "fr")]));
+        settle().await;
+        asked.answer(304, &head, "");
+        w.fetch().await.answer(200, &[CACHED, ("etag", "\"fr\""), ("vary", "accept-language")], "francais");
+        assert_eq!((text(validating).await, text(french).await), ("deutsch".into(), "francais".into()));
+    });
+}
+
+#[test]
+fn a_softly_purged_response_stands_in_only_where_it_may() {
+    test(Tier::Edge, async |w| {
+        let lenient = ("cache-control", "max-age=100, stale-if-error=1000");
+        for (path, head) in [("/lenient", lenient), ("/strict", CACHED)] {
+            let first = w.get(path);
+            w.fetch().await.answer(200, &[head], "kept");
+            text(first).await;
+            w.purge(Selector::Url { host: "h.example".into(), target: path.into() }, true);
+            let asked = w.get(path);
+            w.fetch().await.fail();
+            let (status, ..) = read(asked).await;
+            assert_eq!(status == StatusCode::OK, path == "/lenient", "{path}: {status}");
+        }
+        w.purge_url("/lenient");
+        let asked = w.get("/lenient");
+        w.fetch().await.fail();
+        assert_eq!(read(asked).await.0, StatusCode::BAD_GATEWAY, "a hard purge is stronger");
+    });
+}
+
+#[test]
+fn what_an_edge_demands_a_shield_answers_from_nothing_older() {
+    test(Tier::Shield, async |w| {
+        let demanding = |index| Asked { demand: Some(revision(index)), ..w.asked("/a", &[]) };
+        let first = w.start(demanding(1));
+        w.fetch().await.answer(200, &[CACHED], "first");
+        let (_, headers, body) = read(first).await;
+        assert_eq!(body.unwrap(), "first");
+        assert_eq!(headers.get("tidegate-vouched").unwrap(), &*revision(1).to_string());
+        assert_eq!(text(w.start(demanding(1))).await, "first");
+        // The edge knows of a purge that has not come here: after a short wait the origin is asked, end of story.
+        let ahead = w.start(demanding(5));
+        let asked = w.fetch().await;
+        assert!(asked.fetch.demand.reaches(revision(5)));
+        let feed = asked.begin(200, &[CACHED], None);
+        feed.send(Ok(Bytes::from_static(b"second"))).unwrap();
+        drop(feed);
+        let (_, headers, body) = read(ahead).await;
+        assert_eq!(body.unwrap(), "second");
+        assert!(Revision::parse(headers.get("tidegate-vouched").unwrap().to_str().unwrap()).unwrap().reaches(revision(5)));
+        // Now the purge comes: what was fetched after it is not touched by it.
+        w.at.set(4);
+        assert_eq!(w.purge_url("/a"), 5);
+        assert_eq!(text(w.start(demanding(5))).await, "second");
+        assert!(w.nothing_fetched());
+    });
+}
+
+#[test]
+fn a_shields_answer_is_as_clean_as_the_shield_vouches() {
+    test(Tier::Edge, async |w| {
+        let first = w.get("/a");
+        let asked = w.fetch().await;
+        w.purge_url("/a");
+        // The shield took it from its cache, clean through 1 alone.
+        let feed = asked.begin(200, &[CACHED], Some(revision(1)));
+        feed.send(Ok(Bytes::from_static(b"old"))).unwrap();
+        drop(feed);
+        assert_eq!(text(first).await, "old", "asked before the purge");
+        let second = w.get("/a");
+        let asked = w.fetch().await;
+        assert!(asked.fetch.demand.reaches(revision(2)));
+        asked.answer(200, &[CACHED], "new");
+        assert_eq!(text(second).await, "new");
+    });
+}
+
+#[test]
+fn an_upstream_that_breaks_off_fails_every_reader_and_leaves_nothing() {
+    test(Tier::Edge, async |w| {
+        let readers = [w.get("/a"), w.get("/a")];
+        let feed = w.fetch().await.begin(200, &[CACHED, ("content-length", "100")], None);
+        feed.send(Ok(Bytes::from_static(b"half"))).unwrap();
+        settle().await;
+        feed.send(Err(FetchError::Broken)).unwrap();
+        for reader in readers {
+            assert_eq!(read(reader).await.2, Err(FetchError::Broken));
+        }
+        let again = w.get("/a");
+        w.fetch().await.answer(200, &[CACHED], "whole");
+        assert_eq!(text(again).await, "whole");
+        // One that ends early without saying so is found out by its length.
+        let short = w.get("/b");
+        let feed = w.fetch().await.begin(200, &[CACHED, ("content-length", "100")], None);
+        feed.send(Ok(Bytes::from_static(b"half"))).unwrap();
+        settle().await;
+        drop(feed);
+        assert!(read(short).await.2.is_err());
+        let again = w.get("/b");
+        settle().await;
+        assert!(!w.nothing_fetched());
+        drop(again);
+    });
+}
+
+#[test]
+fn a_fill_that_its_readers_left_goes_on_for_those_to_come() {
+    test(Tier::Edge, async |w| {
+        let gone = w.get("/a");
+        let feed = w.fetch().await.begin(200, &[CACHED], None);
+        feed.send(Ok(Bytes::from_static(b"half "))).unwrap();
+        drop(gone.await.unwrap());
+        settle().await;
+        let late = w.get("/a");
+        feed.send(Ok(Bytes::from_static(b"and half"))).unwrap();
+        drop(feed);
+        assert_eq!(text(late).await, "half and half");
+        assert!(w.nothing_fetched());
+        assert_eq!(text(w.get("/a")).await, "half and half");
+    });
+}
+
+#[test]
+fn what_may_not_be_stored_keeps_nobody_waiting_for_another() {
+    test(Tier::Edge, async |w| {
+        let waiting = [w.get("/a"), w.get("/a"), w.get("/a")];
+        let first = w.fetch().await;
+        settle().await;
+        assert!(w.nothing_fetched());
+        let private = [("cache-control", "private"), ("set-cookie", "who=1")];
+        let slow = first.begin(200, &private, None);
+        // The others ask for themselves, at once, while the first is still under way.
+        for body in ["second", "third"] {
+            w.fetch().await.answer(200, &private, body);
+        }
+        slow.send(Ok(Bytes::from_static(b"first"))).unwrap();
+        drop(slow);
+        let mut got = Vec::new();
+        for reader in waiting {
+            got.push(text(reader).await);
+        }
+        got.sort();
+        assert_eq!(got, ["first", "second", "third"]);
+        // And for a while nobody waits at all.
+        let (a, b) = (w.get("/a"), w.get("/a"));
+        w.fetch().await.answer(200, &private, "x");
+        w.fetch().await.answer(200, &private, "y");
+        text(a).await;
+        text(b).await;
+    });
+}
+
+#[test]
+fn stale_while_revalidate_answers_at_once_and_asks_once() {
+    test(Tier::Edge, async |w| {
+        let head = [("cache-control", "max-age=10, stale-while-revalidate=60"), ("etag", "\"1\"")];
+        let first = w.get("/a");
+        w.fetch().await.answer(200, &head, "one");
+        text(first).await;
+        w.pass(Duration::from_secs(20));
+        assert_eq!((text(w.get("/a")).await, text(w.get("/a")).await), ("one".into(), "one".into()));
+        let asked = w.fetch().await;
+        assert!(w.nothing_fetched(), "one validation for both");
+        asked.answer(200, &[head[0], ("etag", "\"2\"")], "two");
+        settle().await;
+        assert_eq!(text(w.get("/a")).await, "two");
+        // Not beyond its time.
+        w.pass(Duration::from_secs(100));
+        let waits = w.get("/a");
+        w.fetch().await.answer(304, &head, "");
+        settle().await;
+        drop(waits);
+    });
+}
+
+#[test]
+fn a_range_is_answered_from_a_fill_that_is_under_way() {
+    test(Tier::Edge, async |w| {
+        let whole = w.get("/a");
+        let feed = w.fetch().await.begin(200, &[CACHED, ("content-length", "10"), ("etag", "\"1\"")], None);
+        feed.send(Ok(Bytes::from_static(b"01234"))).unwrap();
+        let part = w.start(w.asked("/a", &[("range", "bytes=2-3")]));
+        let (status, headers, body) = read(part).await;
+        assert_eq!((status.as_u16(), body.unwrap().as_str()), (206, "23"));
+        assert_eq!(headers.get("content-range").unwrap(), "bytes 2-3/10");
+        feed.send(Ok(Bytes::from_static(b"56789"))).unwrap();
+        drop(feed);
+        assert_eq!(text(whole).await, "0123456789");
+    });
+}
