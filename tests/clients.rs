@@ -12,7 +12,7 @@ use std::time::Duration;
 use support::network::{Network, Node, Plan};
 use support::{Http, Nginx, text, wait_for};
 
-const SHORT: &str = "head_timeout = \"400ms\"\nbody_timeout = \"800ms\"\nidle_timeout = \"600ms\"\ndrain = \"1s\"";
+const SHORT: &str = "head_timeout = \"2s\"\nbody_timeout = \"3s\"\nidle_timeout = \"2s\"\ndrain = \"1s\"";
 const LARGE: usize = 24 << 20;
 
 /// An edge with short time limits in front of nginx with a large file.
@@ -116,11 +116,19 @@ fn an_http2_client_that_takes_nothing_is_let_go_though_it_answers_pings() {
     let (network, _nginx) = short_limits(dir.path());
     let edge = network.edges()[0];
     let done = AtomicBool::new(false);
+    /// Ends the client, also where the test fails.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     std::thread::scope(|scope| {
+        let end = Done(&done);
         let stalled = scope.spawn(|| stall_over_http2(edge, &network.ca, &done));
         wait_for("the stalled client's connection", || (edge.figure("tidegate_connections") == 1.0 || stalled.is_finished()).then_some(()));
         nobody_left(edge);
-        done.store(true, Ordering::SeqCst);
+        drop(end);
         let first = stalled.join().unwrap();
         assert!(first > 0 && first <= 10_000);
     });

@@ -74,7 +74,8 @@ fn a_drain_ends_within_its_bound_whatever_a_client_does() {
     let dir = tempfile::tempdir().unwrap();
     let mut network = Network::planned(dir.path(), Plan { limits: "drain = \"500ms\"", ..Plan::default() });
     let (origin, asked, _go) = held_origin();
-    network.site("slow", "\"slow.example\"", &origin, "");
+    // Nothing else would end this request before the test's patience does.
+    network.site("slow", "\"slow.example\"", &origin, "idle_timeout = \"1h\"");
     let edge = network.node("edge-1");
     let address = edge.address();
     let cut = std::thread::spawn(move || Http::connect(address).unwrap().ask("GET", "slow.example", "/held", &[]));

@@ -41,13 +41,14 @@ fn a_host_that_moves_between_sites_takes_no_old_content_along() {
 #[test]
 fn a_cut_off_edge_that_has_to_revalidate_never_answers_by_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let mut network = Network::planned(dir.path(), Plan { lease: "1s", ..Plan::default() });
+    let mut network = Network::planned(dir.path(), Plan { lease: "3s", ..Plan::default() });
     let edge = network.edges()[0].address();
     let mut origin = nginx(dir.path(), "o", "content", "max-age=3600, stale-if-error=3600");
     let cache = |mode: &str| format!("[cache]\nwhen_detached = \"{mode}\"");
     network.site("strict", "\"strict.example\"", &origin.url(), &cache("revalidate"));
     network.site("shut", "\"shut.example\"", &origin.url(), &cache("refuse"));
     network.site("loose", "\"loose.example\"", &origin.url(), "");
+    network.attached();
     for host in ["strict.example", "shut.example", "loose.example"] {
         assert_eq!(get(edge, host, "/x").text(), "content");
         assert!(get(edge, host, "/x").is_hit());

@@ -90,14 +90,16 @@ impl ConnectionState {
             self.since.store(now, Ordering::Relaxed);
         }
         let late = match waits {
+            // Its pings keep no HTTP/2 connection.
+            _ if self.multiplexed => !in_flight && over(self.in_flight.taken_at(), limits.idle_timeout),
             w if w == Waits::Head as u8 => over(since, limits.head_timeout),
             w if w == Waits::Body as u8 => over(since, limits.body_timeout),
             w if w == Waits::Idle as u8 => !in_flight && over(since, limits.idle_timeout),
             _ => false,
         };
         let blocked = self.write_since.load(Ordering::Relaxed);
-        // HTTP/2: the socket takes what little there is, pings say, while a closed window holds the responses back.
-        let untaken = self.multiplexed.then(|| self.in_flight.waits_for_client_since()).flatten();
+        // HTTP/2: the socket takes what little there is, pings say, while closed windows hold every response back.
+        let untaken = (self.multiplexed && self.in_flight.waits_for_client()).then(|| self.in_flight.taken_at());
         let stalled = [(blocked > 0).then_some(blocked), untaken].into_iter().flatten().any(|since| over(since, limits.body_timeout));
         if late || stalled {
             self.expired.store(true, Ordering::Release);
@@ -139,12 +141,7 @@ pub struct Admission<I> {
     taken: usize,
     body_bytes: u64,
     refusal_written: usize,
-    /// Bytes that the client took and that did not count yet.
-    uncounted: usize,
 }
-
-/// A client that takes less than this within the time limit takes nothing: answers to pings are not progress.
-const LEAST_PROGRESS: usize = 1024;
 
 const READ_SIZE: usize = 16 << 10;
 /// Buffers larger than this are given back when they are empty: an idle connection holds next to nothing.
@@ -159,19 +156,7 @@ impl<I> Admission<I> {
     /// `http1`: heads are read and judged; without it only the time is kept.
     pub fn new(io: I, http1: bool, state: Arc<ConnectionState>, limits: Arc<Limits>, clock: Arc<AtomicU64>) -> Self {
         let phase = if http1 { Phase::Head } else { Phase::Raw };
-        Self {
-            io,
-            state,
-            limits,
-            clock,
-            phase,
-            pending: Vec::new(),
-            admitted: Vec::new(),
-            taken: 0,
-            body_bytes: 0,
-            refusal_written: 0,
-            uncounted: 0,
-        }
+        Self { io, state, limits, clock, phase, pending: Vec::new(), admitted: Vec::new(), taken: 0, body_bytes: 0, refusal_written: 0 }
     }
 
     fn waits(&self, what: Waits) {
@@ -422,16 +407,6 @@ impl<I: AsyncRead + Unpin> Read for Admission<I> {
 }
 
 impl<I: AsyncWrite + Unpin> Admission<I> {
-    fn note_progress(&mut self, result: &Poll<std::io::Result<usize>>) {
-        if let Poll::Ready(Ok(n)) = result {
-            self.uncounted += n;
-            if self.uncounted >= LEAST_PROGRESS {
-                self.uncounted = 0;
-                self.state.in_flight.taken();
-            }
-        }
-    }
-
     fn note_write<T>(&self, cx: &Context<'_>, result: Poll<std::io::Result<T>>) -> Poll<std::io::Result<T>> {
         if result.is_pending() {
             if self.state.expired.load(Ordering::Acquire) {
@@ -457,13 +432,11 @@ impl<I: AsyncWrite + Unpin> Admission<I> {
 impl<I: AsyncWrite + Unpin> Write for Admission<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.note_progress(&result);
         self.note_write(cx, result)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.note_progress(&result);
         self.note_write(cx, result)
     }
 

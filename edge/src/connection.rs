@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_gateway::Local;
+use tidegate_gateway::{Local, MULTIPLEXED_PIECE};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
@@ -74,7 +74,7 @@ where
 {
     let state = worker.watch_connection(false);
     let io = Admission::new(io, true, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
-    let service = service(&worker, &state, client);
+    let service = service(&worker, &state, client, usize::MAX);
     let limits = worker.shared.limits();
     let mut builder = http1::Builder::new();
     builder
@@ -94,7 +94,7 @@ where
 {
     let state = worker.watch_connection(true);
     let io = Admission::new(io, false, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
-    let service = service(&worker, &state, client);
+    let service = service(&worker, &state, client, MULTIPLEXED_PIECE);
     let limits = worker.shared.limits();
     let mut builder = http2::Builder::new(Local);
     builder
@@ -120,12 +120,13 @@ fn service(
     worker: &Rc<Worker>,
     state: &Arc<ConnectionState>,
     client: Client,
+    most: usize,
 ) -> impl hyper::service::Service<http::Request<hyper::body::Incoming>, Response = Answered, Error = Infallible, Future: 'static> + use<> {
     let (worker, state) = (Rc::clone(worker), Arc::clone(state));
     service_fn(move |request| {
         let in_flight = state.in_flight.begin();
-        worker.answer(request, &client, &state).then(|mut response| {
-            response.body_mut().hand_over(in_flight);
+        worker.answer(request, &client, &state).then(move |mut response| {
+            response.body_mut().hand_over(in_flight, most);
             Ok::<_, Infallible>(response)
         })
     })

@@ -7,7 +7,7 @@ use clap::Args;
 use http::Method;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use tidegate_control_types::site_file::parse_origin_url;
 use tidegate_control_types::token::TokenRole;
 use tidegate_control_types::{Clock, NodeName, Role};
 use tidegate_edge::{EdgeSettings, Limits};
-use tidegate_node::lifecycle::{Signals, Stop, raise_open_files, stop_pair};
+use tidegate_node::lifecycle::{Signals, Stop, Told, raise_open_files, stop_pair};
 use tidegate_node::settings::NodeSettings;
 use tidegate_node::{SystemClock, workers};
 use tidegate_origin_shield::ShieldSettings;
@@ -141,20 +141,24 @@ impl Dev {
         std::fs::create_dir_all(&data).map_err(|e| Failure::new(format!("{}: {e}", data.display())))?;
         block_on(async {
             let mut network = Network { ports: Ports::load(&data)?, data, running: Vec::new() };
-            // SIGHUP ends it too: the terminal that it was started from is gone.
             let mut signals = Signals::listen().map_err(Failure::new)?;
-            let mut signal = std::pin::pin!(signals.next());
             raise_open_files();
             let started = tokio::select! {
                 ready = self.start(&mut network) => ready.map(|r| (r, SystemClock.boot().since(started))),
-                _ = &mut signal => Err(Failure::new("ended before it served")),
+                _ = signals.next() => Err(Failure::new("ended before it served")),
             };
             let done = match started {
                 Ok((ready, took)) => {
                     self.announce(&ready, took);
-                    tokio::select! {
-                        _ = &mut signal => Ok(ExitCode::SUCCESS),
-                        failed = network.failed() => Err(failed),
+                    loop {
+                        tokio::select! {
+                            told = signals.next() => match told {
+                                // Where there is a terminal, SIGHUP says that it is gone.
+                                Told::Reload if !std::io::stdin().is_terminal() => network.running.iter().for_each(|r| r.stop.reload()),
+                                Told::Reload | Told::End(_) => break Ok(ExitCode::SUCCESS),
+                            },
+                            failed = network.failed() => break Err(failed),
+                        }
                     }
                 }
                 Err(e) => Err(e),
@@ -372,10 +376,19 @@ impl Dev {
         output::line("Try, in another terminal:\n");
         output::line(&format!("  export TIDEGATE_API={api} TIDEGATE_TOKEN={}", ready.token));
         output::line(&format!("  curl -sI {first}/ | grep -i -e cache-status -e age"));
-        output::line("  tidegate purge all");
-        output::line("  tidegate status\n");
+        let program = program();
+        output::line(&format!("  {program} purge all"));
+        output::line(&format!("  {program} status\n"));
         output::line("Ctrl-C ends it.");
     }
+}
+
+/// How to call this program from another terminal: by its name where that finds it.
+fn program() -> String {
+    let Ok(own) = std::env::current_exe() else { return "tidegate".into() };
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|f| f.join("tidegate")).find(|p| p.is_file());
+    if found.and_then(|f| f.canonicalize().ok()).is_some_and(|f| f == own) { "tidegate".into() } else { own.display().to_string() }
 }
 
 impl Ports {

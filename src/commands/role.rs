@@ -4,6 +4,7 @@ use super::{Done, Failure, block_on};
 use crate::output;
 use clap::Args;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use tidegate_edge::EdgeSettings;
 use tidegate_node::lifecycle::{Signals, Stopping, Told, raise_open_files, stop_pair};
@@ -70,11 +71,25 @@ pub async fn until_told<F: Future<Output = Result<(), Failure>>>(run: impl FnOnc
                 Told::End(signal) => {
                     tracing::info!(signal, "draining");
                     stop.stop();
-                    running.await?;
-                    return Ok(ExitCode::SUCCESS);
+                    return finish(running, &mut signals).await;
                 }
             },
         }
+    }
+}
+
+/// Until the role has drained, or a second signal wants it to end at once.
+async fn finish(running: Pin<&mut impl Future<Output = Result<(), Failure>>>, signals: &mut Signals) -> Done {
+    let again = async {
+        loop {
+            if let Told::End(signal) = signals.next().await {
+                return signal;
+            }
+        }
+    };
+    tokio::select! {
+        ended = running => ended.map(|()| ExitCode::SUCCESS),
+        signal = again => Err(Failure::new(format!("a second signal ({signal}): ended before it had drained"))),
     }
 }
 

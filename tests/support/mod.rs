@@ -258,10 +258,13 @@ impl Http {
         self.stream.read_exact(buffer).unwrap();
     }
 
-    /// Until the other side closes.
+    /// Until the other side closes, one way or another.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
-        let _ = self.stream.read_to_end(&mut out);
+        if let Err(e) = self.stream.read_to_end(&mut out) {
+            let silent = matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut);
+            assert!(!silent, "the other side neither says anything nor closes, after {:?}", text(&out));
+        }
         out
     }
 }

@@ -59,7 +59,9 @@ impl Node {
     pub fn figure(&self, name: &str) -> f64 {
         let text = super::get(loopback(self.admin), "localhost", "/metrics").text();
         let lines = text.lines().filter(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
-        lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        let values: Vec<f64> = lines.filter_map(|l| l.rsplit(' ').next()?.parse().ok()).collect();
+        assert!(!values.is_empty(), "there is no figure {name}");
+        values.iter().sum()
     }
 
     pub fn logged(&self) -> String {

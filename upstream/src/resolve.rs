@@ -1,7 +1,7 @@
 //! Names of origins, resolved with their TTLs (hickory-resolver keeps them). One resolver per process, on the background
 //! runtime: a worker only waits for its answer.
 
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{ResolverBuilder, TokioResolver};
 use std::net::{IpAddr, SocketAddr};
@@ -36,7 +36,9 @@ impl Resolver {
             TokioResolver::builder_tokio()
         } else {
             let config = ResolverConfig::from_name_servers(name_servers.iter().map(name_server).collect());
-            Ok(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+            let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            builder.options_mut().use_hosts_file = ResolveHosts::Never;
+            Ok(builder)
         };
         let built = builder.and_then(ResolverBuilder::build);
         let inner = built.inspect_err(|error| tracing::warn!(%error, "no name server is configured: only addresses can be origins")).ok();

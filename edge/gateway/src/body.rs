@@ -28,16 +28,23 @@ pub struct ResponseBody {
     ended: bool,
     finished: Option<Finished>,
     in_flight: Option<OneInFlight>,
+    /// The longest piece that goes out at once, and what is left of a longer one.
+    most: usize,
+    held: Bytes,
 }
+
+/// Pieces over HTTP/2, in bytes: what a closed window can pin, and how finely it is seen that a client takes something.
+pub const MULTIPLEXED_PIECE: usize = 16 << 10;
 
 impl ResponseBody {
     fn of(kind: Kind) -> Self {
-        Self { kind, sent: 0, ended: false, finished: None, in_flight: None }
+        Self { kind, sent: 0, ended: false, finished: None, in_flight: None, most: usize::MAX, held: Bytes::new() }
     }
 
-    /// From now on the client has this body to take.
-    pub fn hand_over(&mut self, mut in_flight: OneInFlight) {
+    /// From now on the client has this body to take, in pieces of at most `most` bytes.
+    pub fn hand_over(&mut self, mut in_flight: OneInFlight, most: usize) {
         in_flight.waits_for_us(false);
+        self.most = most;
         self.in_flight = Some(in_flight);
     }
 
@@ -78,6 +85,21 @@ impl ResponseBody {
 }
 
 impl ResponseBody {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
+        let mut data = if self.held.is_empty() {
+            match ready!(self.poll_data(cx)) {
+                Some(Ok(data)) => data,
+                other => return Poll::Ready(other),
+            }
+        } else {
+            std::mem::take(&mut self.held)
+        };
+        if data.len() > self.most {
+            self.held = data.split_off(self.most);
+        }
+        Poll::Ready(Some(Ok(data)))
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
         Poll::Ready(match &mut self.kind {
             Kind::Empty => None,
@@ -106,7 +128,7 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         drop(self.in_flight.take());
         if let Some(finished) = self.finished.take() {
-            finished(self.sent, self.ended || matches!(self.kind, Kind::Empty));
+            finished(self.sent, self.ended || matches!(self.kind, Kind::Empty) && self.held.is_empty());
         }
     }
 }
@@ -117,7 +139,7 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FetchError>>> {
         let this = &mut *self;
-        let data = this.poll_data(cx);
+        let data = this.poll_piece(cx);
         if let Some(in_flight) = &mut this.in_flight {
             in_flight.waits_for_us(data.is_pending());
         }
@@ -137,6 +159,9 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if !self.held.is_empty() {
+            return false;
+        }
         match &self.kind {
             Kind::Empty => true,
             Kind::Whole(_) | Kind::Relay { .. } => false,
@@ -146,13 +171,14 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Whole(b) => SizeHint::with_exact(b.len() as u64),
-            Kind::Pieces { left, .. } => SizeHint::with_exact(*left),
-            Kind::Fill(reader) => reader.left().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Kind::Relay { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
-        }
+        let left = match &self.kind {
+            Kind::Empty => Some(0),
+            Kind::Whole(b) => Some(b.len() as u64),
+            Kind::Pieces { left, .. } => Some(*left),
+            Kind::Fill(reader) => reader.left(),
+            Kind::Relay { left, .. } => *left,
+        };
+        left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + self.held.len() as u64))
     }
 }
 
@@ -191,5 +217,31 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Client(body) => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, clippy::panic)] // A test fails by panicking.
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+    use std::task::Waker;
+
+    #[test]
+    fn pieces_are_as_long_as_they_may_be_and_no_longer() {
+        let in_flight = Arc::new(crate::InFlight::new(Arc::new(AtomicU64::new(0))));
+        let whole: Vec<u8> = (0..40_000u32).map(|n| n as u8).collect();
+        let mut body = ResponseBody::whole(whole.clone().into());
+        body.hand_over(in_flight.begin(), MULTIPLEXED_PIECE);
+        let (mut got, mut lengths) = (Vec::new(), Vec::new());
+        while !body.is_end_stream() {
+            assert_eq!(body.size_hint().exact(), Some((whole.len() - got.len()) as u64));
+            let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) else { panic!() };
+            let data = frame.into_data().unwrap();
+            lengths.push(data.len());
+            got.extend_from_slice(&data);
+        }
+        assert_eq!((lengths, got), (vec![16_384, 16_384, 7_232], whole));
     }
 }

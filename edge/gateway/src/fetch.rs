@@ -101,7 +101,7 @@ async fn lead<U: Upstream>(
             let Some(v) = validating.take() else { return Err(FetchError::Broken) };
             if let Some(confirmed) = confirm(gateway, asked, &v.stored, &received) {
                 let confirmed = Arc::new(confirmed);
-                gateway.store.put(&asked.key, Arc::clone(&confirmed));
+                keep(gateway, asked, fill, &confirmed);
                 fill.stored(confirmed, Some(status));
                 return Ok(());
             }
@@ -237,12 +237,20 @@ async fn receive<U: Upstream>(
     let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
     response.tags.clone_from(&head.tags);
     response.asked_origin_at = asked_at;
-    gateway.store.put(&asked.key, Arc::new(response.with_clean_through(head.clean_through)));
+    keep(gateway, asked, fill, &Arc::new(response.with_clean_through(head.clean_through)));
     Ok(())
 }
 
-/// How long the readers of a body that is not kept wait for the slowest among them.
-const LAG: Duration = Duration::from_secs(20);
+fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response: &Arc<StoredResponse>) {
+    gateway.store.put(&asked.key, Arc::clone(response));
+    // Looked at after it is there: an invalidation forgets the fill first and empties the store then.
+    if fill.is_forgotten() {
+        gateway.store.drop_response(&asked.key, response);
+    }
+}
+
+/// How long the readers of a body that is not kept wait for one that does not move.
+const LAG: Duration = Duration::from_secs(30);
 
 /// Pushes the body into the fill; `false`: it grew too large to be kept and was handed through.
 async fn stream<U: Upstream>(
@@ -280,9 +288,10 @@ async fn stream<U: Upstream>(
 /// Waits for the readers of a body that passes by, but not for ever; `false`: none is left.
 async fn keep_pace(fill: &Fill) -> bool {
     loop {
+        let before = fill.positions();
         match tokio::time::timeout(LAG, fill.readers_near()).await {
             Ok(any) => return any,
-            Err(_) => fill.leave_behind(),
+            Err(_) => fill.leave_behind(&before),
         }
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use tidegate_cache::{CacheKey, Freshness, VaryKey};
 use tidegate_control_types::{BootTime, Revision};
@@ -60,6 +61,7 @@ pub struct Fill {
     pub begun: Revision,
     pub begun_at: BootTime,
     pub end_to_end: bool,
+    forgotten: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -83,7 +85,13 @@ impl Fill {
             readers: Vec::new(),
             passing: false,
         };
-        Arc::new(Self { begun, begun_at, end_to_end, state: Mutex::new(state) })
+        Arc::new(Self { begun, begun_at, end_to_end, forgotten: AtomicBool::new(false), state: Mutex::new(state) })
+    }
+
+    /// What it fetches was invalidated meanwhile: its readers get it, nobody else does.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Acquire)
     }
 
     fn change(&self, f: impl FnOnce(&mut State)) {
@@ -158,13 +166,24 @@ impl Fill {
         .await
     }
 
-    /// While it passes by: those who read too slowly are read no further, so that they do not hold up the others.
-    pub fn leave_behind(&self) {
+    /// Where each reader is now.
+    pub fn positions(&self) -> Vec<Option<u64>> {
+        self.state.lock().readers.clone()
+    }
+
+    /// While it passes by: readers far behind that have not moved since they were at `before` are read no further, so that
+    /// they do not hold up another that is near.
+    pub fn leave_behind(&self, before: &[Option<u64>]) {
         self.change(|s| {
             let near = s.length().saturating_sub(WINDOW);
-            s.readers.iter_mut().filter(|r| r.is_some_and(|at| at < near)).for_each(|r| *r = None);
-            let (kept, chunk) = (usize::try_from(near).unwrap_or(0) / CHUNK, Bytes::new());
-            s.chunks.iter_mut().take(kept).for_each(|c| c.clone_from(&chunk));
+            if !s.readers.iter().flatten().any(|at| *at >= near) {
+                return;
+            }
+            for (reader, was) in s.readers.iter_mut().zip(before) {
+                if reader.is_some_and(|at| at < near) && reader == was {
+                    *reader = None;
+                }
+            }
         });
     }
 
@@ -343,6 +362,13 @@ impl Fills {
         }
     }
 
+    /// No request joins what is under way for this key, and it is not to be stored.
+    pub fn forget(&self, key: &CacheKey) {
+        for fill in self.0.lock().remove(key).into_iter().flatten() {
+            fill.forgotten.store(true, Ordering::Release);
+        }
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.lock().len()
@@ -436,11 +462,32 @@ mod tests {
             assert!(matches!(poll(&mut near), Poll::Ready(Some(Ok(_)))));
         }
         assert!(!near_enough(&f), "the far one holds it up");
-        f.leave_behind();
+        let before = f.positions();
+        assert!(matches!(poll(&mut far), Poll::Ready(Some(Ok(_)))));
+        f.leave_behind(&before);
+        assert_eq!(f.positions().iter().flatten().count(), 2, "slow, but it moves");
+        f.push(&piece);
+        assert!(matches!(poll(&mut near), Poll::Ready(Some(Ok(_)))));
+        f.leave_behind(&f.positions());
         assert!(near_enough(&f));
+        assert_eq!(f.positions().iter().flatten().count(), 1);
         f.push(&piece);
         assert!(matches!(poll(&mut near), Poll::Ready(Some(Ok(_)))));
         assert!(matches!(poll(&mut far), Poll::Ready(Some(Err(FetchError::Broken)))));
+    }
+
+    #[test]
+    fn an_only_reader_is_waited_for() {
+        let f = fill();
+        f.head(head(None));
+        let reader = FillReader::new(Arc::clone(&f), 0, None);
+        f.pass_by();
+        for _ in 0..2 * WINDOW / CHUNK as u64 {
+            f.push(&vec![7; CHUNK]);
+        }
+        f.leave_behind(&f.positions());
+        assert_eq!(f.positions(), [Some(0)], "how long is up to its client's time limit");
+        drop(reader);
     }
 
     #[test]

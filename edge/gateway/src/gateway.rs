@@ -482,7 +482,9 @@ impl<U: Upstream> Gateway<U> {
         let drop_target = |path: &str| {
             for https in [false, true] {
                 let target = asked.site.target(https, &asked.target.host, path);
-                self.store.remove(&CacheKey::new(asked.site.name(), &target));
+                let key = CacheKey::new(asked.site.name(), &target);
+                self.fills.forget(&key);
+                self.store.remove(&key);
             }
         };
         drop_target(&asked.target.path_and_query);

@@ -6,22 +6,21 @@
 //! under its bound.
 
 use http::HeaderMap;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use tidegate_cache::CacheKey;
 use tidegate_store::{MemoryStore, StoredResponse, Variants};
 
 const SLOTS: usize = 4096;
-/// Every so many hits one goes to the store, which has to know what is asked for.
-const TOLD_EVERY: u32 = 16;
+/// Of every so many hits of an entry one goes to the store, which has to know what is asked for.
+const TOLD_EVERY: u8 = 16;
 /// An entry gives way to another after being passed over this often at most.
 const MOST_USES: u8 = 8;
 
 pub struct Hot {
     slots: RefCell<Box<[Option<Slot>]>>,
     hasher: foldhash::fast::RandomState,
-    hits: Cell<u32>,
 }
 
 struct Slot {
@@ -29,6 +28,7 @@ struct Slot {
     variants: Arc<Variants>,
     head: Option<Head>,
     uses: u8,
+    hits: u8,
 }
 
 struct Head {
@@ -57,7 +57,7 @@ impl Said {
 impl Default for Hot {
     fn default() -> Self {
         let slots = std::iter::repeat_with(|| None).take(SLOTS).collect();
-        Self { slots: RefCell::new(slots), hasher: foldhash::fast::RandomState::default(), hits: Cell::new(0) }
+        Self { slots: RefCell::new(slots), hasher: foldhash::fast::RandomState::default() }
     }
 }
 
@@ -73,8 +73,8 @@ impl Hot {
         let slot = slots.get_mut(at)?;
         if let Some(mine) = slot.as_mut().filter(|s| s.key == *key) {
             if !mine.variants.have_left() {
-                self.hits.set(self.hits.get().wrapping_add(1));
-                if self.hits.get().is_multiple_of(TOLD_EVERY) {
+                mine.hits = mine.hits.wrapping_add(1);
+                if mine.hits.is_multiple_of(TOLD_EVERY) {
                     drop(store.get(key.as_bytes()));
                 }
                 mine.uses = MOST_USES.min(mine.uses + 1);
@@ -85,7 +85,7 @@ impl Hot {
         let variants = store.get(key.as_bytes())?;
         match slot {
             Some(other) if other.uses > 0 && !other.variants.have_left() => other.uses -= 1,
-            _ => *slot = Some(Slot { key: key.clone(), variants: Arc::clone(&variants), head: None, uses: 0 }),
+            _ => *slot = Some(Slot { key: key.clone(), variants: Arc::clone(&variants), head: None, uses: 0, hits: 0 }),
         }
         Some(variants)
     }
@@ -119,6 +119,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use http::StatusCode;
+    use std::cell::Cell;
     use tidegate_cache::{Freshness, Target, VaryKey, WallTime};
     use tidegate_store::Body;
 

@@ -34,15 +34,20 @@ impl InFlight {
         OneInFlight { all: Arc::clone(self), ours: true }
     }
 
-    /// The client took something.
-    pub fn taken(&self) {
+    fn taken(&self) {
         self.taken.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Where something waits for the client: when it last took anything.
+    /// When the client last took anything, or the last request was over.
     #[must_use]
-    pub fn waits_for_client_since(&self) -> Option<u64> {
-        (self.count() > self.ours.load(Ordering::Relaxed)).then(|| self.taken.load(Ordering::Relaxed))
+    pub fn taken_at(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Whether all that is left to do is the client's: to take what is there.
+    #[must_use]
+    pub fn waits_for_client(&self) -> bool {
+        self.count() > 0 && self.ours.load(Ordering::Relaxed) == 0
     }
 
     /// Whether there is none; else `cx` is woken when the last one is over.
@@ -103,17 +108,17 @@ mod tests {
         let clock = Arc::new(AtomicU64::new(5));
         let all = Arc::new(InFlight::new(Arc::clone(&clock)));
         let (mut a, b) = (all.begin(), all.begin());
-        assert_eq!((all.count(), all.waits_for_client_since()), (2, None));
+        assert!(!all.waits_for_client());
         clock.store(7, Ordering::Relaxed);
         a.waits_for_us(false);
+        assert!(!all.waits_for_client(), "one of them waits for us");
         clock.store(9, Ordering::Relaxed);
-        assert_eq!(all.waits_for_client_since(), Some(7));
-        a.waits_for_us(true);
-        assert_eq!(all.waits_for_client_since(), None);
-        a.waits_for_us(false);
         drop(b);
-        assert_eq!((all.count(), all.waits_for_client_since()), (1, Some(9)));
+        assert_eq!((all.count(), all.waits_for_client(), all.taken_at()), (1, true, 9));
+        a.waits_for_us(true);
+        assert!(!all.waits_for_client());
+        clock.store(11, Ordering::Relaxed);
         drop(a);
-        assert_eq!((all.count(), all.waits_for_client_since()), (0, None));
+        assert_eq!((all.count(), all.waits_for_client(), all.taken_at()), (0, false, 11));
     }
 }

@@ -23,7 +23,7 @@ mod tests;
 mod upstream;
 
 pub use answering::Answering;
-pub use body::{Finished, RequestBody, ResponseBody};
+pub use body::{Finished, MULTIPLEXED_PIECE, RequestBody, ResponseBody};
 pub use figures::{AllCounters, Figures};
 pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Asked, Gateway, Node, Tier, hash};

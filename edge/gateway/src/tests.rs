@@ -480,6 +480,53 @@ fn stale_while_revalidate_answers_at_once_and_asks_once() {
 }
 
 #[test]
+fn what_an_unsafe_method_invalidates_no_fill_from_before_it_brings_back() {
+    test(Tier::Edge, async |w| {
+        let before = w.get("/a");
+        let old = w.fetch().await;
+        let post = w.start(Asked { method: Method::POST, ..w.asked("/a", &[]) });
+        w.fetch().await.answer(200, &[], "done");
+        assert_eq!(text(post).await, "done");
+        let after = w.get("/a");
+        let new = w.fetch().await;
+        old.answer(200, &[CACHED], "old");
+        assert_eq!(text(before).await, "old");
+        new.answer(200, &[CACHED], "new");
+        assert_eq!((text(after).await, text(w.get("/a")).await), ("new".into(), "new".into()));
+        // The other way round: the old one comes last.
+        let before = w.get("/b");
+        let old = w.fetch().await;
+        let post = w.start(Asked { method: Method::POST, ..w.asked("/b", &[]) });
+        w.fetch().await.answer(200, &[], "done");
+        text(post).await;
+        old.answer(200, &[CACHED], "old");
+        assert_eq!(text(before).await, "old");
+        let after = w.get("/b");
+        w.fetch().await.answer(200, &[CACHED], "new");
+        assert_eq!(text(after).await, "new");
+    });
+}
+
+#[test]
+fn a_revalidation_is_kept_though_purges_of_other_things_went_by() {
+    test(Tier::Edge, async |w| {
+        let head = [("cache-control", "max-age=10, stale-while-revalidate=60")];
+        let first = w.get("/a");
+        w.fetch().await.answer(200, &head, "one");
+        text(first).await;
+        w.pass(Duration::from_secs(20));
+        assert_eq!(text(w.get("/a")).await, "one");
+        let asked = w.fetch().await;
+        w.purge_url("/other");
+        assert_eq!(text(w.get("/a")).await, "one", "checked against the purge, which raises its mark");
+        asked.answer(200, &head, "two");
+        settle().await;
+        assert_eq!(text(w.get("/a")).await, "two");
+        assert!(w.nothing_fetched());
+    });
+}
+
+#[test]
 fn a_range_is_answered_from_a_fill_that_is_under_way() {
     test(Tier::Edge, async |w| {
         let whole = w.get("/a");

@@ -154,11 +154,10 @@ impl MemoryStore {
         self.entries.entry_by_ref(key).and_compute_with(|old| {
             let mut list = vec![Arc::clone(&response)];
             if let Some(Entry::Head(variants)) = old.map(moka::Entry::into_value) {
-                let (incarnation, index) = (response.incarnation, response.clean_through().index);
                 for other in &variants.list {
                     if other.vary != response.vary {
                         list.push(Arc::clone(other));
-                    } else if other.incarnation == incarnation && other.clean_through().index > index {
+                    } else if other.incarnation == response.incarnation && other.begun > response.begun {
                         return Op::Nop;
                     }
                 }
@@ -173,9 +172,14 @@ impl MemoryStore {
     /// Drops all responses of a key.
     pub fn remove(&self, key: &CacheKey) {
         self.passed.invalidate(key);
-        if let Some(entry) = self.entries.remove(key) {
-            leave(&entry);
-        }
+        // Not moka's own removal, which another change of the same entry does not wait for.
+        self.entries.entry_by_ref(key).and_compute_with(|old| match old {
+            Some(old) => {
+                leave(old.value());
+                Op::Remove
+            }
+            None => Op::Nop,
+        });
     }
 
     /// Drops one response, where it is still there: a purged one, whose memory need not wait for its eviction.
@@ -246,6 +250,8 @@ mod tests {
         let old = response(whole(b"old"), 4, "1");
         store.put(&key, old);
         assert!(Arc::ptr_eq(&select("1").unwrap(), &a), "a fill that began earlier does not displace a later one");
+        // However far the one that is there was found clean meanwhile, it is the older one.
+        a.raise_clean_through(9);
         let newer = response(whole(b"new"), 6, "1");
         let before = store.get(key.as_bytes()).unwrap();
         store.put(&key, Arc::clone(&newer));

@@ -51,6 +51,8 @@ pub struct StoredResponse {
     pub body: Body,
     /// Whose log `clean_through` counts in.
     pub incarnation: Incarnation,
+    /// The index at or after which its fetch, or its confirmation, began: which of two responses is the newer one.
+    pub begun: u64,
     /// The index through which it is known not to be purged; only ever raised, by whoever checked it.
     clean_through: AtomicU64,
     /// When the origin was last asked about it end to end, if it was this node's own doing.
@@ -74,6 +76,7 @@ impl StoredResponse {
     #[must_use]
     pub fn with_clean_through(mut self, revision: Revision) -> Self {
         self.incarnation = revision.incarnation;
+        self.begun = revision.index;
         self.clean_through = AtomicU64::new(revision.index);
         self
     }
@@ -91,6 +94,7 @@ impl StoredResponse {
             freshness,
             body,
             incarnation: Incarnation(0),
+            begun: 0,
             clean_through: AtomicU64::new(0),
             asked_origin_at: None,
         }
