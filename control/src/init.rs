@@ -17,17 +17,9 @@ use tidegate_node::{Credentials, NodeError, SystemClock, enrol};
 /// How long join tokens that were not given another time are good for.
 pub const JOIN_TTL: Duration = Duration::from_secs(3600);
 
-#[derive(Clone, Debug, Default)]
-pub struct InitOptions {
-    pub cluster: String,
-    /// Join tokens to make at once, one for each role named.
-    pub joins: Vec<Role>,
-}
-
 /// What a new cluster gives its operator, once.
 pub struct Founded {
     pub admin_token: String,
-    pub join_tokens: Vec<(Role, String)>,
     /// PEM.
     pub ca: String,
 }
@@ -54,14 +46,14 @@ fn refuse_existing(settings: &ControlSettings) -> Result<(), ControlError> {
 ///
 /// # Errors
 /// There is one already, or the folders cannot be written.
-pub fn init(settings: &ControlSettings, options: &InitOptions) -> Result<Founded, ControlError> {
+pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, ControlError> {
     refuse_existing(settings)?;
     let now = SystemClock.wall();
     let node_key = SealingKey::load_or_create(&settings.node_key)?;
     let cluster_key = SealingKey::load_or_create(&settings.cluster_key)?;
-    let (ca, ca_key) = Ca::create(&options.cluster, now.as_secs())?;
+    let (ca, ca_key) = Ca::create(cluster, now.as_secs())?;
     let founding = Founding {
-        cluster: options.cluster.clone(),
+        cluster: cluster.to_owned(),
         incarnation: Incarnation(random_u64()),
         zone: settings.zone.clone(),
         lease: settings.raft.lease.unwrap_or_default(),
@@ -85,21 +77,14 @@ pub fn init(settings: &ControlSettings, options: &InitOptions) -> Result<Founded
         expires: None,
     };
     apply(Change::TokenCreate { token: record });
-    let mut join_tokens = Vec::new();
-    for role in [Role::Control].iter().chain(&options.joins) {
-        let (record, token) = join_record(&options.cluster, ca.certificate(), *role, None, now, JOIN_TTL)?;
-        let id = record.id.clone();
-        apply(Change::JoinCreate { join: record });
-        if join_tokens.is_empty() && *role == Role::Control {
-            // The first one is for this node itself.
-            apply(Change::NodeEnrol { node: node_state(settings), join: id });
-        }
-        join_tokens.push((*role, token));
-    }
-    join_tokens.remove(0);
+    // Used up at once, by this node itself.
+    let (join, _) = join_record(cluster, ca.certificate(), Role::Control, None, now, JOIN_TTL)?;
+    let id = join.id.clone();
+    apply(Change::JoinCreate { join });
+    apply(Change::NodeEnrol { node: node_state(settings), join: id });
     apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() });
     let identity = NodeIdentity {
-        cluster: options.cluster.clone(),
+        cluster: cluster.to_owned(),
         role: Role::Control.to_string(),
         region: settings.region.clone(),
         name: settings.name.to_string(),
@@ -108,7 +93,7 @@ pub fn init(settings: &ControlSettings, options: &InitOptions) -> Result<Founded
     let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, ca.certificate().to_vec())?;
     credentials.save(&settings.data, &node_key)?;
     write_first(settings, &state)?;
-    Ok(Founded { admin_token: token.reveal(), join_tokens, ca: pem(ca.certificate()) })
+    Ok(Founded { admin_token: token.reveal(), ca: pem(ca.certificate()) })
 }
 
 /// The state as the snapshot that the log begins behind, with this node as its only voter.

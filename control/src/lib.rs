@@ -17,7 +17,7 @@ pub mod settings;
 mod shared;
 mod watch;
 
-pub use init::{Founded, InitOptions, init, join};
+pub use init::{Founded, init, join};
 pub use run::{Bound, run};
 pub use settings::ControlSettings;
 

@@ -6,7 +6,7 @@ use crate::output;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tidegate_control::{Bound, ControlSettings, InitOptions};
+use tidegate_control::{Bound, ControlSettings};
 use tidegate_control_types::api::MemberView;
 
 #[derive(Subcommand)]
@@ -101,7 +101,7 @@ impl Control {
 impl Init {
     fn run(self) -> Done {
         let settings = ControlSettings::from_file(&self.config.config)?;
-        let founded = tidegate_control::init(&settings, &InitOptions { cluster: self.cluster.to_string(), joins: Vec::new() })?;
+        let founded = tidegate_control::init(&settings, self.cluster.as_str())?;
         let ca = settings.cluster_key.with_file_name("ca.pem");
         std::fs::write(&ca, &founded.ca).map_err(|e| Failure::new(format!("{}: {e}", ca.display())))?;
         if self.json {

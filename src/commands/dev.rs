@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tidegate_certs::SealingKey;
 use tidegate_client::{Client, Settings};
+use tidegate_control::ControlSettings;
 use tidegate_control::settings::RaftSettings;
-use tidegate_control::{ControlSettings, InitOptions};
 use tidegate_control_types::api::{JoinRequest, NodeView, TokenRequest};
 use tidegate_control_types::site_file::parse_origin_url;
 use tidegate_control_types::token::TokenRole;
@@ -319,8 +319,7 @@ impl Dev {
             settings.peers = peers.to_vec();
             let is_new = !settings.data.join("raft.redb").exists();
             if n == 0 && is_new {
-                let options = InitOptions { cluster: "dev".into(), joins: Vec::new() };
-                let founded = tidegate_control::init(&settings, &options)?;
+                let founded = tidegate_control::init(&settings, "dev")?;
                 write_secret(&sealed, &dev_key.seal("admin token", founded.admin_token.as_bytes()).map_err(Failure::new)?)?;
                 std::fs::write(network.data.join("ca.pem"), &founded.ca).map_err(|e| Failure::new(format!("ca.pem: {e}")))?;
             }
