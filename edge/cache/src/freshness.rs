@@ -10,6 +10,9 @@ use tidegate_control_types::WallTime;
 /// The most that a heuristic gives, in seconds: a day.
 const MOST_HEURISTIC: u64 = 86_400;
 
+/// Seconds: the greatest age that is told apart (section 1.2.2).
+const OLDEST: u64 = 1 << 31;
+
 /// What the site says where the origin says nothing. Seconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FreshnessDefaults {
@@ -95,9 +98,12 @@ fn lifetime(status: StatusCode, headers: &HeaderMap, said: &ResponseDirectives, 
 /// Section 4.2.3, at the time of the response.
 fn initial_age(headers: &HeaderMap, date: Option<u64>, request_time: WallTime, response_time: WallTime) -> u64 {
     let apparent = date.map_or(0, |d| response_time.as_secs().saturating_sub(d));
-    // The first member counts; an age that is no number is ignored (section 5.1).
-    let value = field::list(headers, &AGE).next().unwrap_or("0");
-    let value = if value.bytes().all(|b| b.is_ascii_digit()) { value.parse().unwrap_or(1 << 31).min(1 << 31) } else { 0 };
+    // One number of seconds (section 5.1). From anything else nobody can tell how old it is: as old as can be.
+    let value = match &field::list(headers, &AGE).collect::<Vec<_>>()[..] {
+        [] => 0,
+        [one] if one.bytes().all(|b| b.is_ascii_digit()) => one.parse().unwrap_or(OLDEST).min(OLDEST),
+        _ => OLDEST,
+    };
     let corrected = value + response_time.since(request_time).as_secs();
     apparent.max(corrected)
 }
@@ -140,7 +146,9 @@ mod tests {
         assert_eq!(f.current_age(WallTime(NOW.0 + 5_999)), 35);
         assert_eq!(f.stale_for(WallTime(NOW.0 + 29_999)), None);
         assert_eq!(f.stale_for(WallTime(NOW.0 + 31_000)), Some(1));
-        assert_eq!(check(&[("age", "50, 3".into())]).initial_age, 50);
-        assert_eq!(check(&[("age", "x".into())]).initial_age, 0);
+        for unclear in ["50, 3", "x", "-1", "1.5", "0;a=b", "99999999999"] {
+            assert_eq!(check(&[("age", unclear.into())]).initial_age, OLDEST, "{unclear}");
+        }
+        assert_eq!(check(&[("age", "0".into()), ("age", "0".into())]).initial_age, OLDEST);
     }
 }

@@ -2,8 +2,8 @@
 
 use http::HeaderValue;
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    LAST_MODIFIED, TRANSFER_ENCODING,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
+    TRANSFER_ENCODING,
 };
 
 /// The fields that make a request conditional on what is stored; empty where it has no validator.
@@ -38,7 +38,8 @@ pub fn confirms(stored: &HeaderMap, not_modified: &HeaderMap) -> bool {
 /// The stored headers with those of the 304 put in their place (section 3.2). What describes the stored bytes stays.
 #[must_use]
 pub fn freshened(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
-    const KEPT: [HeaderName; 5] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE, TRANSFER_ENCODING];
+    const KEPT: [HeaderName; 5] =
+        [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, TRANSFER_ENCODING, HeaderName::from_static("content-md5")];
     let mut out = stored.clone();
     for name in not_modified.keys().filter(|n| !KEPT.contains(n)) {
         out.remove(name);
@@ -63,10 +64,22 @@ mod tests {
 
     #[test]
     fn a_304_updates_the_headers_and_leaves_what_describes_the_bytes() {
-        let stored = headers(&[("etag", "\"a\""), ("content-length", "5"), ("x", "1"), ("x", "2"), ("y", "3")]);
-        let new = headers(&[("etag", "\"a\""), ("content-length", "0"), ("x", "9"), ("date", "d")]);
+        let stored = headers(&[("etag", "\"a\""), ("content-length", "5"), ("content-md5", "m"), ("x", "1"), ("x", "2"), ("y", "3")]);
+        let new =
+            headers(&[("etag", "\"a\""), ("content-length", "0"), ("content-md5", "n"), ("x", "9"), ("date", "d"), ("content-type", "t")]);
         assert!(confirms(&stored, &new));
-        assert_eq!(freshened(&stored, &new), headers(&[("etag", "\"a\""), ("content-length", "5"), ("y", "3"), ("x", "9"), ("date", "d")]));
+        assert_eq!(
+            freshened(&stored, &new),
+            headers(&[
+                ("etag", "\"a\""),
+                ("content-length", "5"),
+                ("content-md5", "m"),
+                ("y", "3"),
+                ("x", "9"),
+                ("date", "d"),
+                ("content-type", "t")
+            ])
+        );
         assert!(!confirms(&stored, &headers(&[("etag", "\"b\"")])));
         assert!(confirms(&stored, &headers(&[])));
     }
