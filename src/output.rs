@@ -3,9 +3,16 @@
 use serde::Serialize;
 use std::io::Write;
 
-/// Writes to stdout; a reader that went away is no error.
+/// Writes to stdout; a reader that went away is no error. What cannot be written may have been the only copy of a secret:
+/// that ends the program.
 pub fn line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let mut out = std::io::stdout();
+    if let Err(e) = writeln!(out, "{text}").and_then(|()| out.flush())
+        && e.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        error(&format!("cannot write the output: {e}"));
+        std::process::exit(1);
+    }
 }
 
 pub fn error(text: &str) {

@@ -163,3 +163,41 @@ fn the_api_over_tls_is_trusted_by_the_networks_own_ca() {
     let untrusted = with(&[]);
     assert!(!untrusted.status.success() && text(&untrusted.stderr).contains("TIDEGATE_CA"), "{}", text(&untrusted.stderr));
 }
+
+#[test]
+fn a_drained_edge_says_so_to_whoever_sends_it_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan::default());
+    let ready = || get(support::loopback(network.edges()[0].admin), "localhost", "/readyz");
+    assert_eq!(ready().status, 200);
+    assert_eq!(network.tidegate(&["node", "drain", "edge-1"]).status.code(), Some(0));
+    let drained = wait_for("it to be drained", || Some(ready()).filter(|r| r.status == 503));
+    assert!(drained.text().contains("drained"), "{}", drained.text());
+    assert_eq!(network.tidegate(&["node", "undrain", "edge-1"]).status.code(), Some(0));
+    wait_for("it to be back", || (ready().status == 200).then_some(()));
+    let refused = network.tidegate(&["node", "drain", "control-1"]);
+    assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains("control node"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn limits_hold_over_http2_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan { limits: "fields = 20\nuri = \"1KiB\"\nbody = \"1KiB\"", ..Plan::default() });
+    let root = dir.path().join("www");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("a.txt"), "a").unwrap();
+    let nginx = support::Nginx::start(&dir.path().join("nginx"), &root, "");
+    network.site("s", "\"s.example\"", &nginx.url(), "");
+    let port = network.edges()[0].https;
+    let curl = |more: &[&str], path: &str| {
+        let url = format!("https://s.example:{port}{path}");
+        let mut command = std::process::Command::new("curl");
+        command.args(["-s", "--http2", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", "--cacert", network.ca.to_str().unwrap()]);
+        text(&command.args(["--resolve", &format!("s.example:{port}:127.0.0.1")]).args(more).arg(url).output().unwrap().stdout)
+    };
+    wait_for("the site's certificate", || (curl(&[], "/a.txt") == "2 200").then_some(()));
+    let fields: Vec<String> = (0..30).flat_map(|n| ["-H".to_owned(), format!("X-{n}: 1")]).collect();
+    assert_eq!(curl(&fields.iter().map(String::as_str).collect::<Vec<_>>(), "/a.txt"), "2 431");
+    assert_eq!(curl(&[], &format!("/{}", "x".repeat(2000))), "2 414");
+    assert_eq!(curl(&["--data-binary", &"x".repeat(2000)], "/a.txt"), "2 413");
+}

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{SiteCertificates, identity, site, token};
-use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
+use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
 use tidegate_gateway::{Figures, Fills, Gateway, MemoryStore, Node, Tier};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
@@ -121,7 +121,7 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
         r.register_collector(Box::new(client_figures(&shared)));
     });
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched), stopping.clone()));
+    tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched, node.name.clone()), stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
     tasks.spawn(reload(Arc::clone(&shared), file, stopping.clone()));
     let probes = Workers::start_aside("probe", &stopping, {
@@ -254,9 +254,15 @@ fn client_figures(shared: &Shared) -> ClientFigures {
     }
 }
 
-fn readiness(watched: &Arc<Watched>) -> admin::Readiness {
+fn readiness(watched: &Arc<Watched>, own: NodeName) -> admin::Readiness {
     let watched = Arc::clone(watched);
-    Arc::new(move || if *watched.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) })
+    Arc::new(move || {
+        if !*watched.begun.borrow() {
+            return Err("no configuration has come from the control plane yet".into());
+        }
+        let drained = watched.network().is_some_and(|n| n.nodes.get(&own).is_some_and(|state| state.drained));
+        if drained { Err("this node is drained".into()) } else { Ok(()) }
+    })
 }
 
 fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {

@@ -67,6 +67,8 @@ pub struct Client {
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub coarse: Arc<AtomicU64>,
+    /// This worker's copy, renewed by its sweep.
+    limits: Cell<Limits>,
     gateway: Rc<Gateway<EdgeUpstream>>,
     routes: RefCell<Rc<Routes>>,
     connections: RefCell<Vec<Weak<ConnectionState>>>,
@@ -89,6 +91,7 @@ pub async fn run(
     let worker = Rc::new(Worker {
         shared: Arc::clone(&shared),
         coarse,
+        limits: Cell::new(*shared.limits()),
         gateway,
         routes: RefCell::default(),
         connections: RefCell::default(),
@@ -184,6 +187,7 @@ impl Worker {
         self.coarse.store(now, Ordering::Relaxed);
         self.gateway.sweep();
         let limits = self.shared.limits();
+        self.limits.set(*limits);
         self.connections.borrow_mut().retain(|c| {
             c.upgrade().is_some_and(|c| {
                 c.check(now, &limits);
@@ -315,6 +319,20 @@ impl Worker {
             (None, Some(f)) => f,
             (None, None) => return Err(bad("there is no Host field")),
         };
+        if request.version() >= Version::HTTP_2 {
+            // Over HTTP/1.1 admission has seen to it.
+            let limits = self.limits.get();
+            if request.headers().len() > limits.fields {
+                return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"));
+            }
+            if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {
+                return Err((StatusCode::URI_TOO_LONG, "the target is too long"));
+            }
+            let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+            if length.is_some_and(|l| l > limits.body) {
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, "the body of the request is too large"));
+            }
+        }
         let host = without_port(authority).filter(|_| !authority.contains('@')).ok_or(bad("Host is not a host"))?;
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err((StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"));

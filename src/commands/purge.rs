@@ -70,7 +70,7 @@ impl Purge {
         block_on(async {
             let receipt = follow(&self.api.client()?, &request, wait).await?;
             print(&receipt, self.api.json);
-            Ok(if receipt.done || wait.is_zero() { ExitCode::SUCCESS } else { ExitCode::from(75) })
+            Ok(if receipt.done { ExitCode::SUCCESS } else { ExitCode::from(75) })
         })
     }
 }

@@ -213,7 +213,7 @@ impl Upstream for EdgeUpstream {
                     {
                         return Err(error);
                     }
-                    tracing::debug!(shield = shield.name, %error, "a shield failed");
+                    tracing::warn!(shield = shield.name, %error, "a shield failed");
                     next = unsent.map(from_shield).or_else(|| again.as_ref().map(copy));
                     if next.is_none() {
                         return Err(error);

@@ -5,7 +5,7 @@ use crate::sites::{SiteRecord, SiteVersion};
 use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, NodeRecord, Removal, State};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{SiteSpec, WhenDetached};
-use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Selector, SiteName};
+use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
 
 /// Why a command changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -233,6 +233,9 @@ impl State {
 
     fn node_drain(&mut self, index: u64, name: &NodeName, drained: bool) -> Changed {
         let mut state = self.present(name)?.state.clone();
+        if state.role == Role::Control {
+            return Err(Refusal::Conflict(format!("{name} is a control node: only edges and shields can be drained")));
+        }
         state.drained = drained;
         Ok(self.put_node(index, state))
     }

@@ -164,7 +164,8 @@ impl Body for ResponseBody {
         }
         match &self.kind {
             Kind::Empty => true,
-            Kind::Whole(_) | Kind::Relay { .. } => false,
+            Kind::Whole(_) => false,
+            Kind::Relay { left, .. } => *left == Some(0),
             Kind::Pieces { rest, .. } => rest.is_empty(),
             Kind::Fill(reader) => reader.left() == Some(0),
         }
@@ -224,9 +225,29 @@ impl Body for RequestBody {
 #[allow(clippy::cast_possible_truncation, clippy::panic)] // A test fails by panicking.
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
+    use std::cell::Cell;
+    use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
     use std::task::Waker;
+
+    #[test]
+    fn a_relayed_body_is_complete_with_its_last_byte() {
+        use crate::UpstreamBody;
+        for (length, complete) in [(5, true), (6, false)] {
+            let told = Rc::new(Cell::new(None));
+            let inner = UpstreamBody(Box::pin(http_body_util::Full::new(Bytes::from_static(b"12345")).map_err(|e| match e {})));
+            let mut body = ResponseBody::relay(inner, Some(length));
+            let tell = Rc::clone(&told);
+            body.on_finish(Box::new(move |bytes, complete| tell.set(Some((bytes, complete)))));
+            // Whoever knows the length asks no further.
+            assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())).is_ready());
+            assert_eq!(body.is_end_stream(), complete);
+            drop(body);
+            assert_eq!(told.get(), Some((5, complete)));
+        }
+    }
 
     #[test]
     fn pieces_are_as_long_as_they_may_be_and_no_longer() {
