@@ -95,6 +95,8 @@ fn a_large_site_is_the_same_through_every_edge_and_purges_are_true() {
     network.site("docs", "\"docs.example\"", &origin.url(), "");
     network.site("notes", "\"notes.example\", \"*.notes.example\"", &notes.url(), "");
     let expected = expected(&origin, &targets);
+    // nginx writes a request down once its answer is out.
+    wait_for("nginx's log of what was asked directly", || (origin.asked().len() == targets.len()).then_some(()));
     origin.forget();
 
     let edges = network.edges();
@@ -105,7 +107,7 @@ fn a_large_site_is_the_same_through_every_edge_and_purges_are_true() {
         })
     };
     through_all();
-    let asked = origin.asked();
+    let asked = wait_for("nginx's log of the crawl", || Some(origin.asked()).filter(|asked| asked.len() >= expected.len()));
     assert_eq!(asked.len(), expected.len());
     let more: Vec<_> = asked.iter().filter(|(_, n)| **n > 1).collect();
     assert!(more.is_empty(), "the origin saw these more than once: {more:?}");
@@ -188,6 +190,8 @@ fn any_process_may_die_during_a_crawl() {
         network.node(name).start();
         network.attached();
         for edge in network.edges() {
+            // An edge that died counts as attached until its lease is over, and may be on its way up.
+            wait_for("the edge to listen", || Http::connect(edge.address()).ok());
             assert_eq!(get(edge.address(), DOCS, "/purged.txt").text(), "new", "a purge that was answered, after {name} died");
         }
         let text = format!("new {n}");

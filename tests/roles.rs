@@ -200,4 +200,26 @@ fn limits_hold_over_http2_too() {
     assert_eq!(curl(&fields.iter().map(String::as_str).collect::<Vec<_>>(), "/a.txt"), "2 431");
     assert_eq!(curl(&[], &format!("/{}", "x".repeat(2000))), "2 414");
     assert_eq!(curl(&["--data-binary", &"x".repeat(2000)], "/a.txt"), "2 413");
+    // Without a length it is cut off as it comes: this origin answers once it has the last chunk.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    network.site("s", "\"s.example\"", &format!("http://{}", listener.local_addr().unwrap()), "");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (mut seen, mut byte) = (Vec::new(), [0]);
+            while !seen.ends_with(b"\r\n0\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+                seen.push(byte[0]);
+            }
+            if seen.ends_with(b"\r\n0\r\n\r\n") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+            }
+        }
+    });
+    let file = dir.path().join("body");
+    let upload = |bytes: usize| {
+        std::fs::write(&file, "x".repeat(bytes)).unwrap();
+        curl(&["-H", "Content-Length:", "-T", file.to_str().unwrap()], "/a.txt")
+    };
+    wait_for("the new origin", || (upload(1000) == "2 200").then_some(()));
+    let cut = upload(100_000);
+    assert!(cut == "2 502" || cut.ends_with(" 000"), "{cut}");
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tidegate_control_types::purge::without_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, MemoryStore, ResponseBody, Site, fields};
+use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, MemoryStore, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -299,7 +299,7 @@ impl Worker {
         let key = tidegate_gateway::key(site.name(), &target);
         let asked =
             Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
-        self.gateway.answer(asked, body.into()).then(|mut answer| {
+        self.gateway.answer(asked, RequestBody::of(body, self.limits.get().body)).then(|mut answer| {
             let tunnel = answer.tunnel.take().zip(ours);
             (answer, tunnel)
         })

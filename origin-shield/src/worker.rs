@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::purge::without_port;
-use tidegate_gateway::{AllCounters, Answering, Asked, Gateway, Local, ResponseBody, Site, fields};
+use tidegate_gateway::{AllCounters, Answering, Asked, Gateway, Local, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -172,7 +172,7 @@ impl Worker {
         let key = tidegate_gateway::key(site.name(), &target);
         let asked =
             Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
-        self.gateway.answer(asked, body.into()).then(|answer| answer.response)
+        self.gateway.answer(asked, RequestBody::of(body, u64::MAX)).then(|answer| answer.response)
     }
 }
 

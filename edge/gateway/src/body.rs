@@ -186,37 +186,56 @@ impl Body for ResponseBody {
 /// The body of a request to upstream.
 pub enum RequestBody {
     Empty,
-    Client(Incoming),
+    Client {
+        body: Incoming,
+        /// Bytes that may still come.
+        left: u64,
+    },
 }
 
-impl From<Incoming> for RequestBody {
-    fn from(body: Incoming) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Client(body) }
+/// Why a request's body did not come whole.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBodyError {
+    #[error("the client broke off: {0}")]
+    Client(#[from] hyper::Error),
+    #[error("the body of the request is larger than this node allows")]
+    TooLarge,
+}
+
+impl RequestBody {
+    /// What a client sends, up to `most` bytes.
+    #[must_use]
+    pub fn of(body: Incoming, most: u64) -> Self {
+        if body.is_end_stream() { Self::Empty } else { Self::Client { body, left: most } }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestBodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut *self {
-            Self::Empty => Poll::Ready(None),
-            Self::Client(body) => Pin::new(body).poll_frame(cx),
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let Self::Client { body, left } = &mut *self else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(cx)).transpose()?;
+        let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        match left.checked_sub(length) {
+            Some(rest) => *left = rest,
+            None => return Poll::Ready(Some(Err(RequestBodyError::TooLarge))),
         }
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Client(body) => body.is_end_stream(),
+            Self::Client { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Client(body) => body.size_hint(),
+            Self::Client { body, .. } => body.size_hint(),
         }
     }
 }
