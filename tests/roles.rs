@@ -192,14 +192,17 @@ fn limits_hold_over_http2_too() {
     let curl = |more: &[&str], path: &str| {
         let url = format!("https://s.example:{port}{path}");
         let mut command = std::process::Command::new("curl");
-        command.args(["-s", "--http2", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", "--cacert", network.ca.to_str().unwrap()]);
-        text(&command.args(["--resolve", &format!("s.example:{port}:127.0.0.1")]).args(more).arg(url).output().unwrap().stdout)
+        command.args(["-sS", "--http2", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", "--cacert", network.ca.to_str().unwrap()]);
+        let out = command.args(["--resolve", &format!("s.example:{port}:127.0.0.1")]).args(more).arg(url).output().unwrap();
+        text(&out.stdout) + &text(&out.stderr)
     };
     wait_for("the site's certificate", || (curl(&[], "/a.txt") == "2 200").then_some(()));
     let fields: Vec<String> = (0..30).flat_map(|n| ["-H".to_owned(), format!("X-{n}: 1")]).collect();
     assert_eq!(curl(&fields.iter().map(String::as_str).collect::<Vec<_>>(), "/a.txt"), "2 431");
     assert_eq!(curl(&[], &format!("/{}", "x".repeat(2000))), "2 414");
-    assert_eq!(curl(&["--data-binary", &"x".repeat(2000)], "/a.txt"), "2 413");
+    // curl may meet the reset of a stream whose body nobody takes before the answer that came ahead of it.
+    let refused = |answer: &str, status: &str| assert!(answer == status || answer.starts_with("0 000"), "{answer}");
+    refused(&curl(&["--data-binary", &"x".repeat(2000)], "/a.txt"), "2 413");
     // Without a length it is cut off as it comes: this origin answers once it has the last chunk.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     network.site("s", "\"s.example\"", &format!("http://{}", listener.local_addr().unwrap()), "");
@@ -220,6 +223,5 @@ fn limits_hold_over_http2_too() {
         curl(&["-H", "Content-Length:", "-T", file.to_str().unwrap()], "/a.txt")
     };
     wait_for("the new origin", || (upload(1000) == "2 200").then_some(()));
-    let cut = upload(100_000);
-    assert!(cut == "2 502" || cut.ends_with(" 000"), "{cut}");
+    refused(&upload(100_000), "2 502");
 }
