@@ -143,10 +143,7 @@ fn half_origin(half: Vec<u8>, rest: Vec<u8>) -> (String, Arc<AtomicUsize>, mpsc:
     let (go, may_go) = mpsc::channel::<()>();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let (mut head, mut byte) = (Vec::new(), [0]);
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
-                head.push(byte[0]);
-            }
+            support::request_head(&mut stream);
             count.fetch_add(1, Ordering::SeqCst);
             let length = half.len() + rest.len();
             let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");

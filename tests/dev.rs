@@ -105,11 +105,8 @@ fn requests_stream_through_and_other_protocols_are_tunnelled() {
         for stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
                 let mut stream = stream;
-                let (mut head, mut byte) = (Vec::new(), [0]);
-                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
-                    head.push(byte[0]);
-                }
-                let head = String::from_utf8_lossy(&head).to_lowercase();
+                let head = support::request_head(&mut stream);
+                let head = head.to_lowercase();
                 if head.contains("upgrade: echo") {
                     let _ = stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
                     let mut buffer = [0; 64];

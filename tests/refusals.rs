@@ -190,11 +190,7 @@ fn bad_origin() -> (String, u16) {
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
-                let (mut head, mut byte) = (Vec::new(), [0]);
-                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
-                    head.push(byte[0]);
-                }
-                let head = String::from_utf8_lossy(&head).into_owned();
+                let head = support::request_head(&mut stream);
                 let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                 let _ = match path.as_str() {
                     "/cut" | "/long" => {

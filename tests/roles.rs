@@ -20,11 +20,8 @@ fn held_origin() -> (String, mpsc::Receiver<String>, mpsc::Sender<()>) {
     let (go, may_go) = mpsc::channel::<()>();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let (mut head, mut byte) = (Vec::new(), [0]);
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
-                head.push(byte[0]);
-            }
-            let path = String::from_utf8_lossy(&head).split(' ').nth(1).unwrap_or_default().to_owned();
+            let head = support::request_head(&mut stream);
+            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
             let half = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", path.len());
             let _ = stream.write_all(half.as_bytes());
             let _ = asked.send(path.clone());

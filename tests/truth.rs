@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use support::network::{Network, Plan};
@@ -77,11 +77,8 @@ fn unframed_origin() -> String {
     std::thread::spawn(move || {
         let mut torn = true;
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let (mut head, mut byte) = (Vec::new(), [0]);
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
-                head.push(byte[0]);
-            }
-            let upgrade = String::from_utf8_lossy(&head).to_lowercase().contains("upgrade: echo");
+            let head = support::request_head(&mut stream);
+            let upgrade = head.to_lowercase().contains("upgrade: echo");
             let body = if torn && !upgrade { "half of" } else { "half of it, and all" };
             torn = !torn;
             let _ =

@@ -277,6 +277,15 @@ pub fn get_with(address: SocketAddr, host: &str, target: &str, headers: &[(&str,
     Http::connect(address).unwrap().ask("GET", host, target, headers).unwrap()
 }
 
+/// The head of a request, at an origin of a test's own.
+pub fn request_head(stream: &mut TcpStream) -> String {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+        head.push(byte[0]);
+    }
+    text(&head)
+}
+
 pub fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }

@@ -133,6 +133,8 @@ pub async fn rollback(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let name = site_name(&name)?;
+    // Before it is said which versions there are.
+    caller.may(Verb::Site, Some(&name))?;
     let Rollback { revision } = json(&body)?;
     let record = record(&control, &name)?;
     let version = record.versions().find(|v| v.index == revision);

@@ -23,7 +23,7 @@ pub struct FreshnessDefaults {
 }
 
 /// All that decides, at any later time, how old a stored response is and whether it is fresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freshness {
     /// Freshness lifetime in whole seconds (section 4.2.1).
     pub lifetime: u64,

@@ -384,22 +384,14 @@ impl Fills {
 mod tests {
     use super::*;
     use std::future::Future;
-    use tidegate_cache::{Incarnation, WallTime};
+    use tidegate_cache::Incarnation;
 
     fn fill() -> Arc<Fill> {
         Fill::new(Revision::new(Incarnation(1), 1), BootTime::default(), false)
     }
 
     fn head(length: Option<u64>) -> Arc<FillHead> {
-        let freshness = Freshness {
-            lifetime: 1,
-            initial_age: 0,
-            response_time: WallTime(0),
-            stale_while_revalidate: 0,
-            stale_if_error: 0,
-            must_revalidate: false,
-            no_cache: false,
-        };
+        let freshness = Freshness { lifetime: 1, ..Freshness::default() };
         let clean_through = Revision::new(Incarnation(1), 1);
         Arc::new(FillHead {
             status: StatusCode::OK,

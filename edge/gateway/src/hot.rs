@@ -120,19 +120,11 @@ mod tests {
     use bytes::Bytes;
     use http::StatusCode;
     use std::cell::Cell;
-    use tidegate_cache::{Freshness, Target, VaryKey, WallTime};
+    use tidegate_cache::{Freshness, Target, VaryKey};
     use tidegate_store::Body;
 
     fn stored(path: &str) -> (CacheKey, Arc<StoredResponse>) {
-        let freshness = Freshness {
-            lifetime: 9,
-            initial_age: 0,
-            response_time: WallTime(0),
-            stale_while_revalidate: 0,
-            stale_if_error: 0,
-            must_revalidate: false,
-            no_cache: false,
-        };
+        let freshness = Freshness { lifetime: 9, ..Freshness::default() };
         let target = Target::new(false, "h", path, None);
         let (key, body) = (CacheKey::new("s", &target), Body::Whole(Bytes::from_static(b"x")));
         (key, Arc::new(StoredResponse::new(target, StatusCode::OK, HeaderMap::new(), VaryKey::default(), freshness, body)))

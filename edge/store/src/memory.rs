@@ -211,18 +211,10 @@ mod tests {
     use http::StatusCode;
     use proptest::prelude::*;
     use tidegate_cache::{Freshness, Target, VaryKey};
-    use tidegate_cache::{Incarnation, Revision, WallTime};
+    use tidegate_cache::{Incarnation, Revision};
 
     fn response(body: Body, index: u64, vary_on: &str) -> Arc<StoredResponse> {
-        let freshness = Freshness {
-            lifetime: 9,
-            initial_age: 0,
-            response_time: WallTime(0),
-            stale_while_revalidate: 0,
-            stale_if_error: 0,
-            must_revalidate: false,
-            no_cache: false,
-        };
+        let freshness = Freshness { lifetime: 9, ..Freshness::default() };
         let (mut headers, mut request) = (HeaderMap::new(), HeaderMap::new());
         headers.insert("vary", "x".parse().unwrap());
         request.insert("x", vary_on.parse().unwrap());
