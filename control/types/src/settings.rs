@@ -138,7 +138,7 @@ impl<'a> Section<'a> {
             self.context.report(
                 value.span().start,
                 self.key(key),
-                format!("is a {}, it should be a list: [...]", value.get_ref().type_str()),
+                format!("is of type {}, it should be a list: [...]", value.get_ref().type_str()),
             );
             return Vec::new();
         };
@@ -158,7 +158,11 @@ impl<'a> Section<'a> {
         let value = self.find(key);
         let table = value.and_then(|v| v.get_ref().as_table());
         if let (Some(v), None) = (value, table) {
-            self.context.report(v.span().start, self.key(key), format!("is a {}, it should be a table: {{ ... }}", v.get_ref().type_str()));
+            self.context.report(
+                v.span().start,
+                self.key(key),
+                format!("is of type {}, it should be a table: {{ ... }}", v.get_ref().type_str()),
+            );
         }
         self.section(self.key(key), value.map_or(self.at, |v| v.span().start), table)
     }
@@ -224,13 +228,13 @@ fn distance(a: &str, b: &str) -> usize {
 /// # Errors
 /// It is no string.
 pub fn string(v: &DeValue<'_>) -> Result<String, String> {
-    v.as_str().map(str::to_owned).ok_or_else(|| format!("is a {}, it should be a string in quotes", v.type_str()))
+    v.as_str().map(str::to_owned).ok_or_else(|| format!("is of type {}, it should be a string in quotes", v.type_str()))
 }
 
 /// # Errors
 /// It is no boolean.
 pub fn boolean(v: &DeValue<'_>) -> Result<bool, String> {
-    v.as_bool().ok_or_else(|| format!("is a {}, it should be true or false", v.type_str()))
+    v.as_bool().ok_or_else(|| format!("is of type {}, it should be true or false", v.type_str()))
 }
 
 /// A string that `T` reads.
@@ -374,7 +378,7 @@ mod tests {
             "edge.toml:3: limits.idle: \"5 parsecs\" is not a duration",
             "edge.toml:4: limits.count: should be a whole number from 0 to 9",
             "edge.toml:5: limits.wat: no such key; there are: count, idle, list",
-            "edge.toml:6: limits.list[0]: is a integer, it should be a string in quotes",
+            "edge.toml:6: limits.list[0]: is of type integer, it should be a string in quotes",
         ];
         for w in want {
             assert!(shown.contains(w), "{w}\nnot in\n{shown}");
