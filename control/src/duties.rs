@@ -48,7 +48,7 @@ async fn once(control: &Arc<Control>) {
     for name in control.with_leadership(|state, l| purge::forgettable(state, l, now)).unwrap_or_default() {
         if control.change(BY, Change::NodeForget { name: name.clone() }).await.is_ok() {
             control.with_leadership(|_, l| l.fleet.forget(&name));
-            control.heard.lock().remove(&name);
+            control.heard.lock().forget(&name);
         }
     }
 }

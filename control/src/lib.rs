@@ -8,6 +8,8 @@
 mod api;
 mod duties;
 mod enrol;
+pub mod feed;
+pub mod heard;
 mod init;
 mod peers;
 pub mod purge;

@@ -1,5 +1,6 @@
 //! A control node, running.
 
+use crate::heard::Relayed;
 use crate::raft::{Driver, DriverSettings, RedbDisk};
 use crate::settings::ControlSettings;
 use crate::shared::Control;
@@ -305,13 +306,19 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
             },
             Err(e) => bad(e.to_string()),
         },
-        _ => match wire::decode::<watch::Relayed>(&bytes) {
-            Ok(relayed) if control.leads() => {
-                relayed.acks.iter().for_each(|(node, index)| watch::acknowledged(control, node, *index));
-                relayed.reports.into_iter().for_each(|(node, report)| watch::reported(control, &node, report));
-                plain(StatusCode::OK, Bytes::new())
+        _ => match wire::decode::<Relayed>(&bytes) {
+            Ok(relayed) => {
+                let now = control.clock.wall();
+                match control.with_leadership(|_, l| relayed.tell(&mut l.fleet, now)) {
+                    Some(news) => {
+                        if news {
+                            control.note_change();
+                        }
+                        plain(StatusCode::OK, Bytes::new())
+                    }
+                    None => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
+                }
             }
-            Ok(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
             Err(e) => bad(e.to_string()),
         },
     }

@@ -1,6 +1,8 @@
 //! What all parts of a control node's rim share, and the thread that runs the driver.
 
 use crate::ControlError;
+use crate::feed;
+use crate::heard::Heard;
 use crate::peers::Peers;
 use crate::raft::{Disk, Done, Driver, Input, Leadership, Members, NotDone, Output, Shared, Ticket};
 use crate::settings::ControlSettings;
@@ -13,10 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tidegate_certs::{Ca, SealingKey};
-use tidegate_control_state::{Applied, Refusal, State};
+use tidegate_control_state::{Refusal, State};
 use tidegate_control_types::command::SealedCertificate;
 use tidegate_control_types::lease::Grant;
-use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, Event, NodeName, ToNode, wire};
+use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, NodeName, wire};
 use tidegate_node::link::Links;
 use tidegate_node::{CurrentCredentials, SystemClock};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -60,9 +62,8 @@ pub struct Control {
     /// Counts applied batches, acknowledgements and changes of leader: whoever waits for any of them looks again.
     pub changed: watch::Sender<u64>,
     pub broadcast: broadcast::Sender<Broadcast>,
-    /// The newest acknowledgement of each node that this control node heard of itself.
-    pub heard: Mutex<HashMap<NodeName, u64>>,
-    pub reports: Mutex<HashMap<NodeName, tidegate_control_types::NodeReport>>,
+    /// Locked after the leadership, where both are.
+    pub heard: Mutex<Heard>,
     pub relay: tokio::sync::Notify,
     /// Why the driver ended, if it failed.
     pub failed: watch::Sender<Option<String>>,
@@ -116,7 +117,6 @@ impl Control {
             changed: watch::channel(0).0,
             broadcast: broadcast::channel(MOST_BEHIND).0,
             heard: Mutex::default(),
-            reports: Mutex::default(),
             relay: tokio::sync::Notify::new(),
             failed: watch::channel(None).0,
             generation: AtomicU64::new(0),
@@ -193,14 +193,10 @@ impl Control {
     /// # Errors
     /// It does not lead, or cannot reach a quorum.
     pub async fn read_barrier(&self) -> Result<(), NotNow> {
-        let Done::Read { index } = self.ask(|ticket| Input::Read { ticket }).await? else { return Err(NotNow::Unknown) };
-        let mut changed = self.changed.subscribe();
-        while self.raft.state.read().applied < index {
-            if changed.changed().await.is_err() {
-                return Err(NotNow::Unknown);
-            }
+        match self.ask(|ticket| Input::Read { ticket }).await? {
+            Done::Read { .. } => Ok(()),
+            Done::Applied { .. } => Err(NotNow::Unknown),
         }
-        Ok(())
     }
 
     /// Grants `node` a lease on this node, which has to lead.
@@ -273,24 +269,15 @@ impl Control {
         }
     }
 
-    fn events(&self, applied: Applied) -> Vec<Event> {
-        let mut events = applied.events;
-        if let Some(name) = applied.certificate_changed {
-            let sealed = self.raft.state.read().certificates().find(|c| c.name == name).cloned();
-            events.extend(sealed.and_then(|c| self.unsealed(&c)).map(Event::Certificate));
-        }
-        events
-    }
-
     fn publish(&self, output: Output) {
         if output.restored {
             let _ = self.broadcast.send(Broadcast::Restored);
         }
-        let entries: Vec<_> = output.applied.into_iter().map(|(index, applied)| (index, self.events(applied))).collect();
-        let through = self.raft.state.read().applied;
-        // Without watchers nobody needs the encoding; even empty entries move a node's revision, which leases wait for.
+        // Without watchers nobody needs the encoding.
         if self.broadcast.receiver_count() > 0 {
-            let frame = wire::frame(&ToNode::Entries { through, entries: entries.into_iter().filter(|(_, e)| !e.is_empty()).collect() });
+            let state = self.raft.state.read();
+            let through = state.applied;
+            let frame = wire::frame(&feed::entries(&state, output.applied, &|c| self.unsealed(c)));
             let _ = self.broadcast.send(Broadcast::Entries { through, frame: frame.into() });
         }
     }

@@ -1,18 +1,19 @@
 //! Watch streams of cache nodes, at any control node: what a node missed, then every entry as it is applied; its
 //! acknowledgements and askings for a lease go on to the leader.
 
+use crate::feed::Feed;
 use crate::shared::{Broadcast, Control};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tidegate_control_types::lease::Grant;
 use tidegate_control_types::wire::{self, Deframer};
-use tidegate_control_types::{CatchUp, FromNode, NodeName, NodeReport, Revision, Role, ToNode};
+use tidegate_control_types::{Clock, FromNode, NodeName, NodeReport, Role, ToNode};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{BoxError, full};
 use tidegate_node::{Body, VERSION};
@@ -22,13 +23,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A stream that takes nothing for this long is cut.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Acknowledgements and reports that a follower hands on.
-#[derive(Serialize, Deserialize)]
-pub struct Relayed {
-    pub acks: Vec<(NodeName, u64)>,
-    pub reports: Vec<(NodeName, NodeReport)>,
-}
 
 /// Opens the stream of `name`.
 pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incoming, stopping: Stopping) -> Response<Body> {
@@ -71,22 +65,24 @@ impl Session {
         tracing::info!(node = %self.name, role = %self.role, version, mine = VERSION, "a node watches");
         // Subscribed before the state is read: nothing falls between.
         let mut updates = self.control.broadcast.subscribe();
-        let mut sent = self.catch_up(applied, &mut out).await?;
+        let opened = Feed::open(&self.control.raft.state.read(), self.role, applied, &|c| self.control.unsealed(c));
+        let (mut feed, missed) = opened.map_err(|e| e.to_string())?;
+        send(&mut out, wire::frame(&missed).into()).await?;
         let (leases, mut granted) = mpsc::channel(16);
         loop {
             tokio::select! {
                 message = next(&mut incoming, &mut frames) => self.hear(message?, &leases)?,
                 update = updates.recv() => match update {
                     Ok(Broadcast::Entries { through, frame }) => {
-                        if through > sent {
+                        if feed.is_news(through) {
                             send(&mut out, frame).await?;
-                            sent = through;
                         }
                         self.check_removed(&mut out).await?;
                     }
                     Ok(Broadcast::Restored) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                        let at = Revision::new(self.control.raft.state.read().founding.incarnation, sent);
-                        sent = self.catch_up(Some(at), &mut out).await?;
+                        let missed = feed.again(&self.control.raft.state.read(), &|c| self.control.unsealed(c));
+                        send(&mut out, wire::frame(&missed.map_err(|e| e.to_string())?).into()).await?;
+                        self.check_removed(&mut out).await?;
                     }
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
@@ -94,34 +90,6 @@ impl Session {
                 () = stopping.stopped() => return Ok(()),
             }
         }
-    }
-
-    /// Sends what the node missed; returns the index that it is at then.
-    async fn catch_up(&self, applied: Option<Revision>, out: &mut Sender<Bytes, BoxError>) -> Result<u64, String> {
-        let (revision, missed) = {
-            let state = self.control.raft.state.read();
-            let revision = state.revision();
-            // This control node is behind the node itself: another one has to answer it, or it would be rolled back.
-            if let Some(ahead) = applied.filter(|a| a.incarnation == revision.incarnation && a.index > revision.index) {
-                return Err(format!("the node is at {ahead}, this control node at {revision}"));
-            }
-            // A revision of another incarnation is worth nothing.
-            let since = applied.filter(|a| revision.reaches(*a)).map_or(0, |a| a.index);
-            (revision, state.missed_since(since))
-        };
-        let secret = self.role == Role::Edge;
-        let certificates = if secret { missed.certificates.iter().filter_map(|c| self.control.unsealed(c)).collect() } else { Vec::new() };
-        let missed = CatchUp {
-            floor: missed.floor,
-            sites: missed.sites,
-            site_names: missed.site_names,
-            certificates,
-            nodes: missed.nodes,
-            purges: missed.purges,
-        };
-        let message = ToNode::CatchUp { revision, missed: Box::new(missed) };
-        send(out, wire::frame(&message).into()).await?;
-        Ok(revision.index)
     }
 
     async fn check_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<(), String> {
@@ -181,67 +149,46 @@ async fn lease(control: &Arc<Control>, name: &NodeName) -> Result<Grant, String>
 }
 
 /// A node has applied all through `index`.
-pub fn acknowledged(control: &Control, name: &NodeName, index: u64) {
-    {
-        let mut heard = control.heard.lock();
-        let last = heard.entry(name.clone()).or_default();
-        *last = (*last).max(index);
-    }
-    let now = tidegate_control_types::Clock::wall(&control.clock);
-    match control.raft.leadership.lock().as_mut() {
-        Some(leadership) => {
-            leadership.fleet.acked(name, index, now);
-        }
-        None => control.relay.notify_one(),
-    }
-    control.note_change();
+fn acknowledged(control: &Control, name: &NodeName, index: u64) {
+    control.heard.lock().acked(name, index);
+    tell(control);
 }
 
-pub fn reported(control: &Control, name: &NodeName, report: NodeReport) {
-    let now = tidegate_control_types::Clock::wall(&control.clock);
+fn reported(control: &Control, name: &NodeName, report: NodeReport) {
+    control.heard.lock().reported(name, report);
+    tell(control);
+}
+
+/// What was heard goes on: into this node's own view where it leads, else to the leader.
+fn tell(control: &Control) {
+    let now = control.clock.wall();
     match control.raft.leadership.lock().as_mut() {
-        Some(leadership) => leadership.fleet.reported(name, report, now),
-        None => {
-            control.reports.lock().insert(name.clone(), report);
-            control.relay.notify_one();
+        Some(leadership) => {
+            if control.heard.lock().tell(&mut leadership.fleet, now) {
+                control.note_change();
+            }
         }
+        None => control.relay.notify_one(),
     }
 }
 
 /// Hands acknowledgements and reports on to the leader, all of them whenever it changes.
 pub async fn relay(control: Arc<Control>, mut stopping: Stopping) {
-    let mut told: (Option<String>, std::collections::HashMap<NodeName, u64>) = Default::default();
     loop {
         tokio::select! {
             () = control.relay.notified() => {}
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
             () = stopping.stopped() => return,
         }
-        let now = tidegate_control_types::Clock::wall(&control.clock);
-        let heard = control.heard.lock().clone();
-        if let Some(leadership) = control.raft.leadership.lock().as_mut() {
-            told = Default::default();
-            let news = heard.iter().filter(|(node, index)| leadership.fleet.acked(node, **index, now)).count();
-            for (node, report) in control.reports.lock().drain() {
-                leadership.fleet.reported(&node, report, now);
-            }
-            if news > 0 {
-                control.note_change();
-            }
+        if control.leads() {
+            tell(&control);
             continue;
         }
+        let (id, term) = (control.raft.leader.load(Ordering::Acquire), control.raft.term.load(Ordering::Acquire));
         let Some(leader) = control.leader_address() else { continue };
-        if told.0.as_ref() != Some(&leader) {
-            told = (Some(leader.clone()), Default::default());
-        }
-        let acks: Vec<_> = heard.into_iter().filter(|(node, index)| told.1.get(node) != Some(index)).collect();
-        let reports: Vec<_> = control.reports.lock().drain().collect();
-        if acks.is_empty() && reports.is_empty() {
-            continue;
-        }
-        let body = wire::encode(&Relayed { acks: acks.clone(), reports });
-        match control.links.call(&leader, "control", "/relay", body, LEASE_TIMEOUT).await {
-            Ok(_) => told.1.extend(acks),
+        let Some(news) = control.heard.lock().news(id, term) else { continue };
+        match control.links.call(&leader, "control", "/relay", wire::encode(&news), LEASE_TIMEOUT).await {
+            Ok(_) => control.heard.lock().delivered(id, term, news.acks),
             Err(error) => {
                 tracing::debug!(%error, "acknowledgements were not handed on");
                 control.relay.notify_one();

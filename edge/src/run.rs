@@ -23,7 +23,7 @@ use tidegate_node::metrics::Metrics;
 use tidegate_node::watch::{Watched, Watcher};
 use tidegate_node::workers::Workers;
 use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen};
-use tidegate_upstream::{EdgeUpstream, OriginPools, OriginUpstream, Resolver, Shield, Shields, probe_all};
+use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, Shields, probe_all};
 
 const MOST_SESSIONS: usize = 20_480;
 
@@ -130,7 +130,6 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     })?;
     let watcher = Watcher {
         settings: node.clone(),
-        credentials: credentials.clone(),
         node_key,
         links,
         clock: Arc::clone(&clock),
@@ -190,7 +189,7 @@ fn start_workers(
         let (shared, watched, shields, pools) = (Arc::clone(&shared), Arc::clone(&watched), Arc::clone(&shields), Arc::clone(&pools));
         async move {
             let origin = OriginUpstream::new(pools, Arc::clone(&shared.clock));
-            let upstream = EdgeUpstream::new(shields, origin, Arc::clone(&shared.clock));
+            let upstream = EdgeUpstream::new(Arc::clone(&shields), Http2Shields::new(shields), origin, Arc::clone(&shared.clock));
             let (store, fills): (_, Arc<Fills>) = (Arc::clone(&shared.store), Arc::clone(&shared.fills));
             let gateway = Gateway::new(Rc::new(node), store, fills, Arc::clone(&shared.clock), Arc::clone(&watched.lease), upstream);
             worker::run(shared, gateway, listeners, watched.begun.subscribe(), inbox).await;

@@ -25,12 +25,15 @@ use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, Me
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox};
-use tidegate_upstream::EdgeUpstream;
+use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginUpstream};
 use tokio::sync::watch;
 
 /// How often connections are looked at for time-outs.
 const SWEEP: Duration = Duration::from_millis(250);
 const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// From an edge: over the shields of its region, else to the origin.
+pub type WayOut = EdgeUpstream<Http2Shields, OriginUpstream>;
 
 /// What all workers of an edge share.
 pub struct Shared {
@@ -69,7 +72,7 @@ pub struct Worker {
     pub coarse: Arc<AtomicU64>,
     /// This worker's copy, renewed by its sweep.
     limits: Cell<Limits>,
-    gateway: Rc<Gateway<EdgeUpstream>>,
+    gateway: Rc<Gateway<WayOut>>,
     routes: RefCell<Rc<Routes>>,
     connections: RefCell<Vec<Weak<ConnectionState>>>,
     open: Cell<usize>,
@@ -82,7 +85,7 @@ fn milliseconds(t: BootTime) -> u64 {
 /// Runs a worker until the edge has drained. `begun` turns true when it may accept.
 pub async fn run(
     shared: Arc<Shared>,
-    gateway: Rc<Gateway<EdgeUpstream>>,
+    gateway: Rc<Gateway<WayOut>>,
     listeners: Vec<(std::net::TcpListener, bool)>,
     mut begun: watch::Receiver<bool>,
     mut inbox: Inbox,

@@ -9,3 +9,4 @@ mod worker;
 
 pub use run::{Bound, run};
 pub use settings::ShieldSettings;
+pub use worker::asked;

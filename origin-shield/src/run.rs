@@ -106,7 +106,6 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let (origin, reported) = (Arc::clone(&pools), Arc::clone(&pools));
     let watcher = Watcher {
         settings: node.clone(),
-        credentials,
         node_key,
         links,
         clock: Arc::clone(&clock),

@@ -154,26 +154,34 @@ impl Worker {
 
     fn answer(&self, request: Request<Incoming>) -> Answering<Response<ResponseBody>> {
         let (parts, body) = request.into_parts();
-        let mut headers = parts.headers;
-        let text = |name: &http::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let (site, scheme) = (text(&fields::SITE), text(&fields::SCHEME));
         let sites = Rc::clone(&self.sites.borrow());
-        let authority = parts.uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
-        let (Some(site), Some(host)) = (site.as_deref().and_then(|s| sites.get(s)), without_port(&authority)) else {
-            // A site that this shield does not know yet, most likely: the edge asks the origin itself.
-            let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here\n")));
-            *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
-            return Answering::now(response);
-        };
-        let (demand, end_to_end) = Asked::internal(&headers);
-        headers.remove(header::HOST);
-        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-        let target = site.target(scheme.as_deref() == Some("https"), &host, path);
-        let key = tidegate_gateway::key(site.name(), &target);
-        let asked =
-            Asked { site: Rc::clone(site), method: parts.method, target, key, headers, authority, client: None, demand, end_to_end };
-        self.gateway.answer(asked, RequestBody::of(body, u64::MAX)).then(|answer| answer.response)
+        match asked(parts, &sites) {
+            Some(asked) => self.gateway.answer(asked, RequestBody::of(body, u64::MAX)).then(|answer| answer.response),
+            None => {
+                // A site that this shield does not know yet, most likely: the edge asks the origin itself.
+                let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here\n")));
+                *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+                Answering::now(response)
+            }
+        }
     }
+}
+
+/// An edge's request as the gateway takes it; `None` where this shield does not know its site.
+#[must_use]
+pub fn asked(parts: http::request::Parts, sites: &HashMap<String, Rc<Site>>) -> Option<Asked> {
+    let mut headers = parts.headers;
+    let text = |name: &http::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let (site, scheme) = (text(&fields::SITE)?, text(&fields::SCHEME));
+    let site = Rc::clone(sites.get(&site)?);
+    let authority = parts.uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
+    let host = without_port(&authority)?;
+    let (demand, end_to_end) = Asked::internal(&headers);
+    headers.remove(header::HOST);
+    let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+    let target = site.target(scheme.as_deref() == Some("https"), &host, path);
+    let key = tidegate_gateway::key(site.name(), &target);
+    Some(Asked { site, method: parts.method, target, key, headers, authority, client: None, demand, end_to_end })
 }
 
 /// What a shield calls itself.

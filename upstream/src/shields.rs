@@ -2,7 +2,7 @@
 //! itself.
 
 use crate::body::TimedBody;
-use crate::origin::{OriginUpstream, copy};
+use crate::origin::copy;
 use crate::ring::ranked;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri, Version};
@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -77,20 +78,31 @@ impl Shields {
     }
 }
 
-type Sender = http2::SendRequest<RequestBody>;
-
-/// One worker's way over the shields.
-pub struct EdgeUpstream {
-    shields: Arc<Shields>,
-    open: RefCell<HashMap<String, Sender>>,
-    origin: OriginUpstream,
-    clock: Arc<dyn Clock>,
+/// How a request gets to a shield. The network has one way, a simulation another.
+pub trait ShieldWay: 'static {
+    /// Sends what [`to_shield`] made, within `timeout`; `idle`: how long its body may pause. A failure gives the request
+    /// back where nothing of it was sent.
+    fn send(
+        &self,
+        shield: &Shield,
+        request: Request<RequestBody>,
+        timeout: Duration,
+        idle: Duration,
+    ) -> impl Future<Output = Result<Response<UpstreamBody>, (FetchError, Option<Request<RequestBody>>)>>;
 }
 
-impl EdgeUpstream {
+type Sender = http2::SendRequest<RequestBody>;
+
+/// HTTP/2 over mutual TLS, one connection of a worker to each shield.
+pub struct Http2Shields {
+    shields: Arc<Shields>,
+    open: RefCell<HashMap<String, Sender>>,
+}
+
+impl Http2Shields {
     #[must_use]
-    pub fn new(shields: Arc<Shields>, origin: OriginUpstream, clock: Arc<dyn Clock>) -> Self {
-        Self { shields, open: RefCell::default(), origin, clock }
+    pub fn new(shields: Arc<Shields>) -> Self {
+        Self { shields, open: RefCell::default() }
     }
 
     async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
@@ -117,6 +129,44 @@ impl EdgeUpstream {
         self.open.borrow_mut().insert(shield.address.clone(), sender.clone());
         Ok(sender)
     }
+}
+
+impl ShieldWay for Http2Shields {
+    async fn send(
+        &self,
+        shield: &Shield,
+        request: Request<RequestBody>,
+        timeout: Duration,
+        idle: Duration,
+    ) -> Result<Response<UpstreamBody>, (FetchError, Option<Request<RequestBody>>)> {
+        let mut sender = match self.sender(shield).await {
+            Ok(s) => s,
+            Err(e) => return Err((e, Some(request))),
+        };
+        match tokio::time::timeout(timeout, sender.try_send_request(request)).await {
+            Err(_) => Err((FetchError::Timeout, None)),
+            Ok(Err(mut e)) => {
+                self.open.borrow_mut().remove(&shield.address);
+                Err((FetchError::Broken, e.take_message()))
+            }
+            Ok(Ok(response)) => Ok(response.map(|body| UpstreamBody(Box::pin(TimedBody::new(body, idle, Box::new(|_| ())))))),
+        }
+    }
+}
+
+/// One worker's way over the shields, and to the origin where none helps.
+pub struct EdgeUpstream<W, O> {
+    shields: Arc<Shields>,
+    way: W,
+    origin: O,
+    clock: Arc<dyn Clock>,
+}
+
+impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
+    #[must_use]
+    pub fn new(shields: Arc<Shields>, way: W, origin: O, clock: Arc<dyn Clock>) -> Self {
+        Self { shields, way, origin, clock }
+    }
 
     async fn ask(
         &self,
@@ -124,22 +174,10 @@ impl EdgeUpstream {
         request: Request<RequestBody>,
         fetch: &Fetch,
     ) -> Result<Fetched, (FetchError, Option<Request<RequestBody>>)> {
-        let mut sender = match self.sender(shield).await {
-            Ok(s) => s,
-            Err(e) => return Err((e, Some(request))),
-        };
         let origin = &fetch.site.state.spec.origin;
         let tries = origin.retries + 1;
         let timeout = (origin.connect_timeout + origin.first_byte_timeout) * tries + GRACE;
-        let sent = tokio::time::timeout(timeout, sender.try_send_request(to_shield(request, fetch))).await;
-        let response = match sent {
-            Err(_) => return Err((FetchError::Timeout, None)),
-            Ok(Err(mut e)) => {
-                self.open.borrow_mut().remove(&shield.address);
-                return Err((FetchError::Broken, e.take_message()));
-            }
-            Ok(Ok(response)) => response,
-        };
+        let response = self.way.send(shield, to_shield(request, fetch), timeout, origin.idle_timeout + GRACE).await?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         if let Some(error) = own {
@@ -148,9 +186,6 @@ impl EdgeUpstream {
         }
         let Some(vouched) = vouched else { return Err((FetchError::Broken, None)) };
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
-        let (parts, body) = response.into_parts();
-        let body = TimedBody::new(body, origin.idle_timeout + GRACE, Box::new(|_| ()));
-        let response = Response::from_parts(parts, UpstreamBody(Box::pin(body)));
         Ok(Fetched { response, vouched: Some(vouched), close_delimited, upgrade: None })
     }
 }
@@ -189,7 +224,7 @@ fn from_shield(mut request: Request<RequestBody>) -> Request<RequestBody> {
     request
 }
 
-impl Upstream for EdgeUpstream {
+impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
     async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
         let shields = self.shields.get();
         if fetch.direct || shields.is_empty() {

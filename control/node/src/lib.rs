@@ -7,6 +7,7 @@ pub mod admin;
 pub mod backoff;
 pub mod clock;
 pub mod enrol;
+pub mod follower;
 pub mod identity;
 pub mod lifecycle;
 pub mod link;

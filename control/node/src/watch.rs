@@ -1,14 +1,14 @@
 //! The watch stream: a cache node follows the log through any control node, acknowledges what all its workers have
 //! applied, and asks for its lease.
 
+use crate::NodeError;
 use crate::backoff::Backoff;
 use crate::clock::random_u64;
-use crate::identity::CurrentCredentials;
+use crate::follower::{Follower, Heard};
 use crate::link::{BoxError, Links};
 use crate::network::{Network, Update};
 use crate::settings::NodeSettings;
 use crate::workers::Outbox;
-use crate::{NodeError, VERSION};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
@@ -18,13 +18,11 @@ use parking_lot::RwLock;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::SealingKey;
-use tidegate_control_types::lease::{LeaseEnd, NodeLease};
+use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{Clock, FromNode, NodeReport, ToNode};
 use tokio::sync::watch;
 
-/// Until the first grant says how long a lease lasts.
-const FIRST_ASK_AGAIN: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Purges alone are written to disk at most this often; configuration always before it is acknowledged.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
@@ -52,7 +50,6 @@ impl Watched {
 
 pub struct Watcher {
     pub settings: NodeSettings,
-    pub credentials: CurrentCredentials,
     pub node_key: SealingKey,
     pub links: Arc<Links>,
     pub clock: Arc<dyn Clock>,
@@ -69,10 +66,9 @@ impl Watcher {
     /// # Errors
     /// The control plane removed this node.
     pub async fn run(mut self) -> Result<(), NodeError> {
-        let mut lease = NodeLease::default();
-        if let Some(saved) = self.load_saved() {
-            lease.applied(saved.revision.index);
-            self.apply(Arc::new(saved.restart())).await;
+        let (mut follower, resumed) = Follower::resume(self.load_saved());
+        if let Some(step) = resumed {
+            self.apply(&step).await;
             // A node that has served before outlives its control plane, restarts included.
             self.watched.begun.send_replace(true);
         }
@@ -83,10 +79,8 @@ impl Watcher {
                 return Err(NodeError::Runtime("no control node is named".into()));
             };
             turn += 1;
-            lease.reconnected();
-            match self.follow(&address, &mut lease, &mut backoff).await {
+            match self.follow(&address, &mut follower, &mut backoff).await {
                 Ended::Removed => {
-                    self.watched.lease.publish(None);
                     return Err(NodeError::Removed { data: self.settings.data.display().to_string() });
                 }
                 Ended::Broken(error) => {
@@ -107,10 +101,9 @@ impl Watcher {
         }
     }
 
-    async fn follow(&mut self, address: &str, lease: &mut NodeLease, backoff: &mut Backoff) -> Ended {
+    async fn follow(&mut self, address: &str, follower: &mut Follower, backoff: &mut Backoff) -> Ended {
         let (mut out, body) = Channel::<Bytes, BoxError>::new(64);
-        let applied = self.watched.network().map(|n| n.revision);
-        if say(&mut out, &FromNode::Hello { applied, version: VERSION.into() }).await.is_err() {
+        if say(&mut out, &follower.connected()).await.is_err() {
             return Ended::Broken("the stream closed at once".into());
         }
         let Ok(request) = Request::post("https://node/watch").body(body.boxed_unsync()) else {
@@ -125,23 +118,21 @@ impl Watcher {
             410 => return Ended::Removed,
             other => return Ended::Broken(format!("{address} answered {other}")),
         }
-        self.talk(out, response.into_body(), lease, backoff).await
+        self.talk(out, response.into_body(), follower, backoff).await
     }
 
     async fn talk(
         &mut self,
         mut out: Sender<Bytes, BoxError>,
         mut incoming: Incoming,
-        lease: &mut NodeLease,
+        follower: &mut Follower,
         backoff: &mut Backoff,
     ) -> Ended {
         let mut frames = Deframer::default();
-        let mut ask_again_after = FIRST_ASK_AGAIN;
+        let mut ask_again_after = follower.ask_again_after();
         let mut ask = tokio::time::interval(ask_again_after);
         let mut report = tokio::time::interval(REPORT_EVERY);
         let mut save = tokio::time::interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
-        // What this connection is good for begins with its catch-up.
-        let mut caught_up = false;
         loop {
             let said = tokio::select! {
                 data = incoming.frame() => match data {
@@ -149,22 +140,19 @@ impl Watcher {
                         frames.push(data.data_ref().map(Bytes::as_ref).unwrap_or_default());
                         loop {
                             match frames.take::<ToNode>() {
-                                Ok(Some(ToNode::Removed)) => return Ended::Removed,
                                 Ok(Some(message)) => {
-                                    match &message {
-                                        ToNode::CatchUp { .. } => {
-                                            caught_up = true;
-                                            ask.reset_immediately();
-                                            backoff.reset();
-                                        }
-                                        ToNode::Lease { grant, .. } if grant.ask_again_after() != ask_again_after => {
-                                            ask_again_after = grant.ask_again_after().max(Duration::from_millis(1));
-                                            ask = tokio::time::interval(ask_again_after);
-                                        }
-                                        _ => {}
+                                    let first = !follower.is_caught_up();
+                                    match self.hear(message, follower, &mut out).await {
+                                        Ok(()) => {}
+                                        Err(ended) => return ended,
                                     }
-                                    if let Err(e) = self.hear(message, lease, &mut out).await {
-                                        return Ended::Broken(e);
+                                    if follower.is_caught_up() && first {
+                                        ask.reset_immediately();
+                                        backoff.reset();
+                                    }
+                                    if follower.ask_again_after() != ask_again_after {
+                                        ask_again_after = follower.ask_again_after();
+                                        ask = tokio::time::interval(ask_again_after);
                                     }
                                 }
                                 Ok(None) => break Ok(()),
@@ -175,11 +163,11 @@ impl Watcher {
                     Some(Err(e)) => return Ended::Broken(e.to_string()),
                     None => return Ended::Broken("the control node closed it".into()),
                 },
-                _ = ask.tick(), if caught_up => {
-                    let asking = lease.ask(self.clock.boot());
-                    say(&mut out, &FromNode::AskLease { asking }).await
-                }
-                _ = report.tick(), if caught_up => say(&mut out, &FromNode::Report((self.report)())).await,
+                _ = ask.tick() => match follower.ask(self.clock.boot()) {
+                    Some(asking) => say(&mut out, &asking).await,
+                    None => Ok(()),
+                },
+                _ = report.tick(), if follower.is_caught_up() => say(&mut out, &FromNode::Report((self.report)())).await,
                 _ = save.tick() => {
                     self.save();
                     Ok(())
@@ -191,48 +179,34 @@ impl Watcher {
         }
     }
 
-    async fn hear(&mut self, message: ToNode, lease: &mut NodeLease, out: &mut Sender<Bytes, BoxError>) -> Result<(), String> {
-        let heard = self.clock.wall();
-        let update = match message {
-            ToNode::Lease { asking, grant } => {
-                lease.granted(asking, grant);
-                self.publish(lease);
-                return Ok(());
-            }
-            ToNode::CatchUp { revision, missed, .. } => Network::caught_up(self.watched.network().as_deref(), revision, *missed, heard),
-            ToNode::Entries { through, entries } => match self.watched.network() {
-                Some(network) => network.followed(through, entries, heard),
-                None => return Err("entries came before the catch-up".into()),
-            },
-            ToNode::Removed => return Ok(()),
+    async fn hear(&mut self, message: ToNode, follower: &mut Follower, out: &mut Sender<Bytes, BoxError>) -> Result<(), Ended> {
+        let heard = follower.hear(message, self.clock.wall());
+        self.publish(follower);
+        let update = match heard {
+            Ok(Heard::Lease) => return Ok(()),
+            Ok(Heard::Removed) => return Err(Ended::Removed),
+            Ok(Heard::Step(update)) => update,
+            Err(e) => return Err(Ended::Broken(e.to_string())),
         };
-        let index = update.revision.index;
-        let update = Arc::new(update);
-        if update.fresh {
-            // Under another log nothing that was granted or applied before means anything.
-            self.watched.lease.publish(None);
-            *lease = NodeLease::default();
-        }
-        let must_save = update.changes_configuration();
-        self.apply(Arc::clone(&update)).await;
-        if must_save && !self.save() {
+        self.apply(&update).await;
+        if update.changes_configuration() && !self.save() {
             // Not acknowledged: a restart would bring back rules that the control plane believes gone.
-            return Err("the configuration could not be saved".into());
+            return Err(Ended::Broken("the configuration could not be saved".into()));
         }
-        lease.applied(index);
-        self.publish(lease);
-        say(out, &FromNode::Ack { index }).await
+        let acknowledgement = follower.applied(&update);
+        self.publish(follower);
+        say(out, &acknowledgement).await.map_err(Ended::Broken)
     }
 
-    async fn apply(&self, update: Arc<Update>) {
-        self.workers.deliver(&update).await;
+    async fn apply(&self, update: &Arc<Update>) {
+        self.workers.deliver(update).await;
         *self.watched.network.write() = Some(Arc::clone(&update.network));
-        (self.applied)(&update);
+        (self.applied)(update);
     }
 
-    fn publish(&self, lease: &NodeLease) {
-        self.watched.lease.publish(lease.until());
-        if lease.until().is_some() {
+    fn publish(&self, follower: &Follower) {
+        self.watched.lease.publish(follower.until());
+        if follower.until().is_some() {
             self.watched.begun.send_if_modified(|begun| !std::mem::replace(begun, true));
         }
     }
@@ -244,12 +218,6 @@ impl Watcher {
             tracing::error!(node = %self.settings.name, %error, "the configuration could not be saved: a restart without control plane would use an older one");
         }
         saved.is_ok()
-    }
-
-    /// The credentials in use.
-    #[must_use]
-    pub fn credentials(&self) -> &CurrentCredentials {
-        &self.credentials
     }
 }
 

@@ -33,7 +33,8 @@ pub enum Input {
         ticket: Ticket,
         change: Box<ConfChangeV2>,
     },
-    /// A linearizable read: answered with an index that everything acknowledged before is at or below.
+    /// A linearizable read: answered with an index that everything acknowledged before is at or below, once this node has
+    /// applied all through it.
     Read {
         ticket: Ticket,
     },
@@ -122,6 +123,8 @@ pub struct Driver<D: Disk> {
     proposed: HashMap<Ticket, u64>,
     waiting_reads: Vec<(Ticket, Option<NodeName>)>,
     reads: HashMap<Vec<u8>, Vec<(Ticket, Option<NodeName>)>>,
+    /// Confirmed by a quorum; not applied through their index yet.
+    confirmed: Vec<(u64, Ticket, Option<NodeName>)>,
     next_read: u64,
     role: (StateRole, u64),
     snapshot_index: u64,
@@ -182,6 +185,7 @@ impl<D: Disk> Driver<D> {
             proposed: HashMap::new(),
             waiting_reads: Vec::new(),
             reads: HashMap::new(),
+            confirmed: Vec::new(),
             next_read: 0,
             role,
             snapshot_index,
@@ -277,7 +281,10 @@ impl<D: Disk> Driver<D> {
             *self.shared.leadership.lock() = None;
             let lost = self.proposed.drain().map(|(ticket, _)| ticket);
             let reads = self.reads.drain().flat_map(|(_, tickets)| tickets).chain(self.waiting_reads.drain(..)).map(|(ticket, _)| ticket);
-            self.out.done.extend(lost.chain(reads).map(|ticket| (ticket, Err(NotDone::Unknown))));
+            let reads = reads.chain(self.confirmed.drain(..).map(|(_, ticket, _)| ticket));
+            let mut unknown: Vec<_> = lost.chain(reads).collect();
+            unknown.sort_unstable();
+            self.out.done.extend(unknown.into_iter().map(|ticket| (ticket, Err(NotDone::Unknown))));
         }
     }
 
@@ -322,8 +329,10 @@ impl<D: Disk> Driver<D> {
         self.apply(light.take_committed_entries(), now)?;
         self.raw.advance_apply();
         for state in read_states {
-            self.answer_reads(&state.request_ctx, state.index, now);
+            let confirmed = self.reads.remove(&state.request_ctx).unwrap_or_default();
+            self.confirmed.extend(confirmed.into_iter().map(|(ticket, lease_of)| (state.index, ticket, lease_of)));
         }
+        self.answer_reads(now);
         Ok(())
     }
 
@@ -415,8 +424,14 @@ impl<D: Disk> Driver<D> {
         Ok(())
     }
 
-    fn answer_reads(&mut self, context: &[u8], index: u64, now: BootTime) {
-        for (ticket, lease_of) in self.reads.remove(context).unwrap_or_default() {
+    fn answer_reads(&mut self, now: BootTime) {
+        if self.confirmed.is_empty() {
+            return;
+        }
+        let applied = self.shared.state.read().applied;
+        let (due, later) = std::mem::take(&mut self.confirmed).into_iter().partition(|(index, ..)| *index <= applied);
+        self.confirmed = later;
+        for (index, ticket, lease_of) in due {
             let answer = match lease_of {
                 None => Ok(Done::Read { index }),
                 Some(node) => self.grant(&node, index, now),
