@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Crate, its folder, and the crates of this project that it may depend on.
-const ARROWS: [(&str, &str, &[&str]); 12] = [
+const ARROWS: [(&str, &str, &[&str]); 13] = [
     ("tidegate-control-types", "control/types", &[]),
     ("tidegate-cache", "edge/cache", &["tidegate-control-types"]),
     ("tidegate-store", "edge/store", &["tidegate-cache"]),
@@ -18,6 +18,20 @@ const ARROWS: [(&str, &str, &[&str]); 12] = [
     ("tidegate-client", "control/client", &["tidegate-control-types"]),
     ("tidegate-control", "control", &["tidegate-control-state", "tidegate-node", "tidegate-control-types", "tidegate-certs"]),
     ("tidegate-edge", "edge", &["tidegate-gateway", "tidegate-upstream", "tidegate-node", "tidegate-certs", "tidegate-control-types"]),
+    (
+        "tidegate-simulation",
+        "tests/simulation",
+        &[
+            "tidegate-cache",
+            "tidegate-control",
+            "tidegate-control-state",
+            "tidegate-control-types",
+            "tidegate-gateway",
+            "tidegate-node",
+            "tidegate-origin-shield",
+            "tidegate-upstream",
+        ],
+    ),
     ("tidegate-origin-shield", "origin-shield", &["tidegate-gateway", "tidegate-upstream", "tidegate-node", "tidegate-control-types"]),
 ];
 
@@ -39,6 +53,16 @@ fn no_crate_depends_on_what_it_may_not() {
         let ours: BTreeSet<_> = dependencies(folder).into_iter().filter(|d| d.starts_with("tidegate")).collect();
         let allowed: BTreeSet<_> = allowed.iter().map(|a| (*a).to_owned()).collect();
         assert!(ours.is_subset(&allowed), "{name} depends on {:?}", ours.difference(&allowed).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn nothing_that_ships_can_have_bugs_planted_in_it() {
+    let folders = ARROWS.iter().map(|a| a.1).filter(|f| *f != "tests/simulation");
+    for folder in folders.chain(["."]) {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("Cargo.toml")).unwrap();
+        let turned_on = text.lines().filter(|l| l.contains("planted-bugs") && !l.starts_with("planted-bugs = []"));
+        assert_eq!(turned_on.collect::<Vec<_>>(), Vec::<&str>::new(), "{folder}");
     }
 }
 

@@ -4,6 +4,7 @@
 
 use tidegate_control_state::{Applied, State};
 use tidegate_control_types::command::SealedCertificate;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{CatchUp, Certificate, Event, Revision, Role, ToNode};
 
 #[derive(Debug)]
@@ -46,6 +47,9 @@ impl Feed {
     /// # Errors
     /// The node is ahead.
     pub fn again(&mut self, state: &State, unseal: Unseal<'_>) -> Result<ToNode, Behind> {
+        if Bug::LagWithoutCatchUp.is_planted() {
+            return Ok(ToNode::Entries { through: state.applied, entries: Vec::new() });
+        }
         self.catch_up(state, Some(Revision::new(state.founding.incarnation, self.sent)), unseal)
     }
 

@@ -1,10 +1,11 @@
 //! When a purge is true: the rule of `types::fleet` over all registered cache nodes, and a caller's wait for it. Pure.
 
 use crate::raft::Leadership;
-use tidegate_control_state::{PurgeRecord, State};
+use tidegate_control_state::{NodeRecord, PurgeRecord, State};
 use tidegate_control_types::api::{Receipt, ReceiptNode};
 use tidegate_control_types::fleet::{Member, NodeVerdict};
 use tidegate_control_types::node::NodeState;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::purge::PurgeType;
 use tidegate_control_types::{BootTime, Revision, Selector};
 
@@ -114,7 +115,8 @@ impl Assessment<'_> {
 fn assess<'a>(state: &'a State, leadership: &Leadership, index: u64, record: &PurgeRecord, now: BootTime) -> Assessment<'a> {
     // A purge that an earlier leader committed was committed before now at the latest, and by then its wait is long over.
     let committed = leadership.purges.get(&index).copied().unwrap_or_else(|| leadership.fleet.elected());
-    let nodes = state.nodes().filter(|n| n.state.role.caches()).map(|node| {
+    let counts = |n: &&NodeRecord| n.state.role.caches() && !(Bug::RemovedCountsAsGone.is_planted() && n.removed.is_some());
+    let nodes = state.nodes().filter(counts).map(|node| {
         let dead = node.removed.is_some_and(|r| r.dead);
         let member = Member { name: &node.state.name, since: node.state.since, dead };
         let verdict = leadership.fleet.verdict(member, index, committed, now, |since| state.may_serve_detached(&record.orders, since));

@@ -16,14 +16,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
-use tidegate_gateway::{Figures, Fills, Gateway, MemoryStore, Node, Tier};
+use tidegate_gateway::{Figures, Fills, Gateway, MOST_SELECTORS, MemoryStore, Node, Tier};
+use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
-use tidegate_node::watch::{Watched, Watcher};
+use tidegate_node::network::SavedFile;
+use tidegate_node::watch::{Removed, Watched, Watcher};
 use tidegate_node::workers::Workers;
 use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen};
-use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, Shields, probe_all};
+use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, ShieldTls, Shields, probe_all};
 
 const MOST_SESSIONS: usize = 20_480;
 
@@ -94,7 +96,7 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     let watched = Watched::new();
     let certificates: Arc<SiteCertificates> = Arc::default();
     let current = credentials.clone();
-    let shields = Shields::new(Box::new(move || Arc::clone(&current.get().client)));
+    let (shields, shield_tls): (Arc<Shields>, ShieldTls) = (Arc::default(), Arc::new(move || Arc::clone(&current.get().client)));
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
     let log = settings.access_log.clone().map(Log::start).transpose()?;
     let shared = Arc::new(Shared {
@@ -114,7 +116,7 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
         background: tokio::runtime::Handle::current(),
         settings: settings.clone(),
     });
-    let (workers, outbox) = start_workers(&shared, bound.workers, &watched, &shields, &pools, cdn_id)?;
+    let (workers, outbox) = start_workers(&shared, bound.workers, &watched, (&shields, &shield_tls), &pools, cdn_id)?;
     let metrics = Metrics::new("edge", &shared.node);
     metrics.register(|r| {
         r.register_collector(Box::new(figures(&shared)));
@@ -129,9 +131,11 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
         move || probe_all(Arc::clone(&pools), Arc::clone(&clock))
     })?;
     let watcher = Watcher {
-        settings: node.clone(),
-        node_key,
-        links,
+        node: node.name.to_string(),
+        addresses: node.control.clone(),
+        control: links,
+        saved: Box::new(SavedFile::new(&node.data, node_key)),
+        random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
         applied: Box::new(applied(&settings, credentials, certificates, shields, Arc::clone(&pools))),
@@ -149,7 +153,10 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     });
     let ended = tokio::select! {
         () = stopping.stopped() => Ok(()),
-        ended = &mut watching => ended.unwrap_or_else(|e| Err(NodeError::Runtime(e.to_string()))),
+        ended = &mut watching => Err(match ended {
+            Ok(Removed) => NodeError::Removed { data: node.data.display().to_string() },
+            Err(e) => NodeError::Runtime(e.to_string()),
+        }),
     };
     notify_systemd("STOPPING=1");
     if ended.is_err() {
@@ -178,20 +185,23 @@ fn start_workers(
     shared: &Arc<Shared>,
     listeners: Vec<Vec<(TcpListener, bool)>>,
     watched: &Arc<Watched>,
-    shields: &Arc<Shields>,
+    (shields, shield_tls): (&Arc<Shields>, &ShieldTls),
     pools: &Arc<OriginPools>,
     cdn_id: HeaderValue,
 ) -> Result<(Workers, tidegate_node::workers::Outbox), NodeError> {
     let via = HeaderValue::from_str(&format!("1.1 {}", shared.node)).map_err(|e| NodeError::Runtime(e.to_string()))?;
-    let (shared, watched, shields, pools) = (Arc::clone(shared), Arc::clone(watched), Arc::clone(shields), Arc::clone(pools));
+    let (shared, watched, pools) = (Arc::clone(shared), Arc::clone(watched), Arc::clone(pools));
+    let (shields, shield_tls) = (Arc::clone(shields), Arc::clone(shield_tls));
     Workers::start("edge", listeners, move |listeners, inbox| {
         let node = Node { name: shared.node.clone(), tier: Tier::Edge, via: via.clone(), cdn_id: cdn_id.clone() };
-        let (shared, watched, shields, pools) = (Arc::clone(&shared), Arc::clone(&watched), Arc::clone(&shields), Arc::clone(&pools));
+        let (shared, watched, pools) = (Arc::clone(&shared), Arc::clone(&watched), Arc::clone(&pools));
+        let (shields, way) = (Arc::clone(&shields), Http2Shields::new(Arc::clone(&shield_tls)));
         async move {
             let origin = OriginUpstream::new(pools, Arc::clone(&shared.clock));
-            let upstream = EdgeUpstream::new(Arc::clone(&shields), Http2Shields::new(shields), origin, Arc::clone(&shared.clock));
+            let upstream = EdgeUpstream::new(shields, way, origin, Arc::clone(&shared.clock));
             let (store, fills): (_, Arc<Fills>) = (Arc::clone(&shared.store), Arc::clone(&shared.fills));
-            let gateway = Gateway::new(Rc::new(node), store, fills, Arc::clone(&shared.clock), Arc::clone(&watched.lease), upstream);
+            let gateway =
+                Gateway::new(Rc::new(node), store, fills, Arc::clone(&shared.clock), Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
             worker::run(shared, gateway, listeners, watched.begun.subscribe(), inbox).await;
         }
     })

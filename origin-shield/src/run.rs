@@ -8,12 +8,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
-use tidegate_gateway::{AllCounters, Figures, Fills, Gateway, MemoryStore, Node, Tier};
+use tidegate_gateway::{AllCounters, Figures, Fills, Gateway, MOST_SELECTORS, MemoryStore, Node, Tier};
+use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
+use tidegate_node::network::SavedFile;
 use tidegate_node::serve::mutual_tls;
-use tidegate_node::watch::{Watched, Watcher};
+use tidegate_node::watch::{Removed, Watched, Watcher};
 use tidegate_node::workers::Workers;
 use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen};
 use tidegate_upstream::{OriginPools, OriginUpstream, Resolver, probe_all};
@@ -84,7 +86,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
             let (counters, tls, stopping) = (Arc::clone(&counters), Arc::clone(&tls), stopping.clone());
             async move {
                 let upstream = OriginUpstream::new(upstream.0, upstream.1);
-                let gateway = Gateway::new(Rc::new(node), store, fills, clock, Arc::clone(&watched.lease), upstream);
+                let gateway = Gateway::new(Rc::new(node), store, fills, clock, Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
                 let worker = Rc::new(Worker { gateway, sites: RefCell::default(), counters, tls, stopping, drain, open: Cell::new(0) });
                 worker::run(worker, listeners, watched.begun.subscribe(), inbox).await;
             }
@@ -105,9 +107,11 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
     let (origin, reported) = (Arc::clone(&pools), Arc::clone(&pools));
     let watcher = Watcher {
-        settings: node.clone(),
-        node_key,
-        links,
+        node: node.name.to_string(),
+        addresses: node.control.clone(),
+        control: links,
+        saved: Box::new(SavedFile::new(&node.data, node_key)),
+        random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
         applied: Box::new(move |update| {
@@ -128,7 +132,10 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     });
     let ended = tokio::select! {
         () = stopping.stopped() => Ok(()),
-        ended = &mut watching => ended.unwrap_or_else(|e| Err(NodeError::Runtime(e.to_string()))),
+        ended = &mut watching => Err(match ended {
+            Ok(Removed) => NodeError::Removed { data: node.data.display().to_string() },
+            Err(e) => NodeError::Runtime(e.to_string()),
+        }),
     };
     notify_systemd("STOPPING=1");
     watching.abort();

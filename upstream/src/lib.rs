@@ -16,4 +16,4 @@ pub use health::{Health, probe_all};
 pub use origin::{OriginPools, OriginUpstream, Servers};
 pub use resolve::Resolver;
 pub use ring::ranked;
-pub use shields::{EdgeUpstream, Http2Shields, Shield, ShieldWay, Shields};
+pub use shields::{EdgeUpstream, Http2Shields, Shield, ShieldTls, ShieldWay, Shields};

@@ -51,30 +51,23 @@ impl Shield {
     }
 }
 
-/// The shields of the region, and this node's TLS settings towards them; shared by all workers.
-pub struct Shields {
-    all: RwLock<Arc<Vec<Arc<Shield>>>>,
-    tls: Box<dyn Fn() -> Arc<ClientConfig> + Send + Sync>,
-}
+/// The shields of the region, shared by all workers.
+#[derive(Default)]
+pub struct Shields(RwLock<Arc<Vec<Arc<Shield>>>>);
 
 impl Shields {
-    #[must_use]
-    pub fn new(tls: Box<dyn Fn() -> Arc<ClientConfig> + Send + Sync>) -> Arc<Self> {
-        Arc::new(Self { all: RwLock::default(), tls })
-    }
-
     /// The shields as they are now; one that stays keeps what is known of it.
     pub fn set(&self, shields: Vec<Shield>) {
-        let old = Arc::clone(&self.all.read());
+        let old = Arc::clone(&self.0.read());
         let kept = |new: Shield| match old.iter().find(|o| o.name == new.name && o.address == new.address) {
             Some(same) => Arc::clone(same),
             None => Arc::new(new),
         };
-        *self.all.write() = Arc::new(shields.into_iter().map(kept).collect());
+        *self.0.write() = Arc::new(shields.into_iter().map(kept).collect());
     }
 
     fn get(&self) -> Arc<Vec<Arc<Shield>>> {
-        Arc::clone(&self.all.read())
+        Arc::clone(&self.0.read())
     }
 }
 
@@ -93,16 +86,19 @@ pub trait ShieldWay: 'static {
 
 type Sender = http2::SendRequest<RequestBody>;
 
+/// This node's TLS settings towards shields, as they are now.
+pub type ShieldTls = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
+
 /// HTTP/2 over mutual TLS, one connection of a worker to each shield.
 pub struct Http2Shields {
-    shields: Arc<Shields>,
+    tls: ShieldTls,
     open: RefCell<HashMap<String, Sender>>,
 }
 
 impl Http2Shields {
     #[must_use]
-    pub fn new(shields: Arc<Shields>) -> Self {
-        Self { shields, open: RefCell::default() }
+    pub fn new(tls: ShieldTls) -> Self {
+        Self { tls, open: RefCell::default() }
     }
 
     async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
@@ -113,7 +109,7 @@ impl Http2Shields {
             let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
             let _ = tcp.set_nodelay(true);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
-            let tls = TlsConnector::from((self.shields.tls)()).connect(name, tcp).await.map_err(|error| {
+            let tls = TlsConnector::from((self.tls)()).connect(name, tcp).await.map_err(|error| {
                 tracing::warn!(shield = shield.name, %error, "a shield's TLS handshake failed");
                 FetchError::Tls
             })?;

@@ -9,6 +9,7 @@ use crate::network::{Network, Update};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::lease::NodeLease;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, FromNode, ToNode, WallTime};
 
 /// Until the first grant says how long a lease lasts.
@@ -83,7 +84,7 @@ impl Follower {
                 None => return Err(OutOfTurn),
             },
         };
-        if update.fresh {
+        if update.fresh && !Bug::LeaseKeptUnderAnotherLog.is_planted() {
             // Under another log nothing that was granted or applied before means anything.
             self.lease = NodeLease::default();
         }

@@ -17,6 +17,7 @@ pub mod network;
 pub mod serve;
 pub mod settings;
 pub mod watch;
+mod watch_link;
 pub mod workers;
 
 pub use clock::SystemClock;

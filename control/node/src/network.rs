@@ -3,6 +3,7 @@
 
 use crate::NodeError;
 use crate::identity::write_file;
+use crate::watch::Saved;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,31 +50,6 @@ const CONTEXT: &str = "network";
 impl Network {
     fn empty(revision: Revision) -> Self {
         Self { revision, heard: WallTime(0), sites: Arc::default(), certificates: Arc::default(), nodes: Arc::default() }
-    }
-
-    fn file(data: &Path) -> PathBuf {
-        data.join("network")
-    }
-
-    /// The last good configuration.
-    ///
-    /// # Errors
-    /// It is there but cannot be read or opened.
-    pub fn load(data: &Path, node_key: &SealingKey) -> Result<Option<Self>, NodeError> {
-        let path = Self::file(data);
-        let sealed = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(NodeError::file(&path, e)),
-        };
-        let bytes = node_key.open(CONTEXT, &sealed)?;
-        wire::decode(&bytes).map(Some).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error })
-    }
-
-    /// # Errors
-    /// The folder cannot be written.
-    pub fn save(&self, data: &Path, node_key: &SealingKey) -> Result<(), NodeError> {
-        write_file(&Self::file(data), &node_key.seal(CONTEXT, &wire::encode(self))?)
     }
 
     /// The step that a worker starts with after a restart: it remembers no purges.
@@ -135,6 +111,35 @@ impl Network {
                 Arc::make_mut(&mut self.nodes).remove(name);
             }
         }
+    }
+}
+
+/// The last good configuration in a file of the data folder, sealed under the node key.
+pub struct SavedFile {
+    path: PathBuf,
+    node_key: SealingKey,
+}
+
+impl SavedFile {
+    #[must_use]
+    pub fn new(data: &Path, node_key: SealingKey) -> Self {
+        Self { path: data.join("network"), node_key }
+    }
+}
+
+impl Saved for SavedFile {
+    fn load(&self) -> Result<Option<Network>, NodeError> {
+        let sealed = match std::fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(NodeError::file(&self.path, e)),
+        };
+        let bytes = self.node_key.open(CONTEXT, &sealed)?;
+        wire::decode(&bytes).map(Some).map_err(|error| NodeError::Damaged { path: self.path.display().to_string(), error })
+    }
+
+    fn save(&self, network: &Network) -> Result<(), NodeError> {
+        write_file(&self.path, &self.node_key.seal(CONTEXT, &wire::encode(network))?)
     }
 }
 

@@ -1,25 +1,17 @@
 //! The watch stream: a cache node follows the log through any control node, acknowledges what all its workers have
-//! applied, and asks for its lease.
+//! applied, and asks for its lease. What it hears and says is [`Follower`]'s; connections, files and clocks are arguments.
 
 use crate::NodeError;
 use crate::backoff::Backoff;
-use crate::clock::random_u64;
 use crate::follower::{Follower, Heard};
-use crate::link::{BoxError, Links};
 use crate::network::{Network, Update};
-use crate::settings::NodeSettings;
 use crate::workers::Outbox;
-use bytes::Bytes;
-use http::Request;
-use http_body_util::BodyExt;
-use http_body_util::channel::{Channel, Sender};
-use hyper::body::Incoming;
 use parking_lot::RwLock;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_certs::SealingKey;
 use tidegate_control_types::lease::LeaseEnd;
-use tidegate_control_types::wire::{self, Deframer};
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{Clock, FromNode, NodeReport, ToNode};
 use tokio::sync::watch;
 
@@ -48,11 +40,56 @@ impl Watched {
     }
 }
 
-pub struct Watcher {
-    pub settings: NodeSettings,
-    pub node_key: SealingKey,
-    pub links: Arc<Links>,
+/// The way to the control nodes: [`crate::link::Links`] in a node, another one in a simulation.
+pub trait ControlPlane: Send + Sync {
+    type Stream: WatchStream;
+
+    /// Opens a watch stream to the control node at `address`, and says hello.
+    fn watch(&self, address: &str, hello: &FromNode) -> impl Future<Output = Result<Self::Stream, NotWatching>> + Send;
+}
+
+pub trait WatchStream: Send {
+    fn say(&mut self, message: &FromNode) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// The next message. Given up half-way it loses none.
+    fn next(&mut self) -> impl Future<Output = Result<ToNode, String>> + Send;
+}
+
+/// Why there is no watch stream.
+pub enum NotWatching {
+    /// The operator removed this node.
+    Removed,
+    Broken(String),
+}
+
+impl From<String> for NotWatching {
+    fn from(why: String) -> Self {
+        Self::Broken(why)
+    }
+}
+
+/// Where a node keeps its last good configuration.
+pub trait Saved: Send + Sync {
+    /// # Errors
+    /// It is there, but of no use.
+    fn load(&self) -> Result<Option<Network>, NodeError>;
+
+    /// Durable once it returns.
+    ///
+    /// # Errors
+    /// It could not be written; what was saved before is still there.
+    fn save(&self, network: &Network) -> Result<(), NodeError>;
+}
+
+pub struct Watcher<C> {
+    pub node: String,
+    /// Addresses of control nodes, asked in turn.
+    pub addresses: Vec<String>,
+    pub control: C,
+    pub saved: Box<dyn Saved>,
     pub clock: Arc<dyn Clock>,
+    /// Any number: spreads what nodes try again.
+    pub random: Box<dyn Fn() -> u64 + Send + Sync>,
     pub workers: Outbox,
     /// Called with each update once all workers have it.
     pub applied: Box<dyn Fn(&Update) + Send + Sync>,
@@ -60,12 +97,13 @@ pub struct Watcher {
     pub watched: Arc<Watched>,
 }
 
-impl Watcher {
-    /// Follows the log for as long as the node runs.
-    ///
-    /// # Errors
-    /// The control plane removed this node.
-    pub async fn run(mut self) -> Result<(), NodeError> {
+/// The control plane removed this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed;
+
+impl<C: ControlPlane> Watcher<C> {
+    /// Follows the log for as long as the node is part of the network.
+    pub async fn run(mut self) -> Removed {
         let (mut follower, resumed) = Follower::resume(self.load_saved());
         if let Some(step) = resumed {
             self.apply(&step).await;
@@ -73,26 +111,20 @@ impl Watcher {
             self.watched.begun.send_replace(true);
         }
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        let mut turn = 0;
-        loop {
-            let Some(address) = self.settings.control.get(turn % self.settings.control.len().max(1)).cloned() else {
-                return Err(NodeError::Runtime("no control node is named".into()));
-            };
-            turn += 1;
-            match self.follow(&address, &mut follower, &mut backoff).await {
-                Ended::Removed => {
-                    return Err(NodeError::Removed { data: self.settings.data.display().to_string() });
-                }
-                Ended::Broken(error) => {
-                    tracing::warn!(node = %self.settings.name, control = address, error, "the watch stream ended; trying the next control node")
+        for address in self.addresses.clone().iter().cycle() {
+            match self.follow(address, &mut follower, &mut backoff).await {
+                NotWatching::Removed => break,
+                NotWatching::Broken(error) => {
+                    tracing::warn!(node = self.node, control = address, error, "the watch stream ended; trying the next control node");
                 }
             }
-            tokio::time::sleep(backoff.next(random_u64())).await;
+            tokio::time::sleep(backoff.next((self.random)())).await;
         }
+        Removed
     }
 
     fn load_saved(&self) -> Option<Arc<Network>> {
-        match Network::load(&self.settings.data, &self.node_key) {
+        match self.saved.load() {
             Ok(saved) => saved.map(Arc::new),
             Err(error) => {
                 tracing::error!(%error, "the saved configuration is of no use; starting without it");
@@ -101,101 +133,78 @@ impl Watcher {
         }
     }
 
-    async fn follow(&mut self, address: &str, follower: &mut Follower, backoff: &mut Backoff) -> Ended {
-        let (mut out, body) = Channel::<Bytes, BoxError>::new(64);
-        if say(&mut out, &follower.connected()).await.is_err() {
-            return Ended::Broken("the stream closed at once".into());
+    async fn follow(&mut self, address: &str, follower: &mut Follower, backoff: &mut Backoff) -> NotWatching {
+        let hello = follower.connected();
+        match self.control.watch(address, &hello).await {
+            Ok(stream) => self.talk(stream, follower, backoff).await,
+            Err(why) => why,
         }
-        let Ok(request) = Request::post("https://node/watch").body(body.boxed_unsync()) else {
-            return Ended::Broken("no request can be made".into());
-        };
-        let response = match self.links.send(address, "control", request).await {
-            Ok(r) => r,
-            Err(e) => return Ended::Broken(e.to_string()),
-        };
-        match response.status().as_u16() {
-            200 => {}
-            410 => return Ended::Removed,
-            other => return Ended::Broken(format!("{address} answered {other}")),
-        }
-        self.talk(out, response.into_body(), follower, backoff).await
     }
 
-    async fn talk(
-        &mut self,
-        mut out: Sender<Bytes, BoxError>,
-        mut incoming: Incoming,
-        follower: &mut Follower,
-        backoff: &mut Backoff,
-    ) -> Ended {
-        let mut frames = Deframer::default();
+    async fn talk(&mut self, mut stream: C::Stream, follower: &mut Follower, backoff: &mut Backoff) -> NotWatching {
         let mut ask_again_after = follower.ask_again_after();
         let mut ask = tokio::time::interval(ask_again_after);
         let mut report = tokio::time::interval(REPORT_EVERY);
         let mut save = tokio::time::interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
         loop {
-            let said = tokio::select! {
-                data = incoming.frame() => match data {
-                    Some(Ok(data)) => {
-                        frames.push(data.data_ref().map(Bytes::as_ref).unwrap_or_default());
-                        loop {
-                            match frames.take::<ToNode>() {
-                                Ok(Some(message)) => {
-                                    let first = !follower.is_caught_up();
-                                    match self.hear(message, follower, &mut out).await {
-                                        Ok(()) => {}
-                                        Err(ended) => return ended,
-                                    }
-                                    if follower.is_caught_up() && first {
-                                        ask.reset_immediately();
-                                        backoff.reset();
-                                    }
-                                    if follower.ask_again_after() != ask_again_after {
-                                        ask_again_after = follower.ask_again_after();
-                                        ask = tokio::time::interval(ask_again_after);
-                                    }
-                                }
-                                Ok(None) => break Ok(()),
-                                Err(e) => return Ended::Broken(e.to_string()),
-                            }
-                        }
-                    }
-                    Some(Err(e)) => return Ended::Broken(e.to_string()),
-                    None => return Ended::Broken("the control node closed it".into()),
-                },
-                _ = ask.tick() => match follower.ask(self.clock.boot()) {
-                    Some(asking) => say(&mut out, &asking).await,
+            let done = tokio::select! {
+                // What is due comes first: a stream of entries without end must not keep the lease from being asked for.
+                biased;
+                _ = ask.tick(), if follower.is_caught_up() => match follower.ask(self.clock.boot()) {
+                    Some(asking) => stream.say(&asking).await.map_err(NotWatching::from),
                     None => Ok(()),
                 },
-                _ = report.tick(), if follower.is_caught_up() => say(&mut out, &FromNode::Report((self.report)())).await,
+                _ = report.tick(), if follower.is_caught_up() => {
+                    stream.say(&FromNode::Report((self.report)())).await.map_err(NotWatching::from)
+                }
                 _ = save.tick() => {
                     self.save();
                     Ok(())
                 }
+                message = stream.next() => match message {
+                    Ok(message) => self.hear(message, follower, &mut stream, backoff).await,
+                    Err(e) => Err(e.into()),
+                },
             };
-            if let Err(e) = said {
-                return Ended::Broken(e);
+            if let Err(ended) = done {
+                return ended;
+            }
+            if follower.ask_again_after() != ask_again_after {
+                ask_again_after = follower.ask_again_after();
+                ask = tokio::time::interval(ask_again_after);
             }
         }
     }
 
-    async fn hear(&mut self, message: ToNode, follower: &mut Follower, out: &mut Sender<Bytes, BoxError>) -> Result<(), Ended> {
+    async fn hear(
+        &mut self,
+        message: ToNode,
+        follower: &mut Follower,
+        stream: &mut C::Stream,
+        backoff: &mut Backoff,
+    ) -> Result<(), NotWatching> {
+        if matches!(message, ToNode::CatchUp { .. }) {
+            backoff.reset();
+        }
         let heard = follower.hear(message, self.clock.wall());
         self.publish(follower);
         let update = match heard {
             Ok(Heard::Lease) => return Ok(()),
-            Ok(Heard::Removed) => return Err(Ended::Removed),
+            Ok(Heard::Removed) => return Err(NotWatching::Removed),
             Ok(Heard::Step(update)) => update,
-            Err(e) => return Err(Ended::Broken(e.to_string())),
+            Err(e) => return Err(e.to_string().into()),
         };
+        if Bug::AcknowledgedBeforeApply.is_planted() {
+            stream.say(&FromNode::Ack { index: update.revision.index }).await?;
+        }
         self.apply(&update).await;
-        if update.changes_configuration() && !self.save() {
+        if update.changes_configuration() && !Bug::AcknowledgedBeforeSave.is_planted() && !self.save() {
             // Not acknowledged: a restart would bring back rules that the control plane believes gone.
-            return Err(Ended::Broken("the configuration could not be saved".into()));
+            return Err("the configuration could not be saved".to_owned().into());
         }
         let acknowledgement = follower.applied(&update);
         self.publish(follower);
-        say(out, &acknowledgement).await.map_err(Ended::Broken)
+        Ok(stream.say(&acknowledgement).await?)
     }
 
     async fn apply(&self, update: &Arc<Update>) {
@@ -213,19 +222,10 @@ impl Watcher {
 
     fn save(&self) -> bool {
         let Some(network) = self.watched.network() else { return true };
-        let saved = network.save(&self.settings.data, &self.node_key);
+        let saved = self.saved.save(&network);
         if let Err(error) = &saved {
-            tracing::error!(node = %self.settings.name, %error, "the configuration could not be saved: a restart without control plane would use an older one");
+            tracing::error!(node = self.node, %error, "the configuration could not be saved: a restart without control plane would use an older one");
         }
         saved.is_ok()
     }
-}
-
-enum Ended {
-    Removed,
-    Broken(String),
-}
-
-async fn say(out: &mut Sender<Bytes, BoxError>, message: &FromNode) -> Result<(), String> {
-    out.send_data(wire::frame(message).into()).await.map_err(|e| format!("the stream is closed: {e}"))
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_control_state::{Applied, Refusal, State};
 use tidegate_control_types::fleet::Fleet;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, Command, NodeName, wire};
 
 /// Names one input that wants an answer.
@@ -244,6 +245,10 @@ impl<D: Disk> Driver<D> {
         }
         let context = [self.life.to_be_bytes(), ticket.to_be_bytes()].concat();
         match propose(&mut self.raw, context) {
+            Ok(()) if Bug::AcknowledgedBeforeCommit.is_planted() => {
+                let index = self.raw.raft.raft_log.last_index();
+                self.out.done.push((ticket, Ok(Done::Applied { index, outcome: Ok(()) })));
+            }
             Ok(()) => {
                 self.proposed.insert(ticket, self.raw.raft.term);
             }
@@ -252,7 +257,11 @@ impl<D: Disk> Driver<D> {
     }
 
     fn read(&mut self, ticket: Ticket, lease_of: Option<NodeName>) {
-        if self.leads() {
+        let planted = if lease_of.is_some() { Bug::LeaseWithoutQuorum } else { Bug::ReadWithoutQuorum };
+        if self.leads() && planted.is_planted() {
+            let applied = self.shared.state.read().applied;
+            self.confirmed.push((applied, ticket, lease_of));
+        } else if self.leads() {
             self.waiting_reads.push((ticket, lease_of));
         } else {
             self.out.done.push((ticket, Err(NotDone::NotLeader)));
@@ -299,6 +308,7 @@ impl<D: Disk> Driver<D> {
             self.reads.insert(context.clone(), std::mem::take(&mut self.waiting_reads));
             self.raw.read_index(context);
         }
+        self.answer_reads(now);
         while self.raw.has_ready() {
             self.ready(now)?;
             self.note_role(now);

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use tidegate_control_types::command::{Founding, SealedCertificate};
 use tidegate_control_types::event::SiteState;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::{JoinRecord, TokenRecord};
 use tidegate_control_types::{NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
@@ -105,6 +106,13 @@ impl State {
         }
     }
 
+    /// Keeps at most this many receipts: a network that is founded so forgets sooner what nodes that are away have missed.
+    #[must_use]
+    pub fn keeping_receipts(mut self, most: usize) -> Self {
+        self.purges.keep_at_most(most);
+        self
+    }
+
     #[must_use]
     pub fn revision(&self) -> Revision {
         Revision::new(self.founding.incarnation, self.applied)
@@ -177,7 +185,10 @@ impl State {
     #[must_use]
     pub fn may_serve_detached(&self, orders: &[PurgeOrder], since: u64) -> bool {
         let serves = |history: &Vec<(u64, Option<WhenDetached>)>| {
-            let first = history.partition_point(|(index, _)| *index <= since).saturating_sub(1);
+            let mut first = history.partition_point(|(index, _)| *index <= since).saturating_sub(1);
+            if Bug::OnlyTheNewestVersionCounts.is_planted() {
+                first = history.len().saturating_sub(1);
+            }
             history.get(first..).unwrap_or_default().iter().any(|(_, w)| *w == Some(WhenDetached::Serve))
         };
         orders.iter().any(|order| match (&order.site, &order.selector) {
@@ -195,12 +206,13 @@ impl State {
         let forgotten = self.purges.forgotten_through();
         let mut floor = if applied > 0 && applied < forgotten { forgotten } else { 0 };
         // A node that holds nothing has nothing to purge.
-        let mut purges: Vec<_> = if applied > 0 { self.purges.since(applied).collect() } else { Vec::new() };
+        let mut purges: Vec<_> =
+            if applied > 0 && !Bug::CatchUpWithoutPurges.is_planted() { self.purges.since(applied).collect() } else { Vec::new() };
         if purges.iter().flat_map(|(_, orders)| orders).map(PurgeOrder::weight).sum::<usize>() > MOST_MISSED_BYTES {
             (floor, purges) = (self.applied, Vec::new());
         }
         Missed {
-            floor,
+            floor: if Bug::CatchUpWithoutFloor.is_planted() { 0 } else { floor },
             sites: self.sites.values().filter(|s| s.revision() > applied).map(SiteRecord::state).collect(),
             site_names: self.sites.keys().cloned().collect(),
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),

@@ -54,7 +54,6 @@ impl Purges {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn keep_at_most(&mut self, most: usize) {
         self.most_kept = most;
     }

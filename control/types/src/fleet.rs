@@ -6,6 +6,7 @@
 use crate::lease::LeaseTerms;
 use crate::name::NodeName;
 use crate::node::NodeReport;
+use crate::planted::Bug;
 use crate::time::{BootTime, WallTime};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -117,7 +118,7 @@ impl Fleet {
     #[must_use]
     pub fn lease_until(&self, node: &NodeName) -> BootTime {
         // A predecessor may have granted one just before this leader was elected.
-        let inherited = self.terms.counted_until(self.elected);
+        let inherited = if Bug::NewLeaderAssumesNoLease.is_planted() { self.elected } else { self.terms.counted_until(self.elected) };
         self.nodes.get(node).and_then(|s| s.lease_until).map_or(inherited, |own| own.max(inherited))
     }
 
@@ -141,8 +142,11 @@ impl Fleet {
             return NodeVerdict::Applied;
         }
         let lease_until = self.lease_until(member.name);
-        let silent_from = lease_until.max(committed) + REVALIDATE_WITHIN + self.terms.drift_margin;
-        let may_serve = !member.dead && may_serve(acked.unwrap_or(member.since));
+        let mut silent_from = lease_until.max(committed) + REVALIDATE_WITHIN + self.terms.drift_margin;
+        if Bug::SilentWithoutTheSecond.is_planted() {
+            silent_from = lease_until.max(committed);
+        }
+        let may_serve = !member.dead && !Bug::DetachedCountsAsSilent.is_planted() && may_serve(acked.unwrap_or(member.since));
         match (now < lease_until, may_serve) {
             (true, _) => NodeVerdict::Waiting { until: silent_from },
             (false, true) => NodeVerdict::MayServe,

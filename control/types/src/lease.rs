@@ -8,6 +8,7 @@
 //!
 //! Invariant: what a node believes of its lease's end <= what the leader believes of it.
 
+use crate::planted::Bug;
 use crate::time::BootTime;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -32,6 +33,9 @@ impl LeaseTerms {
     /// The end of a lease as the leader that answers at `answered` has to count it.
     #[must_use]
     pub fn counted_until(self, answered: BootTime) -> BootTime {
+        if Bug::LeaseWithoutDriftMargin.is_planted() {
+            return answered + self.duration;
+        }
         answered + self.duration + self.drift_margin
     }
 }
@@ -89,7 +93,10 @@ impl NodeLease {
     /// A grant came. An asking that is not remembered (answered twice, from an earlier connection) grants nothing.
     pub fn granted(&mut self, asking: u64, grant: Grant) {
         let Some(at) = self.asked.iter().position(|(n, _)| *n == asking) else { return };
-        if let Some((_, asked_at)) = self.asked.remove(at) {
+        if let Some((_, mut asked_at)) = self.asked.remove(at) {
+            if Bug::LeaseFromLatestAsking.is_planted() {
+                asked_at = self.asked.back().map_or(asked_at, |(_, at)| *at);
+            }
             self.granted.push_back((grant.read_index, asked_at + grant.duration));
             self.settle();
         }
@@ -104,7 +111,7 @@ impl NodeLease {
     fn settle(&mut self) {
         let (applied, until) = (self.applied, &mut self.until);
         self.granted.retain(|(read_index, end)| {
-            if *read_index > applied {
+            if *read_index > applied && !Bug::LeaseBeforeItsIndex.is_planted() {
                 return true;
             }
             *until = (*until).max(Some(*end));

@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod lease;
 pub mod name;
 pub mod node;
+pub mod planted;
 pub mod purge;
 pub mod revision;
 pub mod settings;

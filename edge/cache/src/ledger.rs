@@ -13,6 +13,7 @@
 
 use crate::key::Target;
 use std::collections::{HashMap, VecDeque};
+use tidegate_control_types::planted::Bug;
 
 /// Selectors remembered per site.
 pub const MOST_SELECTORS: usize = 100_000;
@@ -203,7 +204,7 @@ impl Ledger {
         let mut marks = self.marks(site, target);
         if !site.entries.is_empty() {
             let mut key = String::new();
-            for tag in tags {
+            for tag in tags.iter().filter(|_| !Bug::TagsIgnored.is_planted()) {
                 entry_key(&mut key, Scope::Tag(tag));
                 if let Some(m) = site.entries.get(key.as_str()) {
                     marks.join(*m);
@@ -212,7 +213,9 @@ impl Ledger {
         }
         if marks.hard > clean_through {
             Standing::Purged
-        } else if self.floor.max(site.floor) > clean_through {
+        } else if self.floor.max(if Bug::KeysRuleIgnored.is_planted() { 0 } else { site.floor }) > clean_through
+            && !Bug::FloorIgnored.is_planted()
+        {
             Standing::Unvouched
         } else if marks.soft > clean_through {
             Standing::SoftlyPurged

@@ -5,6 +5,7 @@ use crate::cache_control::RequestDirectives;
 use crate::freshness::Freshness;
 use crate::ledger::Standing;
 use tidegate_control_types::WallTime;
+use tidegate_control_types::planted::Bug;
 
 /// How the node stands to the control plane, for one request to one site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +42,20 @@ pub enum Why {
 #[must_use]
 pub fn decide(freshness: &Freshness, asked: &RequestDirectives, standing: Standing, attachment: Attachment, now: WallTime) -> Reuse {
     let unvouched = match standing {
-        Standing::Purged => return Reuse::Gone,
+        Standing::Purged if !Bug::PurgedMayStandIn.is_planted() => return Reuse::Gone,
         Standing::Unvouched => true,
-        Standing::Current | Standing::SoftlyPurged => matches!(attachment, Attachment::AloneRevalidating { confirmed: false }),
+        Standing::Current | Standing::SoftlyPurged | Standing::Purged => {
+            matches!(attachment, Attachment::AloneRevalidating { confirmed: false })
+        }
     };
     let stale_for = match (freshness.stale_for(now), standing) {
-        (None, Standing::SoftlyPurged) => Some(0),
+        (None, Standing::SoftlyPurged | Standing::Purged) => Some(0),
         (natural, _) => natural,
     };
     let may_be_stale = !freshness.must_revalidate && !freshness.no_cache;
-    let or_stale = |for_seconds: u64| may_be_stale && !unvouched && for_seconds < freshness.stale_if_error;
+    let or_stale = |for_seconds: u64| {
+        may_be_stale && (!unvouched || Bug::StaleIfErrorWhileDetached.is_planted()) && for_seconds < freshness.stale_if_error
+    };
     let validate = |why| Reuse::Validate { why, or_stale: or_stale(stale_for.unwrap_or(0)) };
     if unvouched || freshness.no_cache {
         return validate(Why::Stale);

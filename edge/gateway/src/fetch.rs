@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::storable::NotStorable;
 use tidegate_cache::{Freshness, VaryKey, cache_control, field, storable, validation};
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, Revision, WallTime};
 use tidegate_store::StoredResponse;
 use tokio::sync::oneshot;
@@ -133,9 +134,16 @@ async fn ask<U: Upstream>(
     }
     // Read before anything is sent: what is purged from now on, this response may not know.
     let here = gateway.revision();
-    let (request_time, asked_at) = (gateway.clock.wall(), gateway.clock.boot());
+    let (request_time, mut asked_at) = (gateway.clock.wall(), gateway.clock.boot());
     let mut fetched = gateway.upstream.fetch(request, gateway.fetch_to(asked, demand, end_to_end)).await?;
-    let begun = if here.reaches(demand) { here } else { demand };
+    let mut begun = if here.reaches(demand) { here } else { demand };
+    if Bug::SecondCountsFromAnswer.is_planted() {
+        asked_at = gateway.clock.boot();
+    }
+    let confirmed = fetched.response.status() == StatusCode::NOT_MODIFIED;
+    if if confirmed { Bug::ConfirmationCleanFromItsEnd } else { Bug::FillCleanFromItsEnd }.is_planted() {
+        begun = gateway.revision();
+    }
     let headers = fetched.response.headers_mut();
     fields::strip_hop_by_hop(headers);
     fields::strip_internal(headers);
@@ -144,7 +152,7 @@ async fn ask<U: Upstream>(
         // RFC 9110 section 6.6.1.
         fields::insert(headers, header::DATE, &field::show_date(response_time.as_secs()));
     }
-    let clean_through = fetched.vouched.unwrap_or(begun);
+    let clean_through = fetched.vouched.filter(|_| !Bug::VouchingIgnored.is_planted()).unwrap_or(begun);
     Ok(Received { fetched, request_time, response_time, asked_at, end_to_end, clean_through })
 }
 
@@ -244,7 +252,7 @@ async fn receive<U: Upstream>(
 fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response: &Arc<StoredResponse>) {
     gateway.store.put(&asked.key, Arc::clone(response));
     // Looked at after it is there: an invalidation forgets the fill first and empties the store then.
-    if fill.is_forgotten() {
+    if fill.is_forgotten() && !Bug::ForgottenFillKept.is_planted() {
         gateway.store.drop_response(&asked.key, response);
     }
 }

@@ -16,11 +16,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::cache_control::{self, RequestDirectives};
-use tidegate_cache::ledger::MOST_SELECTORS;
 use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
-use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Ledger, Scope, Standing, Target, storable};
+use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Ledger, Scope, Standing, Target, field, storable};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::lease::LeaseEnd;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::{BootTime, Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState, WallTime};
 use tidegate_store::{MemoryStore, StoredResponse};
@@ -80,6 +80,7 @@ pub struct Gateway<U> {
     pub upstream: U,
     pub(crate) hot: Hot,
     ledger: RefCell<Ledger>,
+    most_selectors: usize,
     incarnation: Cell<Incarnation>,
     advanced: Notify,
 }
@@ -114,6 +115,7 @@ impl Moment {
 }
 
 impl<U: Upstream> Gateway<U> {
+    /// `most_selectors`: purges remembered per site, beyond which the floor rises.
     #[must_use]
     pub fn new(
         node: Rc<Node>,
@@ -122,6 +124,7 @@ impl<U: Upstream> Gateway<U> {
         clock: Arc<dyn Clock>,
         lease: Arc<LeaseEnd>,
         upstream: U,
+        most_selectors: usize,
     ) -> Rc<Self> {
         Rc::new(Self {
             node,
@@ -131,7 +134,8 @@ impl<U: Upstream> Gateway<U> {
             lease,
             upstream,
             hot: Hot::default(),
-            ledger: RefCell::new(Ledger::new(MOST_SELECTORS)),
+            ledger: RefCell::new(Ledger::new(most_selectors)),
+            most_selectors,
             incarnation: Cell::new(Incarnation(0)),
             advanced: Notify::new(),
         })
@@ -149,7 +153,7 @@ impl<U: Upstream> Gateway<U> {
             // protocol too.
             return self.pass(asked, body, ForwardReason::Bypass);
         }
-        if asked.demand.is_some_and(|demand| !self.revision().reaches(demand)) {
+        if asked.demand.is_some_and(|demand| !self.revision().reaches(demand)) && !Bug::DemandIgnored.is_planted() {
             let this = Rc::clone(self);
             return Answering::later(async move {
                 let caught_up = this.catch_up(&asked).await;
@@ -162,8 +166,11 @@ impl<U: Upstream> Gateway<U> {
     /// From what is stored, as far as that goes. `caught_up`: the ledger knows all that this request demands.
     fn from_store(self: &Rc<Self>, asked: Asked, body: RequestBody, moment: Moment, caught_up: bool) -> Answering<Answer> {
         let directives = cache_control::of_request(&asked.headers);
-        let found =
-            if caught_up && !asked.end_to_end { self.look_up(&asked, &directives, moment) } else { Found::Nothing(ForwardReason::Request) };
+        let found = if caught_up && (!asked.end_to_end || Bug::EndToEndIgnored.is_planted()) {
+            self.look_up(&asked, &directives, moment)
+        } else {
+            Found::Nothing(ForwardReason::Request)
+        };
         let (reason, validating) = match found {
             Found::Fresh(stored) => match self.hit(&asked, &stored, moment) {
                 Some(answer) => return Answering::now(answer),
@@ -202,6 +209,7 @@ impl<U: Upstream> Gateway<U> {
         } else {
             match site.state.spec.cache.when_detached {
                 WhenDetached::Serve => Attachment::Alone,
+                _ if Bug::DetachedNodeServes.is_planted() => Attachment::Alone,
                 WhenDetached::Revalidate => Attachment::AloneRevalidating { confirmed: false },
                 WhenDetached::Refuse => return None,
             }
@@ -248,13 +256,13 @@ impl<U: Upstream> Gateway<U> {
     /// The purge check. Passing it moves the response's mark up to this ledger.
     pub(crate) fn standing(&self, site: &str, stored: &StoredResponse) -> Standing {
         let clean = stored.clean_through();
-        if clean.incarnation != self.incarnation.get() {
+        if clean.incarnation != self.incarnation.get() && !Bug::IncarnationIgnored.is_planted() {
             return Standing::Unvouched;
         }
         let ledger = self.ledger.borrow();
         let standing = ledger.check(site, &stored.target, &stored.tags, clean.index);
-        if standing == Standing::Current {
-            stored.raise_clean_through(ledger.through());
+        if standing == Standing::Current || (standing == Standing::SoftlyPurged && Bug::SoftlyPurgedVouchedFor.is_planted()) {
+            stored.raise_clean_through(ledger.through() + u64::from(Bug::CleanThroughTooFar.is_planted()));
         }
         standing
     }
@@ -336,7 +344,7 @@ impl<U: Upstream> Gateway<U> {
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
                 Ok(Arrived::Stored(stored, by)) => {
                     if collapsed && !stored.vary.matches(&asked.headers) {
-                        return self.alone(&asked, demand, end_to_end, status).await;
+                        return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await;
                     }
                     if self.purged_before_arrival(&asked, &stored.tags, stored.clean_through(), arrival) {
                         demand = demand.max_index(arrival);
@@ -351,13 +359,13 @@ impl<U: Upstream> Gateway<U> {
                     validating = None;
                 }
                 Ok(Arrived::Unshared) => match relayed.try_recv() {
-                    Ok(own) if !collapsed => return self.relay(&asked, own, status),
-                    // Another's answer, not to be shared: this request goes its own way.
-                    _ => return self.alone(&asked, demand, end_to_end, status).await,
+                    Ok(own) if !collapsed && !self.own_was_purged(&asked, &own, arrival) => return self.relay(&asked, own, status),
+                    // Another's answer, not to be shared, or one from before a purge: this request goes its own way.
+                    _ => return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await,
                 },
                 Ok(Arrived::Head(head)) => {
                     if collapsed && !head.vary.matches(&asked.headers) {
-                        return self.alone(&asked, demand, end_to_end, status).await;
+                        return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await;
                     }
                     if self.purged_before_arrival(&asked, &head.tags, head.clean_through, arrival) {
                         demand = demand.max_index(arrival);
@@ -371,13 +379,19 @@ impl<U: Upstream> Gateway<U> {
         deliver::failed(self, FetchError::Broken, CacheStatus::forwarded(reason))
     }
 
-    /// Whether a purge that this request must honour, seen only by the tags in the head, came after the fetch began.
+    /// Whether a purge that this request must honour, seen only by the tags in the head, came after the response was known
+    /// to be clean: a shield that has not heard of it answers in good faith.
     fn purged_before_arrival(&self, asked: &Asked, tags: &[Box<str>], clean_through: Revision, arrival: Revision) -> bool {
-        if clean_through.reaches(arrival) || arrival.incarnation != self.incarnation.get() {
+        if clean_through.reaches(arrival) || Bug::TagsInTheHeadIgnored.is_planted() || arrival.incarnation != self.incarnation.get() {
             return false;
         }
         let clean = if clean_through.incarnation == arrival.incarnation { clean_through.index } else { 0 };
-        self.ledger.borrow().check(asked.site.name(), &asked.target, tags, clean) == Standing::Purged
+        // Softly, too: it is stale for who came after. Nor is one good that the ledger has forgotten too much to vouch for.
+        self.ledger.borrow().check(asked.site.name(), &asked.target, tags, clean) != Standing::Current
+    }
+
+    fn own_was_purged(&self, asked: &Asked, own: &Own, arrival: Revision) -> bool {
+        self.purged_before_arrival(asked, &field::tags(own.response.headers()), own.clean_through, arrival)
     }
 
     fn failed(self: &Rc<Self>, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
@@ -399,7 +413,8 @@ impl<U: Upstream> Gateway<U> {
         deliver::relay(self, asked, own, status)
     }
 
-    /// A fetch for one request alone, not to be stored.
+    /// A fetch for one request alone. What it demands is all that this node knew when the request came, tags and all: it
+    /// shares nothing, so that unrelated purges keep it from nothing.
     async fn alone(self: &Rc<Self>, asked: &Rc<Asked>, demand: Revision, end_to_end: bool, status: CacheStatus) -> Answer {
         let (relay, relayed) = oneshot::channel();
         let fill = self.new_fill(demand, end_to_end);
@@ -428,8 +443,10 @@ impl<U: Upstream> Gateway<U> {
 
     fn join(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Joined {
         let now = self.clock.boot();
-        let fits =
-            |fill: &Fill| fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && now.since(fill.begun_at) < CONFIRMED_FOR));
+        let fits = |fill: &Fill| {
+            let recent = now.since(fill.begun_at) < CONFIRMED_FOR || Bug::SecondIgnoredInJoining.is_planted();
+            (fill.begun.reaches(demand) || Bug::AnyFillIsJoined.is_planted()) && (!end_to_end || (fill.end_to_end && recent))
+        };
         self.fills.join(&asked.key, fits, || self.new_fill(demand, end_to_end))
     }
 
@@ -448,10 +465,11 @@ impl<U: Upstream> Gateway<U> {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
             request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, self.demand(&asked), asked.end_to_end) };
-        Counters::add(&asked.site.counters.fetches, 1);
-        // What is purged while the answer is under way, it may not know.
+        // What is purged while the answer is under way, it may not know; all that was purged before, by whatever tag, it must.
         let before = self.revision();
+        let demand = self.demand(&asked).max_index(before);
+        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, demand, asked.end_to_end) };
+        Counters::add(&asked.site.counters.fetches, 1);
         match self.upstream.fetch(request, fetch).await {
             Err(error) => {
                 Counters::add(&asked.site.counters.errors, 1);
@@ -501,7 +519,7 @@ impl<U: Upstream> Gateway<U> {
     fn demand(&self, asked: &Asked) -> Revision {
         let own = self.ledger.borrow().demand(asked.site.name(), &asked.target);
         let incarnation = self.incarnation.get();
-        match asked.demand {
+        match asked.demand.filter(|_| !Bug::DemandIgnored.is_planted()) {
             // The greater of both; one of another log is taken over as it is, for nobody here can compare it.
             Some(theirs) if theirs.incarnation != incarnation => theirs,
             Some(theirs) => Revision::new(incarnation, own.max(theirs.index)),
@@ -544,7 +562,7 @@ impl<U: Upstream> Gateway<U> {
         {
             let mut ledger = self.ledger.borrow_mut();
             if fresh {
-                *ledger = Ledger::new(MOST_SELECTORS);
+                *ledger = Ledger::new(self.most_selectors);
                 self.incarnation.set(revision.incarnation);
             }
             for (index, event) in entries.iter().flat_map(|(i, events)| events.iter().map(move |e| (*i, e))) {

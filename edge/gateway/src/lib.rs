@@ -43,4 +43,5 @@ pub fn key(site: &str, target: &tidegate_cache::Target) -> tidegate_cache::Cache
 pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
     reason.token()
 }
+pub use tidegate_cache::ledger::MOST_SELECTORS;
 pub use tidegate_store::MemoryStore;

@@ -1,0 +1,407 @@
+//! What happens in a run: all of it chosen before it begins, so that a failing run can be made shorter by leaving things
+//! out.
+
+use crate::disk::Fails;
+use crate::net::{Host, MS, SECOND, Weather};
+use crate::origin::{Health, PAGES, TAGS};
+use fastrand::Rng;
+use std::time::Duration;
+use tidegate_control_types::site::WhenDetached;
+use tidegate_control_types::{LeaseTerms, PurgeOrder, Selector};
+
+/// What a network is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    pub controls: usize,
+    pub shields: usize,
+    pub edges: usize,
+    pub workers: usize,
+    pub lease: LeaseTerms,
+    /// Parts in a million by which clocks differ at most, from true time.
+    pub drift_ppm: i64,
+    /// Receipts kept, and purges remembered by a ledger: few, so that floors rise.
+    pub receipts: usize,
+    pub selectors: usize,
+    pub weather: Weather,
+    /// Entries after which a snapshot is taken.
+    pub snapshot_every: u64,
+    pub detached: [WhenDetached; 2],
+}
+
+pub const SITES: [&str; 2] = ["shop", "blog"];
+
+impl Setup {
+    /// Three control nodes, two shields and three edges in calm weather.
+    #[must_use]
+    pub fn calm(seed: u64) -> Self {
+        Self {
+            seed,
+            controls: 3,
+            shields: 2,
+            edges: 3,
+            workers: 2,
+            lease: LeaseTerms { duration: Duration::from_secs(2), drift_margin: Duration::from_millis(40) },
+            drift_ppm: 0,
+            receipts: 1000,
+            selectors: 1000,
+            weather: Weather { delay_ms: 4, lost: 0, doubled: 0, late: 0 },
+            snapshot_every: 1000,
+            detached: [WhenDetached::Revalidate, WhenDetached::Serve],
+        }
+    }
+
+    #[must_use]
+    pub fn random(seed: u64) -> Self {
+        let mut r = Rng::with_seed(seed);
+        let lease = LeaseTerms {
+            duration: Duration::from_millis(*r.choice(&[1000, 2000, 5000]).unwrap_or(&2000)),
+            drift_margin: Duration::from_millis(100),
+        };
+        // Two clocks may drift apart by the margin while a lease lasts, and by no more.
+        let most = i64::try_from(100_000_000 / (2 * lease.duration.as_millis() + 2200)).unwrap_or(0);
+        Self {
+            controls: if r.u8(0..4) == 0 { 5 } else { 3 },
+            lease,
+            drift_ppm: if r.bool() { most } else { 0 },
+            receipts: if r.u8(0..3) == 0 { 4 } else { 1000 },
+            selectors: if r.u8(0..3) == 0 { 3 } else { 1000 },
+            weather: Weather { delay_ms: r.u64(2..40), lost: r.u64(0..50), doubled: r.u64(0..30), late: r.u64(0..30) },
+            snapshot_every: if r.bool() { 8 } else { 1000 },
+            detached: [when_detached(&mut r), when_detached(&mut r)],
+            ..Self::calm(seed)
+        }
+    }
+
+    #[must_use]
+    pub fn control(&self, n: usize) -> Host {
+        Host(n % self.controls)
+    }
+
+    #[must_use]
+    pub fn shield(&self, n: usize) -> Host {
+        Host(self.controls + n % self.shields.max(1))
+    }
+
+    #[must_use]
+    pub fn edge(&self, n: usize) -> Host {
+        Host(self.controls + self.shields + n % self.edges)
+    }
+
+    /// Where the origin stands; clients stand behind it.
+    #[must_use]
+    pub fn origin(&self) -> Host {
+        Host(self.controls + self.shields + self.edges)
+    }
+
+    #[must_use]
+    pub fn outside(&self) -> Host {
+        Host(self.origin().0 + 1)
+    }
+}
+
+/// One request of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    pub site: usize,
+    pub page: usize,
+    pub method: http::Method,
+    pub language: u64,
+    pub range: Option<(u64, u64)>,
+    pub if_none_match: bool,
+    pub no_cache: bool,
+    /// Milliseconds between two pieces that the client takes.
+    pub slow: u64,
+}
+
+impl Ask {
+    #[must_use]
+    pub fn get(site: usize, page: usize) -> Self {
+        Self { site, page, method: http::Method::GET, language: 0, range: None, if_none_match: false, no_cache: false, slow: 0 }
+    }
+}
+
+impl Ask {
+    #[must_use]
+    pub fn path(&self) -> &'static str {
+        PAGES[self.page].0
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Get {
+        edge: Host,
+        worker: usize,
+        ask: Ask,
+    },
+    Purge {
+        at: Host,
+        orders: Vec<PurgeOrder>,
+        wait_ms: u64,
+    },
+    /// Applies the site anew with another `when_detached`.
+    Detached {
+        at: Host,
+        site: usize,
+        mode: WhenDetached,
+    },
+    /// A linearizable read through the API.
+    Read {
+        at: Host,
+    },
+    Remove {
+        at: Host,
+        node: Host,
+        dead: bool,
+    },
+    Change {
+        site: usize,
+        page: usize,
+    },
+    Origin(Health),
+    OriginTakes {
+        ms: u64,
+    },
+    /// The process ends; what it wrote stays.
+    Kill(Host),
+    /// The machine loses its power: what was not synced goes with it.
+    Power(Host),
+    Start(Host),
+    /// A cache node starts without what it had saved.
+    StartBare(Host),
+    Suspend(Host),
+    Resume(Host),
+    /// One direction.
+    Cut(Host, Host),
+    Heal(Host, Host),
+    HealAll,
+    Transfer {
+        to: Host,
+    },
+    Disk(Host, Option<Fails>),
+    /// An edge's or shield's disk takes nothing any more, or takes it again.
+    SavesFail(Host, bool),
+    Wall(Host, i64),
+    /// Its watch stream breaks.
+    Reset(Host),
+    /// Its watch stream gets so far behind that entries are dropped.
+    Lag(Host),
+}
+
+impl Action {
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        !matches!(
+            self,
+            Self::Get { .. }
+                | Self::Purge { .. }
+                | Self::Detached { .. }
+                | Self::Read { .. }
+                | Self::Remove { .. }
+                | Self::Change { .. }
+                | Self::Start(_)
+                | Self::Resume(_)
+                | Self::Heal(..)
+                | Self::HealAll
+                | Self::Disk(_, None)
+                | Self::SavesFail(_, false)
+                | Self::Origin(Health::Well)
+        )
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub setup: Setup,
+    /// In order of time (nanoseconds).
+    pub actions: Vec<(u64, Action)>,
+    /// When faults end.
+    pub until: u64,
+}
+
+fn when_detached(r: &mut Rng) -> WhenDetached {
+    *r.choice(&[WhenDetached::Serve, WhenDetached::Revalidate, WhenDetached::Revalidate, WhenDetached::Refuse])
+        .unwrap_or(&WhenDetached::Serve)
+}
+
+/// A host that a fault strikes: mostly a cache node or the control plane alike.
+fn victim(r: &mut Rng, s: &Setup) -> Host {
+    Host(r.usize(0..s.origin().0))
+}
+
+fn order(r: &mut Rng) -> PurgeOrder {
+    let site = r.usize(0..SITES.len());
+    let named = SITES[site].parse().ok();
+    let host = format!("{}.example", SITES[site]);
+    let path = PAGES[r.usize(0..PAGES.len())].0.to_owned();
+    let tag = (*r.choice(&TAGS).unwrap_or(&"red")).to_owned();
+    let (site, selector) = match r.u8(0..12) {
+        0..=4 => (None, Selector::Url { host, target: path }),
+        5..=7 => (named, Selector::Tag { tag }),
+        8 => (None, Selector::Prefix { host, path: "/img".into() }),
+        9 => (None, Selector::Host { host }),
+        10 => (named, Selector::Site),
+        _ => (None, Selector::All),
+    };
+    PurgeOrder { site, selector, soft: r.u8(0..5) == 0 }
+}
+
+impl Plan {
+    /// A run's plan, from its seed alone.
+    #[must_use]
+    pub fn random(seed: u64) -> Self {
+        let setup = Setup::random(seed);
+        let mut r = Rng::with_seed(seed ^ 0x5eed);
+        let until = r.u64(20..40) * SECOND;
+        let mut plan = Self { actions: Vec::new(), until, setup };
+        plan.clients(&mut r);
+        plan.operators(&mut r);
+        plan.faults(&mut r);
+        plan.actions.sort_by_key(|(at, _)| *at);
+        plan
+    }
+
+    fn add(&mut self, at: u64, action: Action) {
+        if at < self.until {
+            self.actions.push((at, action));
+        }
+    }
+
+    fn clients(&mut self, r: &mut Rng) {
+        // Few pages are asked for often: races need company.
+        let few = r.usize(1..PAGES.len());
+        let pause = r.u64(10..80) * MS;
+        let mut at = 3 * SECOND;
+        while at < self.until {
+            at += r.u64(1..2 * pause);
+            let page = if r.u8(0..6) == 0 { r.usize(0..PAGES.len()) } else { r.usize(0..few) };
+            let mut ask = Ask::get(r.usize(0..SITES.len()), page);
+            match r.u8(0..20) {
+                0 => ask.method = http::Method::HEAD,
+                1 => ask.range = Some((r.u64(0..30), r.u64(30..300))),
+                2 => ask.if_none_match = true,
+                3 => ask.no_cache = true,
+                4 => ask.method = http::Method::POST,
+                5 => ask.slow = r.u64(1..400),
+                _ => {}
+            }
+            ask.language = r.u64(0..2);
+            let edge = self.setup.edge(r.usize(0..8));
+            let worker = r.usize(0..self.setup.workers);
+            self.add(at, Action::Get { edge, worker, ask });
+        }
+    }
+
+    fn operators(&mut self, r: &mut Rng) {
+        let pause = r.u64(200..1500) * MS;
+        let mut at = 4 * SECOND;
+        while at < self.until {
+            at += r.u64(1..2 * pause);
+            let to = self.setup.control(r.usize(0..8));
+            match r.u8(0..20) {
+                0 | 1 => {
+                    let site = r.usize(0..SITES.len());
+                    self.add(at, Action::Detached { at: to, site, mode: when_detached(r) });
+                }
+                2 | 3 => self.add(at, Action::Read { at: to }),
+                4 => self.add(at, Action::Transfer { to }),
+                _ => {
+                    let orders: Vec<_> = (0..if r.u8(0..5) == 0 { 3 } else { 1 }).map(|_| order(r)).collect();
+                    for _ in 0..r.usize(0..3) {
+                        self.add(at, Action::Change { site: r.usize(0..SITES.len()), page: r.usize(0..PAGES.len()) });
+                    }
+                    let wait_ms = *r.choice(&[0, 1000, 10_000, 10_000]).unwrap_or(&0);
+                    self.add(at + 1, Action::Purge { at: to, orders, wait_ms });
+                }
+            }
+        }
+        if r.u8(0..4) == 0 {
+            let node = self.setup.edge(r.usize(0..8));
+            let (at, to, dead) = (r.u64(8 * SECOND..self.until), self.setup.control(r.usize(0..8)), r.bool());
+            if dead {
+                self.add(at - 1, Action::Kill(node));
+            }
+            self.add(at, Action::Remove { at: to, node, dead });
+        }
+    }
+
+    fn faults(&mut self, r: &mut Rng) {
+        let pause = r.u64(300..4000) * MS;
+        let mut at = 5 * SECOND;
+        while at < self.until {
+            at += r.u64(1..2 * pause);
+            let lasts = *r.choice(&[200, 700, 1500, 4000, 9000]).unwrap_or(&700) * MS;
+            let host = victim(r, &self.setup);
+            let is_control = host.0 < self.setup.controls;
+            match r.u8(0..20) {
+                0 | 1 => {
+                    self.add(at, if r.bool() { Action::Kill(host) } else { Action::Power(host) });
+                    self.add(at + lasts, if r.u8(0..4) == 0 && !is_control { Action::StartBare(host) } else { Action::Start(host) });
+                }
+                2..=4 => {
+                    self.add(at, Action::Suspend(host));
+                    self.add(at + lasts, Action::Resume(host));
+                }
+                5..=8 => self.isolate(at, lasts, host, r.u8(0..3)),
+                9 | 10 => self.bridge(r, at, lasts),
+                11 if is_control => {
+                    let fails = if r.bool() { Fails::Full } else { Fails::Crash { kept: r.bool() } };
+                    self.add(at, Action::Disk(host, Some(fails)));
+                    self.add(at + lasts, Action::Disk(host, None));
+                    self.add(at + lasts, Action::Start(host));
+                }
+                11 => {
+                    self.add(at, Action::SavesFail(host, true));
+                    self.add(at + lasts, Action::SavesFail(host, false));
+                }
+                12 => self.add(at, Action::Wall(host, r.i64(-100_000..100_000))),
+                13 => self.add(at, Action::Reset(host)),
+                14 => self.add(at, Action::Lag(host)),
+                15 => {
+                    let health = *r.choice(&[Health::Down, Health::Failing, Health::BreakingOff]).unwrap_or(&Health::Down);
+                    self.add(at, Action::Origin(health));
+                    self.add(at + lasts, Action::Origin(Health::Well));
+                }
+                16 | 17 => {
+                    self.add(at, Action::OriginTakes { ms: r.u64(100..3000) });
+                    self.add(at + lasts, Action::OriginTakes { ms: 5 });
+                }
+                _ => {
+                    let other = victim(r, &self.setup);
+                    self.add(at, Action::Cut(host, other));
+                    self.add(at + lasts, Action::Heal(host, other));
+                }
+            }
+        }
+    }
+
+    /// From all control nodes or from everybody; 1 and 2: one direction only.
+    fn isolate(&mut self, at: u64, lasts: u64, host: Host, way: u8) {
+        for other in (0..self.setup.origin().0).map(Host).filter(|o| *o != host) {
+            let is_control = other.0 < self.setup.controls;
+            if !is_control && host.0 >= self.setup.controls {
+                continue;
+            }
+            for (n, (a, b)) in [(host, other), (other, host)].into_iter().enumerate() {
+                if usize::from(way) != n + 1 {
+                    self.add(at, Action::Cut(a, b));
+                    self.add(at + lasts, Action::Heal(a, b));
+                }
+            }
+        }
+    }
+
+    /// Two halves that only one host still sees both of.
+    fn bridge(&mut self, r: &mut Rng, at: u64, lasts: u64) {
+        let all = self.setup.origin().0;
+        let bridge = Host(r.usize(0..all));
+        let left: Vec<bool> = (0..all).map(|_| r.bool()).collect();
+        for a in (0..all).map(Host).filter(|h| *h != bridge) {
+            for b in (0..all).map(Host).filter(|h| *h != bridge && left[h.0] != left[a.0]) {
+                self.add(at, Action::Cut(a, b));
+                self.add(at + lasts, Action::Heal(a, b));
+            }
+        }
+    }
+}
