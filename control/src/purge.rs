@@ -117,25 +117,21 @@ fn assess<'a>(state: &'a State, leadership: &Leadership, index: u64, record: &Pu
     let committed = leadership.purges.get(&index).copied().unwrap_or_else(|| leadership.fleet.elected());
     let counts = |n: &&NodeRecord| n.state.role.caches() && !(Bug::RemovedCountsAsGone.is_planted() && n.removed.is_some());
     let nodes = state.nodes().filter(counts).map(|node| {
-        let dead = node.removed.is_some_and(|r| r.dead);
-        let member = Member { name: &node.state.name, since: node.state.since, dead };
+        let member = member(node);
         let verdict = leadership.fleet.verdict(member, index, committed, now, |since| state.may_serve_detached(&record.orders, since));
         (&node.state, verdict)
     });
     Assessment { nodes: nodes.collect() }
 }
 
-/// Removed nodes that can no longer answer anything: their lease is over, and they are dead or serve no site on their own.
+fn member(node: &NodeRecord) -> Member<'_> {
+    let dead = node.removed.is_some_and(|r| r.dead);
+    Member { name: &node.state.name, since: node.state.since, removed: node.removed.map(|r| r.index), dead }
+}
+
+/// Removed nodes that can no longer answer anything.
 #[must_use]
 pub fn forgettable(state: &State, leadership: &Leadership, now: BootTime) -> Vec<tidegate_control_types::NodeName> {
-    let everything = [tidegate_control_types::PurgeOrder { site: None, selector: tidegate_control_types::Selector::All, soft: false }];
-    let done = state.nodes().filter(|n| {
-        let Some(removal) = n.removed else { return false };
-        let member = Member { name: &n.state.name, since: n.state.since, dead: removal.dead };
-        let verdict = leadership
-            .fleet
-            .verdict(member, u64::MAX, leadership.fleet.elected(), now, |since| state.may_serve_detached(&everything, since));
-        verdict == NodeVerdict::Silent
-    });
-    done.map(|n| n.state.name.clone()).collect()
+    let over = |n: &&NodeRecord| leadership.fleet.is_over(member(n), now, |since| state.may_answer_detached(since));
+    state.nodes().filter(over).map(|n| n.state.name.clone()).collect()
 }

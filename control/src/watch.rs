@@ -2,6 +2,7 @@
 //! acknowledgements and askings for a lease go on to the leader.
 
 use crate::feed::Feed;
+use crate::heard::removal_of;
 use crate::shared::{Broadcast, Control};
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -26,13 +27,13 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the stream of `name`.
 pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incoming, stopping: Stopping) -> Response<Body> {
-    let known = control.raft.state.read().node(name.as_str()).map(|n| n.removed.is_some());
+    let known = control.raft.state.read().node(name.as_str()).is_some();
     match known {
-        Some(false) => {}
-        Some(true) => return status(StatusCode::GONE),
+        // One that was removed too: it is told so, and asked to say when it has ended.
+        true => {}
         // A follower that is behind may not know a node that has just enrolled: it is to try again.
-        None if !control.leads() => return status(StatusCode::SERVICE_UNAVAILABLE),
-        None => return status(StatusCode::GONE),
+        false if !control.leads() => return status(StatusCode::SERVICE_UNAVAILABLE),
+        false => return status(StatusCode::GONE),
     }
     let (out, body) = Channel::<Bytes, BoxError>::new(16);
     let control = Arc::clone(control);
@@ -68,6 +69,7 @@ impl Session {
         let opened = Feed::open(&self.control.raft.state.read(), self.role, applied, &|c| self.control.unsealed(c));
         let (mut feed, missed) = opened.map_err(|e| e.to_string())?;
         send(&mut out, wire::frame(&missed).into()).await?;
+        self.check_removed(&mut out).await?;
         let (leases, mut granted) = mpsc::channel(16);
         loop {
             tokio::select! {
@@ -94,17 +96,23 @@ impl Session {
 
     async fn check_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<(), String> {
         let removed = self.control.raft.state.read().node(self.name.as_str()).is_none_or(|n| n.removed.is_some());
-        if removed {
-            send(out, wire::frame(&ToNode::Removed).into()).await?;
-            return Err("the node was removed".into());
-        }
-        Ok(())
+        if removed { send(out, wire::frame(&ToNode::Removed).into()).await } else { Ok(()) }
     }
 
     fn hear(&self, message: FromNode, leases: &mpsc::Sender<ToNode>) -> Result<(), String> {
         match message {
             FromNode::Hello { .. } => return Err("a second hello".into()),
             FromNode::Ack { index } => acknowledged(&self.control, &self.name, index),
+            FromNode::Ended => {
+                let removal = removal_of(&self.control.raft.state.read(), &self.name);
+                if let Some(removal) = removal {
+                    tracing::info!(node = %self.name, "a removed node has ended");
+                    self.control.heard.lock().ended(&self.name, removal);
+                    tell(&self.control);
+                    self.control.note_change();
+                }
+                return Err("the node has ended".into());
+            }
             FromNode::Report(report) => reported(&self.control, &self.name, report),
             FromNode::AskLease { asking } => {
                 let (control, name, leases) = (Arc::clone(&self.control), self.name.clone(), leases.clone());
@@ -186,7 +194,7 @@ pub async fn relay(control: Arc<Control>, mut stopping: Stopping) {
         }
         let (id, term) = (control.raft.leader.load(Ordering::Acquire), control.raft.term.load(Ordering::Acquire));
         let Some(leader) = control.leader_address() else { continue };
-        let Some(news) = control.heard.lock().news(id, term) else { continue };
+        let Some(news) = control.heard.lock().news(&control.raft.state.read(), id, term) else { continue };
         match control.links.call(&leader, "control", "/relay", wire::encode(&news), LEASE_TIMEOUT).await {
             Ok(_) => control.heard.lock().delivered(id, term, news.acks),
             Err(error) => {

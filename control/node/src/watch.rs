@@ -18,6 +18,8 @@ use tokio::sync::watch;
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Purges alone are written to disk at most this often; configuration always before it is acknowledged.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
+/// How long a node that was removed waits for the control plane to hear that it has ended.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What a watching node shares with the rest of its process.
 pub struct Watched {
@@ -120,6 +122,7 @@ impl<C: ControlPlane> Watcher<C> {
             }
             tokio::time::sleep(backoff.next((self.random)())).await;
         }
+        self.watched.lease.end();
         Removed
     }
 
@@ -190,7 +193,13 @@ impl<C: ControlPlane> Watcher<C> {
         self.publish(follower);
         let update = match heard {
             Ok(Heard::Lease) => return Ok(()),
-            Ok(Heard::Removed) => return Err(NotWatching::Removed),
+            Ok(Heard::Removed) => {
+                // Nothing is answered any more before the control plane hears so.
+                self.watched.lease.end();
+                stream.say(&FromNode::Ended).await?;
+                let _ = tokio::time::timeout(FAREWELL, async { while stream.next().await.is_ok() {} }).await;
+                return Err(NotWatching::Removed);
+            }
             Ok(Heard::Step(update)) => update,
             Err(e) => return Err(e.to_string().into()),
         };

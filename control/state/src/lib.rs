@@ -200,6 +200,17 @@ impl State {
         })
     }
 
+    /// Whether such a node would answer anything at all, cut off, if only after asking an origin.
+    #[must_use]
+    pub fn may_answer_detached(&self, since: u64) -> bool {
+        let answers = |history: &Vec<(u64, Option<WhenDetached>)>| {
+            let first = history.partition_point(|(index, _)| *index <= since).saturating_sub(1);
+            let known = history.get(first..).unwrap_or_default();
+            known.iter().any(|(_, w)| matches!(w, Some(WhenDetached::Serve | WhenDetached::Revalidate)))
+        };
+        self.detached.values().any(answers)
+    }
+
     /// What a node that has applied all through `applied` (0: nothing) has missed.
     #[must_use]
     pub fn missed_since(&self, applied: u64) -> Missed {

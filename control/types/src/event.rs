@@ -102,4 +102,6 @@ pub enum FromNode {
         asking: u64,
     },
     Report(NodeReport),
+    /// It was told that it is removed, and answers nothing any more.
+    Ended,
 }

@@ -23,6 +23,8 @@ struct Standing {
     /// Ascending (index, when this leader heard of it).
     history: VecDeque<(u64, WallTime)>,
     lease_until: Option<BootTime>,
+    /// It said that it has ended, told of the removal at this index.
+    ended: Option<u64>,
     report: Option<(NodeReport, WallTime)>,
 }
 
@@ -52,6 +54,8 @@ pub struct Member<'a> {
     pub name: &'a NodeName,
     /// The revision at which it enrolled.
     pub since: u64,
+    /// The index at which it was removed.
+    pub removed: Option<u64>,
     /// Removed, and the operator vouches that its process is gone.
     pub dead: bool,
 }
@@ -87,6 +91,11 @@ impl Fleet {
         let until = self.terms.counted_until(answered);
         let s = self.nodes.entry(node.clone()).or_default();
         s.lease_until = s.lease_until.max(Some(until));
+    }
+
+    /// A node that was removed at index `removal` says that it answers nothing any more.
+    pub fn ended(&mut self, node: &NodeName, removal: u64) {
+        self.nodes.entry(node.clone()).or_default().ended = Some(removal);
     }
 
     pub fn reported(&mut self, node: &NodeName, report: NodeReport, now: WallTime) {
@@ -127,6 +136,21 @@ impl Fleet {
         self.nodes.get(node).and_then(|s| s.lease_until).is_some_and(|until| now < until)
     }
 
+    /// Whether `member` was removed and can answer nothing any more, whatever is purged from now on. `may_answer(since)` says
+    /// whether any site let a node answer on its own, if only by asking its origin, in any version since that revision: a
+    /// node that was never told goes on so for as long as its process lives.
+    pub fn is_over(&self, member: Member<'_>, now: BootTime, may_answer: impl Fn(u64) -> bool) -> bool {
+        if self.has_ended(member) {
+            return true;
+        }
+        let since = self.acked_index(member.name).unwrap_or(member.since);
+        member.removed.is_some() && now >= self.lease_until(member.name) && (member.dead || !may_answer(since))
+    }
+
+    fn has_ended(&self, member: Member<'_>) -> bool {
+        member.removed.is_some() && self.nodes.get(member.name).is_some_and(|s| s.ended == member.removed)
+    }
+
     /// Where `member` stands with a purge at `index`, committed at `committed`. `may_serve(since)` says whether the
     /// purged site was `serve` in any version since that revision.
     pub fn verdict(
@@ -140,6 +164,9 @@ impl Fleet {
         let acked = self.acked_index(member.name);
         if acked.is_some_and(|a| a >= index) {
             return NodeVerdict::Applied;
+        }
+        if self.has_ended(member) {
+            return NodeVerdict::Silent;
         }
         let lease_until = self.lease_until(member.name);
         let mut silent_from = lease_until.max(committed) + REVALIDATE_WITHIN + self.terms.drift_margin;
@@ -170,7 +197,7 @@ mod tests {
 
     fn check(fleet: &Fleet, now: u64, may_serve: bool) -> NodeVerdict {
         let name = name();
-        fleet.verdict(Member { name: &name, since: 1, dead: false }, 10, at(20_000), at(now), |_| may_serve)
+        fleet.verdict(Member { name: &name, since: 1, removed: None, dead: false }, 10, at(20_000), at(now), |_| may_serve)
     }
 
     #[test]
@@ -207,7 +234,7 @@ mod tests {
     fn versions_are_asked_for_since_the_last_acknowledgement() {
         let mut fleet = Fleet::new(LeaseTerms::default(), at(0));
         let name = name();
-        let member = Member { name: &name, since: 3, dead: false };
+        let member = Member { name: &name, since: 3, removed: None, dead: false };
         let asked = |f: &Fleet, m| {
             let seen = std::cell::Cell::new(0);
             f.verdict(m, 10, at(0), at(60_000), |since| {
@@ -220,5 +247,21 @@ mod tests {
         fleet.acked(&name, 7, WallTime(0));
         assert_eq!(asked(&fleet, member), 7);
         assert_eq!(fleet.verdict(Member { dead: true, ..member }, 10, at(0), at(60_000), |_| true), NodeVerdict::Silent);
+    }
+
+    #[test]
+    fn a_removed_node_is_over_once_it_said_so_of_this_removal_or_can_answer_nothing_alone() {
+        let name = name();
+        let mut fleet = Fleet::new(LeaseTerms::default(), at(0));
+        let member = Member { name: &name, since: 3, removed: Some(20), dead: false };
+        assert!(!fleet.is_over(member, at(60_000), |_| true), "it may ask its origin, and answer for a second");
+        assert!(fleet.is_over(member, at(60_000), |_| false));
+        assert!(!fleet.is_over(member, at(1000), |_| false), "its lease may last");
+        assert!(fleet.is_over(Member { dead: true, ..member }, at(60_000), |_| true));
+        fleet.ended(&name, 9);
+        assert!(!fleet.is_over(member, at(60_000), |_| true), "that was an earlier node of this name");
+        fleet.ended(&name, 20);
+        assert!(fleet.is_over(member, at(1000), |_| true));
+        assert!(!fleet.is_over(Member { removed: None, ..member }, at(60_000), |_| true));
     }
 }

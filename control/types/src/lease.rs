@@ -12,7 +12,7 @@ use crate::planted::Bug;
 use crate::time::BootTime;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,17 +128,32 @@ impl NodeLease {
 
 /// The end of a node's lease, published to its workers.
 #[derive(Debug, Default)]
-pub struct LeaseEnd(AtomicU64);
+pub struct LeaseEnd {
+    nanos: AtomicU64,
+    removed: AtomicBool,
+}
 
 impl LeaseEnd {
     /// `now` is read after the request's head has come in.
     #[must_use]
     pub fn attached(&self, now: BootTime) -> bool {
-        now.as_nanos() < self.0.load(Ordering::Acquire)
+        now.as_nanos() < self.nanos.load(Ordering::Acquire)
     }
 
     pub fn publish(&self, until: Option<BootTime>) {
-        self.0.store(until.map_or(0, BootTime::as_nanos), Ordering::Release);
+        self.nanos.store(until.map_or(0, BootTime::as_nanos), Ordering::Release);
+    }
+
+    /// The node is no longer part of the network: no request that comes from now on is answered.
+    pub fn end(&self) {
+        self.removed.store(true, Ordering::Release);
+        self.publish(None);
+    }
+
+    /// To be asked where the node is not attached.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
     }
 }
 

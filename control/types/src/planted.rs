@@ -39,7 +39,6 @@ pub enum Bug {
     FillCleanFromItsEnd,
     ConfirmationCleanFromItsEnd,
     TagsInTheHeadIgnored,
-    ForgottenFillKept,
     // Tiers.
     DemandIgnored,
     VouchingIgnored,
@@ -54,7 +53,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 38] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
         Self::ReadWithoutQuorum,
@@ -84,7 +83,6 @@ impl Bug {
         Self::FillCleanFromItsEnd,
         Self::ConfirmationCleanFromItsEnd,
         Self::TagsInTheHeadIgnored,
-        Self::ForgottenFillKept,
         Self::DemandIgnored,
         Self::VouchingIgnored,
         Self::SoftlyPurgedVouchedFor,

@@ -201,11 +201,14 @@ impl<U: Upstream> Gateway<U> {
         Answering::later(async move { this.fetch(asked, validating, reason, moment.attachment).await })
     }
 
-    /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse.
+    /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse,
+    /// because its site says so or because it was removed.
     fn moment(&self, site: &Site) -> Option<Moment> {
         let boot = self.clock.boot();
         let attachment = if self.lease.attached(boot) {
             Attachment::Attached
+        } else if self.lease.has_ended() {
+            return None;
         } else {
             match site.state.spec.cache.when_detached {
                 WhenDetached::Serve => Attachment::Alone,

@@ -9,7 +9,7 @@ use raft::eraftpb::{Message, MessageType, Snapshot};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_control::feed::{self, Feed};
-use tidegate_control::heard::{Heard, Relayed};
+use tidegate_control::heard::{Heard, Relayed, removal_of};
 use tidegate_control::purge::forgettable;
 use tidegate_control::raft::{Done, Driver, DriverSettings, Input, NotDone, Output, Shared, Ticket};
 use tidegate_control_state::State;
@@ -344,7 +344,7 @@ impl World {
         let shared = Arc::clone(&control.shared);
         let state = shared.state.read();
         let entries = feed::entries(&state, output.applied, &|_| None);
-        let (mut out, mut removed) = (Vec::new(), Vec::new());
+        let mut out = Vec::new();
         for (conn, session) in &mut control.sessions {
             if output.restored && !session.lags {
                 out.push((*conn, session.feed.again(&state, &|_| None)));
@@ -353,11 +353,9 @@ impl World {
             }
             if state.node(session.node.as_str()).is_none_or(|n| n.removed.is_some()) {
                 out.push((*conn, Ok(ToNode::Removed)));
-                removed.push(*conn);
             }
         }
         drop(state);
-        removed.iter().for_each(|conn| drop(control.sessions.remove(conn)));
         for (conn, message) in out {
             match message {
                 Ok(message) => self.say_down(conn, message),
@@ -461,7 +459,8 @@ impl World {
             let (leader, term, now) = (self.leader_of(host), self.term_of(host), self.now());
             let Some(control) = self.control(host) else { return };
             let Some(leader) = leader.filter(|_| control.relaying.is_none_or(|until| now > until)) else { return };
-            if let Some(relayed) = control.heard.news(leader.0 as u64 + 1, term) {
+            let news = control.heard.news(&control.shared.state.read(), leader.0 as u64 + 1, term);
+            if let Some(relayed) = news {
                 control.relaying = Some(now + RELAY_TIMEOUT);
                 self.send_rpc(host, leader, Rpc::Relay { from: host, term, relayed });
             }
@@ -497,9 +496,10 @@ impl World {
         let role = if node.starts_with('s') { Role::Shield } else { Role::Edge };
         let Some(control) = self.control(host) else { return self.closed(id) };
         let known = control.shared.state.read().node(&node).map(|n| n.removed.is_some());
+        let removed = known == Some(true);
         let back = |removed, refused: Option<&str>| Event::Opened { conn: id, removed, refused: refused.map(str::to_owned) };
         let answer = match known {
-            Some(false) => {
+            Some(_) => {
                 let FromNode::Hello { applied, .. } = hello else { return self.closed(id) };
                 let opened = Feed::open(&control.shared.state.read(), role, applied, &|_| None);
                 match (opened, node.parse::<NodeName>()) {
@@ -507,14 +507,18 @@ impl World {
                         control.sessions.insert(id, Session { node: name, feed, lags: false });
                         let after = self.net.delay(host, self.conns[&id].node.0);
                         self.at(after, back(false, None));
-                        return self.say_down(id, missed);
+                        self.say_down(id, missed);
+                        if removed {
+                            self.say_down(id, ToNode::Removed);
+                        }
+                        return;
                     }
                     (Err(behind), _) => back(false, Some(&behind.to_string())),
                     (_, Err(e)) => back(false, Some(&e.to_string())),
                 }
             }
             None if !control.leads() => back(false, Some("503")),
-            Some(true) | None => back(true, None),
+            None => back(true, None),
         };
         let after = self.net.delay(host, self.conns[&id].node.0);
         self.at(after, answer);
@@ -526,6 +530,14 @@ impl World {
         let Some(node) = control.sessions.get(&id).map(|s| s.node.clone()) else { return };
         match message {
             FromNode::Hello { .. } | FromNode::Report(_) => {}
+            FromNode::Ended => {
+                let removal = removal_of(&control.shared.state.read(), &node);
+                if let Some(removal) = removal {
+                    control.heard.ended(&node, removal);
+                }
+                self.relay(host);
+                self.closed(id);
+            }
             FromNode::Ack { index } => {
                 control.heard.acked(&node, index);
                 self.relay(host);

@@ -29,6 +29,6 @@ pub use disk::Fails;
 pub use net::{Host, MS, SECOND, Weather};
 pub use origin::{Health, PAGES, page_of};
 pub use plan::{Action, Ask, Plan, SITES, Setup};
-pub use run::{Ended, replay, run, shrink};
+pub use run::{Ended, replay, replay_with, run, run_with, shrink, shrink_with};
 pub use tidegate_control_types::planted::Bug;
 pub use world::World;

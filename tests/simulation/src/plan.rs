@@ -258,6 +258,9 @@ impl Plan {
         plan.clients(&mut r);
         plan.operators(&mut r);
         plan.faults(&mut r);
+        for _ in 0..r.u8(1..4) {
+            plan.drama(&mut r);
+        }
         plan.actions.sort_by_key(|(at, _)| *at);
         plan
     }
@@ -372,6 +375,48 @@ impl Plan {
                     self.add(at, Action::Cut(host, other));
                     self.add(at + lasts, Action::Heal(host, other));
                 }
+            }
+        }
+    }
+
+    /// What rarely happens by chance alone: a cache node loses the control plane while its pages are asked for, purged and
+    /// fetched slowly, and its site is changed or itself removed meanwhile.
+    fn drama(&mut self, r: &mut Rng) {
+        let s = self.setup.clone();
+        let (at, lasts) = (r.u64(4 * SECOND..self.until), r.u64(2..12) * SECOND);
+        let node = if r.u8(0..4) == 0 { s.shield(r.usize(0..8)) } else { s.edge(r.usize(0..8)) };
+        let (site, page) = (r.usize(0..SITES.len()), r.usize(0..4));
+        let to = s.control(r.usize(0..8));
+        // One control node may stay in its reach, itself without the others.
+        let friend = r.bool().then(|| s.control(r.usize(0..8)));
+        for control in (0..s.controls).map(Host) {
+            let others = (0..s.controls).map(Host).filter(|o| friend == Some(control) && *o != control);
+            for other in others.chain((friend != Some(control)).then_some(node)) {
+                for (a, b) in [(control, other), (other, control)] {
+                    self.add(at, Action::Cut(a, b));
+                    self.add(at + lasts, Action::Heal(a, b));
+                }
+            }
+        }
+        if r.bool() {
+            self.add(at, Action::OriginTakes { ms: r.u64(200..3000) });
+            self.add(at + lasts, Action::OriginTakes { ms: 5 });
+        }
+        match r.u8(0..4) {
+            0 => self.add(at + r.u64(0..lasts), Action::Detached { at: to, site, mode: when_detached(r) }),
+            1 => self.add(at + r.u64(0..lasts), Action::Remove { at: to, node, dead: false }),
+            _ => {}
+        }
+        let edge = if node.0 < s.controls + s.shields { s.edge(r.usize(0..8)) } else { node };
+        let mut then = at;
+        while then < at + lasts + 2 * SECOND {
+            then += r.u64(5..120) * MS;
+            self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
+            if r.u8(0..12) == 0 {
+                let (host, target) = (format!("{}.example", SITES[site]), PAGES[page].0.to_owned());
+                let order = PurgeOrder { site: None, selector: Selector::Url { host, target }, soft: false };
+                self.add(then, Action::Purge { at: to, orders: vec![order], wait_ms: 10_000 });
+                self.add(then + 1, Action::Read { at: s.control(r.usize(0..8)) });
             }
         }
     }

@@ -6,7 +6,9 @@ use crate::net::{Host, SECOND};
 use crate::origin::Health;
 use crate::plan::{Action, Plan};
 use crate::world::{Kind, World};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tidegate_control_types::Clock;
+use tidegate_control_types::planted::{Bug, plant};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -22,20 +24,35 @@ pub struct Ended {
 /// Within this much true time after the last fault every purge is true and every node attached.
 const RECOVERS_WITHIN: u64 = 30 * SECOND;
 
-/// Lets a plan happen.
+/// Lets a plan happen. A panic of the code that it runs is a violation like any other.
 #[must_use]
 pub fn replay(plan: &Plan, told: bool) -> Ended {
     let mut world = World::new(&plan.setup, told);
-    for (at, action) in &plan.actions {
-        world.act_at(*at, action.clone());
-    }
-    world.run_until(plan.until);
-    if world.problem.is_none() {
-        world.recover();
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        for (at, action) in &plan.actions {
+            world.act_at(*at, action.clone());
+        }
+        world.run_until(plan.until);
+        if world.problem.is_none() {
+            world.recover();
+        }
+    }));
+    if let Err(panic) = ran {
+        let why = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        world.must(Err(format!("panic: {}", why.unwrap_or_default())));
     }
     let stats = world.checker.stats;
     let (violation, hash, story) = (world.problem.take(), world.story.hash, world.story.told.take().unwrap_or_default());
     Ended { seed: plan.setup.seed, violation, stats, hash, story }
+}
+
+/// With a bug planted in the code that it runs.
+#[must_use]
+pub fn replay_with(bug: Option<Bug>, plan: &Plan, told: bool) -> Ended {
+    plant(bug);
+    let ended = replay(plan, told);
+    plant(None);
+    ended
 }
 
 /// One seed, from plan to end.
@@ -44,9 +61,19 @@ pub fn run(seed: u64) -> Ended {
     replay(&Plan::random(seed), false)
 }
 
+#[must_use]
+pub fn run_with(bug: Option<Bug>, seed: u64) -> Ended {
+    replay_with(bug, &Plan::random(seed), false)
+}
+
 /// A shorter plan that still fails, found by leaving out what is not needed. `most`: tries.
 #[must_use]
 pub fn shrink(plan: &Plan, most: usize) -> Plan {
+    shrink_with(None, plan, most)
+}
+
+#[must_use]
+pub fn shrink_with(bug: Option<Bug>, plan: &Plan, most: usize) -> Plan {
     let mut best = plan.clone();
     let mut size = best.actions.len() / 2;
     let mut tries = 0;
@@ -59,7 +86,7 @@ pub fn shrink(plan: &Plan, most: usize) -> Plan {
             tries += 1;
             let mut less = best.clone();
             less.actions.drain(at..(at + size).min(best.actions.len()));
-            if replay(&less, false).violation.is_some() {
+            if replay_with(bug, &less, false).violation.is_some() {
                 best = less;
                 shorter = true;
             } else {
