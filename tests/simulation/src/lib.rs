@@ -21,6 +21,7 @@ mod net;
 mod origin;
 mod plan;
 mod run;
+pub mod script;
 mod story;
 mod world;
 
@@ -30,5 +31,6 @@ pub use net::{Host, MS, SECOND, Weather};
 pub use origin::{Health, PAGES, page_of};
 pub use plan::{Action, Ask, Plan, SITES, Setup};
 pub use run::{Ended, replay, replay_with, run, run_with, shrink, shrink_with};
-pub use tidegate_control_types::planted::Bug;
+pub use tidegate_control_types::planted::{Bug, plant};
+pub use tidegate_control_types::site::WhenDetached;
 pub use world::World;
