@@ -37,7 +37,7 @@ fn node_state(settings: &ControlSettings) -> NodeState {
     }
 }
 
-fn refuse_existing(settings: &ControlSettings) -> Result<(), ControlError> {
+pub fn refuse_existing(settings: &ControlSettings) -> Result<(), ControlError> {
     std::fs::create_dir_all(&settings.data).map_err(|e| NodeError::file(&settings.data, e))?;
     if RedbDisk::exists(&settings.data) { Err(ControlError::Exists(settings.name.to_string())) } else { Ok(()) }
 }
@@ -49,7 +49,6 @@ fn refuse_existing(settings: &ControlSettings) -> Result<(), ControlError> {
 pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, ControlError> {
     refuse_existing(settings)?;
     let now = SystemClock.wall();
-    let node_key = SealingKey::load_or_create(&settings.node_key)?;
     let cluster_key = SealingKey::load_or_create(&settings.cluster_key)?;
     let (ca, ca_key) = Ca::create(cluster, now.as_secs())?;
     let founding = Founding {
@@ -77,6 +76,25 @@ pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, Contro
         expires: None,
     };
     apply(Change::TokenCreate { token: record });
+    enrol_first(settings, &mut state, &ca, cluster, now, "control init")?;
+    write_first(settings, &state)?;
+    Ok(Founded { admin_token: token.reveal(), ca: pem(ca.certificate()) })
+}
+
+/// Makes this node the only control node of a state: its place in the log, and its certificate on disk.
+pub fn enrol_first(
+    settings: &ControlSettings,
+    state: &mut State,
+    ca: &Ca,
+    cluster: &str,
+    now: WallTime,
+    by: &str,
+) -> Result<(), ControlError> {
+    let node_key = SealingKey::load_or_create(&settings.node_key)?;
+    let mut apply = |change| {
+        let index = state.applied + 1;
+        state.apply(index, Command { at: now, by: by.into(), change })
+    };
     // Used up at once, by this node itself.
     let (join, _) = join_record(cluster, ca.certificate(), Role::Control, None, now, JOIN_TTL)?;
     let id = join.id.clone();
@@ -91,13 +109,11 @@ pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, Contro
     };
     let (key, request) = ca::node_request()?;
     let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, ca.certificate().to_vec())?;
-    credentials.save(&settings.data, &node_key)?;
-    write_first(settings, &state)?;
-    Ok(Founded { admin_token: token.reveal(), ca: pem(ca.certificate()) })
+    Ok(credentials.save(&settings.data, &node_key)?)
 }
 
 /// The state as the snapshot that the log begins behind, with this node as its only voter.
-fn write_first(settings: &ControlSettings, state: &State) -> Result<(), ControlError> {
+pub fn write_first(settings: &ControlSettings, state: &State) -> Result<(), ControlError> {
     let mut snapshot = Snapshot { data: wire::encode(state).into(), ..Snapshot::default() };
     let meta = snapshot.mut_metadata();
     (meta.index, meta.term) = (state.applied, 1);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+pub mod backup;
 mod duties;
 mod enrol;
 pub mod feed;
@@ -37,6 +38,8 @@ pub enum ControlError {
         "{0} holds no control node yet: make the first of a cluster with `tidegate control init`, or a further one with `tidegate control join`"
     )]
     NoLog(String),
+    #[error("{path}: {error}")]
+    Backup { path: String, error: backup::BackupError },
     #[error("the consensus core refused to go on: {0}")]
     Raft(String),
     /// Why the driver ended, in its own words.

@@ -88,7 +88,7 @@ async fn deliver(id: u64, mut queue: mpsc::Receiver<Message>, control: std::sync
 async fn post(control: &Control, address: &str, batch: &[Message]) -> Result<(), String> {
     let body = encode(batch).map_err(|e| e.to_string())?;
     let mine = control.settings.address.clone().unwrap_or_default();
-    let path = format!("/raft?from={}&address={mine}", control.raft.id);
+    let path = format!("/raft?log={}&from={}&address={mine}", control.log(), control.raft.id);
     control.links.call(address, "control", &path, body, SEND_TIMEOUT).await.map(|_| ()).map_err(|e| e.to_string())
 }
 

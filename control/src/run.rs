@@ -289,10 +289,15 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
         Err(r) => return r,
     };
     let bad = |why: String| plain(StatusCode::BAD_REQUEST, why);
+    let field = |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('=').map(str::to_owned));
+    // A node from before a restore speaks of another log, whatever it says; one that joins has none yet.
+    let (mine, none) = (control.log().to_string(), Incarnation(0).to_string());
+    if field("log").is_none_or(|theirs| theirs != mine && theirs != none && mine != none) {
+        return plain(StatusCode::CONFLICT, "this node belongs to another log: the network was restored, and it has to join anew");
+    }
     match path {
         "/raft" => {
             let Some(messages) = peers::decode(&bytes) else { return bad("not Raft messages".into()) };
-            let field = |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('=').map(str::to_owned));
             if let (Some(id), Some(address)) = (field("from").and_then(|f| f.parse().ok()), field("address")) {
                 control.peers.saw(id, &address);
             }

@@ -18,7 +18,7 @@ use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::{Refusal, State};
 use tidegate_control_types::command::SealedCertificate;
 use tidegate_control_types::lease::Grant;
-use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, NodeName, wire};
+use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, Incarnation, NodeName, wire};
 use tidegate_node::link::Links;
 use tidegate_node::{CurrentCredentials, SystemClock};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -226,6 +226,12 @@ impl Control {
     pub fn with_leadership<T>(&self, f: impl FnOnce(&State, &mut Leadership) -> T) -> Option<T> {
         let state = self.raft.state.read();
         self.raft.leadership.lock().as_mut().map(|l| f(&state, l))
+    }
+
+    /// Whose log this node holds; all zeros for one that has none yet.
+    #[must_use]
+    pub fn log(&self) -> Incarnation {
+        self.raft.state.read().founding.incarnation
     }
 
     #[must_use]

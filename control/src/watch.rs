@@ -152,7 +152,11 @@ async fn lease(control: &Arc<Control>, name: &NodeName) -> Result<Grant, String>
         return control.grant_lease(name.clone()).await.map_err(|e| e.to_string());
     }
     let leader = control.leader_address().ok_or("no leader is known")?;
-    let bytes = control.links.call(&leader, "control", "/lease", wire::encode(name), LEASE_TIMEOUT).await.map_err(|e| e.to_string())?;
+    let bytes = control
+        .links
+        .call(&leader, "control", &format!("/lease?log={}", control.log()), wire::encode(name), LEASE_TIMEOUT)
+        .await
+        .map_err(|e| e.to_string())?;
     wire::decode(&bytes).map_err(|e| e.to_string())
 }
 
@@ -195,7 +199,7 @@ pub async fn relay(control: Arc<Control>, mut stopping: Stopping) {
         let (id, term) = (control.raft.leader.load(Ordering::Acquire), control.raft.term.load(Ordering::Acquire));
         let Some(leader) = control.leader_address() else { continue };
         let Some(news) = control.heard.lock().news(&control.raft.state.read(), id, term) else { continue };
-        match control.links.call(&leader, "control", "/relay", wire::encode(&news), LEASE_TIMEOUT).await {
+        match control.links.call(&leader, "control", &format!("/relay?log={}", control.log()), wire::encode(&news), LEASE_TIMEOUT).await {
             Ok(_) => control.heard.lock().delivered(id, term, news.acks),
             Err(error) => {
                 tracing::debug!(%error, "acknowledgements were not handed on");

@@ -4,6 +4,8 @@ use super::role::{check_on_reload, checked, until_told};
 use super::{Api, Done, Failure, block_on};
 use crate::output;
 use clap::{Args, Subcommand};
+use http::{HeaderMap, Method};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tidegate_control::{Bound, ControlSettings};
@@ -19,6 +21,10 @@ pub enum Control {
     Join(Config),
     /// Control nodes and their part
     Members(Members),
+    /// Save the whole state of the network to a file
+    Backup(Backup),
+    /// Make this node the first of the network in a backup, under a new incarnation
+    Restore(Restore),
 }
 
 #[derive(Args)]
@@ -55,6 +61,24 @@ pub struct Members {
     api: Api,
 }
 
+#[derive(Args)]
+pub struct Backup {
+    /// Where to; it must not exist yet
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    api: Api,
+}
+
+#[derive(Args)]
+pub struct Restore {
+    #[command(flatten)]
+    config: Config,
+    /// What `control backup` saved
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
 impl Control {
     pub fn run(self) -> Done {
         match self {
@@ -84,6 +108,8 @@ impl Control {
                     .await
                 })
             }
+            Self::Backup(c) => block_on(c.run()),
+            Self::Restore(c) => c.run(),
             Self::Members(c) => block_on(async {
                 let members: Vec<MemberView> = c.api.client()?.get("/v1/members").await?;
                 if c.api.json {
@@ -95,6 +121,40 @@ impl Control {
                 Ok(ExitCode::SUCCESS)
             }),
         }
+    }
+}
+
+impl Backup {
+    async fn run(self) -> Done {
+        let answer = self.api.client()?.ask(Method::GET, "/v1/backup", HeaderMap::new(), Vec::new()).await?;
+        // Whole or not at all: written beside it, and only then given its name.
+        let wrong = |e: std::io::Error| Failure::new(format!("{}: {e}", self.file.display()));
+        if self.file.exists() {
+            return Err(Failure::new(format!("{} is there already; name a file that is not", self.file.display())));
+        }
+        let folder = self.file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+        let mut new = tempfile::NamedTempFile::new_in(folder).map_err(wrong)?;
+        new.write_all(&answer.body).and_then(|()| new.as_file().sync_all()).map_err(wrong)?;
+        new.persist_noclobber(&self.file).map_err(|e| wrong(e.error))?;
+        output::line(&format!("{} bytes saved to {}.", answer.body.len(), self.file.display()));
+        output::line("Keep it with the cluster key, which opens what is sealed in it and is not part of it.");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Restore {
+    fn run(self) -> Done {
+        let settings = ControlSettings::from_file(&self.config.config)?;
+        let restored = tidegate_control::backup::restore(&settings, &self.file)?;
+        let made = httpdate::fmt_http_date(std::time::UNIX_EPOCH + std::time::Duration::from_millis(restored.made.0));
+        output::line(&format!(
+            "The network {} of {made} is restored: {} sites, {} edges and shields.",
+            restored.cluster, restored.sites, restored.nodes
+        ));
+        output::line("Every other control node of before must be stopped, and joins anew.");
+        output::line("What caches hold is revalidated. A node that enrolled after the backup was made is unknown: end its process.");
+        output::line(&format!("Now: tidegate control run --config {}", self.config.config.display()));
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -9,7 +9,6 @@ use crate::network::{Network, Update};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::lease::NodeLease;
-use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, FromNode, ToNode, WallTime};
 
 /// Until the first grant says how long a lease lasts.
@@ -84,7 +83,7 @@ impl Follower {
                 None => return Err(OutOfTurn),
             },
         };
-        if update.fresh && !Bug::LeaseKeptUnderAnotherLog.is_planted() {
+        if update.fresh {
             // Under another log nothing that was granted or applied before means anything.
             self.lease = NodeLease::default();
         }

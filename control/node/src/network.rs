@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_certs::SealingKey;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{CatchUp, Certificate, Event, NodeName, NodeState, Revision, SiteName, SiteState, WallTime, wire};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,7 +76,10 @@ impl Network {
         new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), c)).collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
         (new.revision, new.heard) = (revision, heard);
-        Update { revision, fresh: same.is_none(), floor: missed.floor, entries, network: Arc::new(new) }
+        // Who begins with this log is told of none of its earlier purges. It may hold what it fetched because another node,
+        // which knew this log already, demanded something of it.
+        let floor = if same.is_none() && !Bug::FreshLogWithoutFloor.is_planted() { index } else { missed.floor };
+        Update { revision, fresh: same.is_none(), floor, entries, network: Arc::new(new) }
     }
 
     /// The step that entries of the log make; those at or before this revision are left out.

@@ -47,6 +47,7 @@ pub fn router(control: Arc<Control>) -> Api {
     let router = Router::new()
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .route("/v1/status", get(status::status))
+        .route("/v1/backup", get(status::backup))
         .route("/v1/audit", get(status::audit))
         .route("/v1/members", get(status::members))
         .route("/v1/sites", get(sites::list))

@@ -3,10 +3,11 @@
 use super::{ApiError, Caller, nodes, reply};
 use crate::shared::Control;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tidegate_control_types::Clock;
 use tidegate_control_types::api::{AuditView, MemberView, Status};
 use tidegate_control_types::token::Verb;
 
@@ -55,4 +56,12 @@ pub async fn audit(State(control): State<Arc<Control>>, caller: Caller) -> Resul
     let state = control.raft.state.read();
     let records = state.audit().rev().map(|a| AuditView { index: a.index, at: a.at.0, by: a.by.clone(), what: a.what.clone() });
     Ok(reply(StatusCode::OK, &records.collect::<Vec<_>>()))
+}
+
+/// The whole state, as `control restore` takes it.
+pub async fn backup(State(control): State<Arc<Control>>, caller: Caller) -> Result<Response, ApiError> {
+    caller.may(Verb::Token, None)?;
+    let bytes = crate::backup::write(&control.raft.state.read(), control.clock.wall());
+    tracing::info!(by = caller.name(), bytes = bytes.len(), "a backup was taken");
+    Ok(([(http::header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }

@@ -19,7 +19,7 @@ use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::{JoinRecord, TokenRecord};
-use tidegate_control_types::{NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
+use tidegate_control_types::{Incarnation, NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
 
 /// Limits of one cluster; what goes over them is refused with a clear answer.
 pub const MOST_SITES: usize = 100_000;
@@ -104,6 +104,23 @@ impl State {
             purges: Purges::starting_at(index),
             audit: VecDeque::new(),
         }
+    }
+
+    /// The state of a backup as the beginning of another log, without control nodes. After the backup was made, sites may
+    /// have been told to serve on nodes that are cut off now: until a node has acknowledged something of the new log, it may
+    /// serve whatever there is.
+    #[must_use]
+    pub fn restored(mut self, incarnation: Incarnation) -> Self {
+        let index = self.applied + 1;
+        (self.founding.incarnation, self.applied, self.hosts_changed) = (incarnation, index, index);
+        for history in self.detached.values_mut().filter(|_| !Bug::RestoreTrustsTheBackup.is_planted()) {
+            let last = history.last().and_then(|(_, w)| *w);
+            *history = vec![(0, Some(WhenDetached::Serve)), (index, last)];
+        }
+        self.purges = self.purges.restarted_at(index);
+        self.members.clear();
+        self.nodes.retain(|_, n| n.state.role.caches());
+        self
     }
 
     /// Keeps at most this many receipts: a network that is founded so forgets sooner what nodes that are away have missed.

@@ -28,6 +28,11 @@ impl Purges {
         Self { kept: BTreeMap::new(), forgotten_through: index, most_kept: MOST_KEPT }
     }
 
+    /// Under another log no receipt counts.
+    pub(crate) fn restarted_at(&self, index: u64) -> Self {
+        Self { kept: BTreeMap::new(), forgotten_through: index, most_kept: self.most_kept }
+    }
+
     pub(crate) fn forgotten_through(&self) -> u64 {
         self.forgotten_through
     }

@@ -183,3 +183,18 @@ fn the_state_survives_its_encoding() {
     log.purge(None, Selector::All);
     assert_eq!(wire::decode::<State>(&wire::encode(&log.state)).unwrap(), log.state);
 }
+
+#[test]
+fn after_a_restore_a_node_may_serve_until_it_is_heard_of() {
+    let mut log = Log::new();
+    log.site("shop", "\"a.example\"", "[cache]\nwhen_detached = \"revalidate\"");
+    log.enrol("fra-1");
+    let since = log.state.node("fra-1").unwrap().state.since;
+    let orders = log.state.placed(vec![PurgeOrder { site: Some("shop".parse().unwrap()), selector: Selector::Site, soft: false }]).unwrap();
+    assert!(!log.state.may_serve_detached(&orders, since));
+    let restored = log.state.clone().restored(tidegate_control_types::Incarnation(99));
+    assert_eq!(restored.founding.incarnation, tidegate_control_types::Incarnation(99));
+    assert!(restored.may_serve_detached(&orders, since), "what was said after the backup, nobody here knows");
+    assert!(!restored.may_serve_detached(&orders, restored.applied), "one that has this log knows no other rules");
+    assert_eq!((restored.members().count(), restored.purge(1)), (0, Err(true)));
+}

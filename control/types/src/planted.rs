@@ -15,7 +15,6 @@ pub enum Bug {
     LeaseWithoutDriftMargin,
     NewLeaderAssumesNoLease,
     ClockStandsStill,
-    LeaseKeptUnderAnotherLog,
     // When a purge is true.
     SilentWithoutTheSecond,
     DetachedCountsAsSilent,
@@ -28,6 +27,8 @@ pub enum Bug {
     CatchUpWithoutPurges,
     CatchUpWithoutFloor,
     LagWithoutCatchUp,
+    FreshLogWithoutFloor,
+    RestoreTrustsTheBackup,
     // The ledger.
     FloorIgnored,
     IncarnationIgnored,
@@ -44,6 +45,8 @@ pub enum Bug {
     VouchingIgnored,
     SoftlyPurgedVouchedFor,
     EndToEndIgnored,
+    OwnWayDemandsLess,
+    SecondPerTier,
     // Reuse.
     PurgedMayStandIn,
     SecondCountsFromAnswer,
@@ -53,7 +56,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
         Self::ReadWithoutQuorum,
@@ -63,7 +66,6 @@ impl Bug {
         Self::LeaseWithoutDriftMargin,
         Self::NewLeaderAssumesNoLease,
         Self::ClockStandsStill,
-        Self::LeaseKeptUnderAnotherLog,
         Self::SilentWithoutTheSecond,
         Self::DetachedCountsAsSilent,
         Self::OnlyTheNewestVersionCounts,
@@ -74,6 +76,8 @@ impl Bug {
         Self::CatchUpWithoutPurges,
         Self::CatchUpWithoutFloor,
         Self::LagWithoutCatchUp,
+        Self::FreshLogWithoutFloor,
+        Self::RestoreTrustsTheBackup,
         Self::FloorIgnored,
         Self::IncarnationIgnored,
         Self::CleanThroughTooFar,
@@ -87,6 +91,8 @@ impl Bug {
         Self::VouchingIgnored,
         Self::SoftlyPurgedVouchedFor,
         Self::EndToEndIgnored,
+        Self::OwnWayDemandsLess,
+        Self::SecondPerTier,
         Self::PurgedMayStandIn,
         Self::SecondCountsFromAnswer,
         Self::SecondIgnoredInJoining,

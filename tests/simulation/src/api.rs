@@ -88,6 +88,14 @@ pub struct Api {
     pub called: BTreeMap<u64, (u64, Vec<PurgeOrder>)>,
 }
 
+impl Api {
+    /// Another log begins: its indices name other purges.
+    pub fn another_log(&mut self) {
+        self.waiting.clear();
+        self.called.clear();
+    }
+}
+
 /// A caller waits this long beyond what it asked for.
 const PATIENCE: u64 = 15 * SECOND;
 /// A control node waits this long for an election to end.

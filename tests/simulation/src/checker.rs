@@ -59,7 +59,9 @@ pub enum Said {
 
 #[derive(Default)]
 pub struct Checker {
-    promises: BTreeMap<u64, Promise>,
+    /// By log, since each begins its indices anew, and index.
+    promises: BTreeMap<(u64, u64), Promise>,
+    log: u64,
     leaders: BTreeMap<u64, u64>,
     /// What was applied first at each index, and the newest term that anybody led by then.
     applied: BTreeMap<u64, (Applied, u64)>,
@@ -105,6 +107,15 @@ impl Stats {
 type Checked = Result<(), String>;
 
 impl Checker {
+    /// The network was restored from a backup: another log begins. What was promised to be true stays promised.
+    pub fn another_log(&mut self) {
+        self.log += 1;
+        self.leaders.clear();
+        self.applied.clear();
+        self.acknowledged.clear();
+        self.ended.clear();
+    }
+
     pub fn leads(&mut self, node: u64, term: u64, log_reaches: impl Fn(u64) -> bool) -> Checked {
         if let Some(other) = self.leaders.get(&term) {
             return if *other == node { Ok(()) } else { Err(format!("election safety: c{other} and c{node} both lead term {term}")) };
@@ -176,7 +187,7 @@ impl Checker {
 
     /// A purge that was called for at `called_at` was answered `200` at `now`.
     pub fn purge_true(&mut self, index: u64, orders: &[PurgeOrder], called_at: u64, now: u64) {
-        let promise = self.promises.entry(index);
+        let promise = self.promises.entry((self.log, index));
         let promise = promise.or_insert_with(|| Promise { orders: orders.to_vec(), called_at, index, enforced: Enforced::Everywhere(now) });
         promise.called_at = promise.called_at.min(called_at);
         if let Enforced::At(_) = promise.enforced {
@@ -186,7 +197,7 @@ impl Checker {
 
     /// A purge was answered `202` at `now`; at `done` it is said to be true already.
     pub fn purge_pending(&mut self, index: u64, orders: &[PurgeOrder], called_at: u64, now: u64, done: &[String]) {
-        let promise = self.promises.entry(index);
+        let promise = self.promises.entry((self.log, index));
         let new = || Promise { orders: orders.to_vec(), called_at, index, enforced: Enforced::At(BTreeMap::new()) };
         if let Enforced::At(nodes) = &mut promise.or_insert_with(new).enforced {
             for node in done {
@@ -197,15 +208,16 @@ impl Checker {
 
     /// Its receipt is kept no longer: nobody can learn any more that it became true.
     pub fn receipt_gone(&mut self, index: u64) {
-        if matches!(self.promises.get(&index).map(|p| &p.enforced), Some(Enforced::At(_))) {
-            self.promises.remove(&index);
+        if matches!(self.promises.get(&(self.log, index)).map(|p| &p.enforced), Some(Enforced::At(_))) {
+            self.promises.remove(&(self.log, index));
         }
     }
 
     /// Whether every purge that has a revision is known to be true everywhere.
     #[must_use]
     pub fn not_true_yet(&self) -> Vec<u64> {
-        self.promises.values().filter(|p| matches!(p.enforced, Enforced::At(_))).map(|p| p.index).collect()
+        let of_now = self.promises.iter().filter(|((log, _), _)| *log == self.log);
+        of_now.filter(|(_, p)| matches!(p.enforced, Enforced::At(_))).map(|(_, p)| p.index).collect()
     }
 
     /// A client's request whose head reached `node` at `begun` was answered with what the origin said in `exchange`.

@@ -8,6 +8,7 @@ use crate::world::{ConnId, Event, Kind, World};
 use raft::eraftpb::{Message, MessageType, Snapshot};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tidegate_control::backup;
 use tidegate_control::feed::{self, Feed};
 use tidegate_control::heard::{Heard, Relayed, removal_of};
 use tidegate_control::purge::forgettable;
@@ -137,10 +138,15 @@ pub fn founding(setup: &Setup) -> Snapshot {
     for (name, detached) in SITES.iter().zip(setup.detached) {
         apply(Change::SitePut { spec: Box::new(site(name, detached)), source: String::new(), expected: None });
     }
-    let mut snapshot = Snapshot { data: wire::encode(&state).into(), ..Snapshot::default() };
+    first(&state, &(1..=setup.controls as u64).collect())
+}
+
+/// The snapshot that a log begins behind.
+fn first(state: &State, voters: &Vec<u64>) -> Snapshot {
+    let mut snapshot = Snapshot { data: wire::encode(state).into(), ..Snapshot::default() };
     let meta = snapshot.mut_metadata();
     (meta.index, meta.term) = (state.applied, 1);
-    meta.mut_conf_state().voters = (1..=setup.controls as u64).collect();
+    meta.mut_conf_state().voters.clone_from(voters);
     snapshot
 }
 
@@ -553,6 +559,37 @@ impl World {
                 }
             }
         }
+    }
+
+    pub fn save_state(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if let Some(control) = self.control(leader) {
+            let state = control.shared.state.read().clone();
+            // As a file keeps it.
+            let file = backup::write(&state, WallTime(0));
+            self.backup = backup::read(&file).ok().map(|(_, state)| state);
+        }
+    }
+
+    /// As `control restore`, with every control node there from the beginning.
+    pub fn restore_state(&mut self) {
+        let Some(state) = self.backup.take() else { return };
+        self.restores += 1;
+        let state = state.restored(Incarnation(self.setup.seed + 1_000_000_007 * self.restores));
+        let voters = (1..=self.setup.controls as u64).collect();
+        self.forget_old_log();
+        self.checker.another_log();
+        self.api.another_log();
+        self.book = Arc::default();
+        for host in (0..self.setup.controls).map(Host) {
+            self.stop(host);
+            let disk = SimDisk::new(host.0 as u64 + 1, Arc::clone(&self.book));
+            disk.found(first(&state, &voters));
+            if let Kind::Control(c) = &mut self.machines[host.0].kind {
+                c.disk = disk;
+            }
+        }
+        (0..self.setup.controls).for_each(|n| self.start(Host(n)));
     }
 
     pub fn transfer(&mut self, to: Host) {

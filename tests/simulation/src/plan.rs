@@ -183,6 +183,10 @@ pub enum Action {
     /// An edge's or shield's disk takes nothing any more, or takes it again.
     SavesFail(Host, bool),
     Wall(Host, i64),
+    /// The leader's state is saved.
+    Backup,
+    /// Every control node begins anew with what was saved.
+    Restore,
     /// Its watch stream breaks.
     Reset(Host),
     /// Its watch stream gets so far behind that entries are dropped.
@@ -207,6 +211,7 @@ impl Action {
                 | Self::Disk(_, None)
                 | Self::SavesFail(_, false)
                 | Self::Origin(Health::Well)
+                | Self::Backup
         )
     }
 }
@@ -319,6 +324,11 @@ impl Plan {
                 }
             }
         }
+        if r.u8(0..3) == 0 {
+            let (saved, restored) = (r.u64(6 * SECOND..self.until), r.u64(2..10) * SECOND);
+            self.add(saved, Action::Backup);
+            self.add(saved + restored, Action::Restore);
+        }
         if r.u8(0..4) == 0 {
             let node = self.setup.edge(r.usize(0..8));
             let (at, to, dead) = (r.u64(8 * SECOND..self.until), self.setup.control(r.usize(0..8)), r.bool());
@@ -379,24 +389,111 @@ impl Plan {
         }
     }
 
-    /// What rarely happens by chance alone: a cache node loses the control plane while its pages are asked for, purged and
-    /// fetched slowly, and its site is changed or itself removed meanwhile.
+    /// What rarely happens by chance alone.
     fn drama(&mut self, r: &mut Rng) {
+        let at = r.u64(4 * SECOND..self.until);
+        match r.u8(0..6) {
+            0 => self.two_leaders(r, at),
+            1 => self.lagging_friend(r, at),
+            2 => self.forgotten_rules(r, at),
+            _ => self.alone(r, at),
+        }
+    }
+
+    /// Control nodes apart, `one` from the others.
+    fn part(&mut self, at: u64, lasts: u64, one: Host) {
+        for other in (0..self.setup.controls).map(Host).filter(|o| *o != one) {
+            for (a, b) in [(one, other), (other, one)] {
+                self.add(at, Action::Cut(a, b));
+                self.add(at + lasts, Action::Heal(a, b));
+            }
+        }
+    }
+
+    /// A node reaches no control node but `only`.
+    fn leave_only(&mut self, at: u64, lasts: u64, node: Host, only: Option<Host>) {
+        for control in (0..self.setup.controls).map(Host).filter(|c| Some(*c) != only) {
+            for (a, b) in [(node, control), (control, node)] {
+                self.add(at, Action::Cut(a, b));
+                self.add(at + lasts, Action::Heal(a, b));
+            }
+        }
+    }
+
+    fn order_of(site: usize, page: usize) -> Vec<PurgeOrder> {
+        let (host, target) = (format!("{}.example", SITES[site]), PAGES[page].0.to_owned());
+        vec![PurgeOrder { site: None, selector: Selector::Url { host, target }, soft: false }]
+    }
+
+    /// A control node is cut off from the others, perhaps the leader; it is asked, and they are.
+    fn two_leaders(&mut self, r: &mut Rng, at: u64) {
+        let one = self.setup.control(r.usize(0..8));
+        self.add(at.saturating_sub(SECOND), Action::Transfer { to: one });
+        self.part(at, 3 * SECOND, one);
+        let (page, site) = (r.usize(0..PAGES.len()), r.usize(0..SITES.len()));
+        let mut then = at;
+        while then < at + 3 * SECOND {
+            then += r.u64(5..40) * MS;
+            self.add(then, Action::Read { at: one });
+            let other = self.setup.control(one.0 + r.usize(1..self.setup.controls));
+            self.add(then + 1, Action::Purge { at: other, orders: Self::order_of(site, page), wait_ms: 0 });
+        }
+    }
+
+    /// A node's one control node comes back to the others after a purge, and its watch stream lags.
+    fn lagging_friend(&mut self, r: &mut Rng, at: u64) {
         let s = self.setup.clone();
-        let (at, lasts) = (r.u64(4 * SECOND..self.until), r.u64(2..12) * SECOND);
+        let (edge, friend, other) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(1..s.controls));
+        let (site, page) = (r.usize(0..SITES.len()), r.usize(0..3));
+        self.add(at - SECOND, Action::Detached { at: friend, site, mode: WhenDetached::Revalidate });
+        self.add(at - SECOND, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        self.leave_only(at, 20 * SECOND, edge, Some(friend));
+        let parted = at + 7 * SECOND;
+        self.add(parted - 1, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        self.part(parted, 9 * SECOND, friend);
+        let purge = Action::Purge { at: s.control(friend.0 + other), orders: Self::order_of(site, page), wait_ms: 10_000 };
+        self.add(parted + 3 * SECOND, purge);
+        let mut then = parted + 9 * SECOND;
+        while then < parted + 11 * SECOND {
+            then += r.u64(2..20) * MS;
+            self.add(then, Action::Lag(edge));
+            // Not before it may be attached: it would ask the origin, and learn what is new.
+            self.add(then + r.u64(0..1000) * MS, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        }
+    }
+
+    /// A node cannot write down what its site's rules are now, loses the control plane, and starts anew.
+    fn forgotten_rules(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let (edge, to, site, page) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(0..SITES.len()), r.usize(0..3));
+        self.add(at - 1500 * MS, Action::Detached { at: to, site, mode: WhenDetached::Serve });
+        self.add(at - 500 * MS, Action::SavesFail(edge, true));
+        self.add(at - 400 * MS, Action::Detached { at: to, site, mode: WhenDetached::Revalidate });
+        self.leave_only(at + 500 * MS, 15 * SECOND, edge, None);
+        self.add(at + 600 * MS, Action::Kill(edge));
+        self.add(at + 700 * MS, Action::SavesFail(edge, false));
+        self.add(at + 700 * MS, Action::Start(edge));
+        let mut then = at + 6 * SECOND;
+        self.add(then + 500 * MS, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+        while then < at + 12 * SECOND {
+            then += r.u64(20..200) * MS;
+            self.add(then, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        }
+    }
+
+    /// A cache node loses the control plane while its pages are asked for, purged and fetched slowly, and its site is
+    /// changed or itself removed meanwhile.
+    fn alone(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let lasts = r.u64(2..12) * SECOND;
         let node = if r.u8(0..4) == 0 { s.shield(r.usize(0..8)) } else { s.edge(r.usize(0..8)) };
         let (site, page) = (r.usize(0..SITES.len()), r.usize(0..4));
         let to = s.control(r.usize(0..8));
         // One control node may stay in its reach, itself without the others.
         let friend = r.bool().then(|| s.control(r.usize(0..8)));
-        for control in (0..s.controls).map(Host) {
-            let others = (0..s.controls).map(Host).filter(|o| friend == Some(control) && *o != control);
-            for other in others.chain((friend != Some(control)).then_some(node)) {
-                for (a, b) in [(control, other), (other, control)] {
-                    self.add(at, Action::Cut(a, b));
-                    self.add(at + lasts, Action::Heal(a, b));
-                }
-            }
+        self.leave_only(at, lasts, node, friend);
+        if let Some(friend) = friend {
+            self.part(at, lasts, friend);
         }
         if r.bool() {
             self.add(at, Action::OriginTakes { ms: r.u64(200..3000) });
@@ -413,9 +510,7 @@ impl Plan {
             then += r.u64(5..120) * MS;
             self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
             if r.u8(0..12) == 0 {
-                let (host, target) = (format!("{}.example", SITES[site]), PAGES[page].0.to_owned());
-                let order = PurgeOrder { site: None, selector: Selector::Url { host, target }, soft: false };
-                self.add(then, Action::Purge { at: to, orders: vec![order], wait_ms: 10_000 });
+                self.add(then, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
                 self.add(then + 1, Action::Read { at: s.control(r.usize(0..8)) });
             }
         }

@@ -148,15 +148,17 @@ impl World {
         self.machines.iter().enumerate().filter_map(stray).collect()
     }
 
-    /// The operator vouches that the processes of removed nodes are gone, once they are.
+    /// The operator vouches that the processes of nodes that were removed are gone, once they are; after a restore also of
+    /// those that the backup does not know to be removed.
     fn bury(&mut self, leader: Host) {
         let Some(control) = self.control(leader) else { return };
         let state = control.shared.state.read();
-        let removed: Vec<_> = state.nodes().filter(|n| n.removed.is_some_and(|r| !r.dead)).map(|n| n.state.name.to_string()).collect();
+        let known: Vec<_> =
+            state.nodes().filter(|n| n.removed.is_none_or(|r| !r.dead)).map(|n| (n.state.name.to_string(), n.removed.is_some())).collect();
         drop(state);
-        for name in removed {
-            let gone = self.host_named(&name).is_some_and(|h| matches!(&self.machines[h.0].kind, Kind::Cache(c) if c.running.is_none()));
-            if gone {
+        for (name, removed) in known {
+            let gone = |c: &crate::cache::CacheHost| c.running.is_none() && (removed || c.removed);
+            if self.host_named(&name).is_some_and(|h| matches!(&self.machines[h.0].kind, Kind::Cache(c) if gone(c))) {
                 self.call(leader, Call::remove(&name, true));
             }
         }

@@ -131,6 +131,9 @@ pub struct World {
     pub next_conn: ConnId,
     pub exchanges: Exchanges,
     pub api: Api,
+    /// What was saved of the leader's state.
+    pub backup: Option<tidegate_control_state::State>,
+    pub restores: u64,
     pub problem: Option<String>,
 }
 
@@ -161,6 +164,8 @@ impl World {
             next_conn: 0,
             exchanges: Exchanges::default(),
             api: Api::default(),
+            backup: None,
+            restores: 0,
             problem: None,
         };
         let founding = crate::control::founding(setup);
@@ -201,6 +206,11 @@ impl World {
     pub fn act_at(&mut self, time: u64, action: Action) {
         self.sequence += 1;
         self.queue.insert((time, self.sequence), Event::Act(action));
+    }
+
+    /// What control nodes of another log say reaches nobody: they refuse it.
+    pub fn forget_old_log(&mut self) {
+        self.queue.retain(|_, e| !matches!(e, Event::Raft { .. } | Event::Rpc { .. }));
     }
 
     pub fn tell(&mut self, who: Host, what: impl FnOnce() -> String) {
@@ -556,6 +566,8 @@ impl World {
                 its.into_iter().for_each(|id| self.closed(id));
             }
             Action::Lag(host) => self.lag(host),
+            Action::Backup => self.save_state(),
+            Action::Restore => self.restore_state(),
         }
     }
 
@@ -598,6 +610,8 @@ impl World {
             Action::SavesFail(h, fails) => format!("{} {} save", self.name(*h), if *fails { "can no longer" } else { "can again" }),
             Action::Remove { node, dead, .. } => format!("{} is removed{}", self.name(*node), if *dead { " as dead" } else { "" }),
             Action::Detached { site, mode, .. } => format!("site {} becomes {mode:?}", crate::plan::SITES[*site]),
+            Action::Backup => "a backup is taken".into(),
+            Action::Restore => "the network is restored from the backup".into(),
             other => format!("{other:?}"),
         }
     }

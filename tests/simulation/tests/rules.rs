@@ -157,27 +157,37 @@ fn a_lease_granted_before_the_purge_had_arrived() {
 
 #[test]
 fn a_lease_counts_from_when_it_was_asked_for() {
-    rule_of(1..40, Bug::LeaseFromLatestAsking, |s| s.weather.delay_ms = 250, |w| {
-        w.wait(300 + 40 * w.setup.seed);
-        // What was granted still comes; what is asked for from now on does not arrive.
-        for node in [1, 2, 3].map(|n| w.edge(n)) {
-            for control in 0..3 {
-                let control = w.setup.control(control);
-                w.do_now(Action::Cut(node, control));
+    rule_of(
+        1..40,
+        Bug::LeaseFromLatestAsking,
+        |s| s.weather.delay_ms = 250,
+        |w| {
+            w.wait(300 + 40 * w.setup.seed);
+            // What was granted still comes; what is asked for from now on does not arrive.
+            for node in [1, 2, 3].map(|n| w.edge(n)) {
+                for control in 0..3 {
+                    let control = w.setup.control(control);
+                    w.do_now(Action::Cut(node, control));
+                }
             }
-        }
-        w.wait(5000);
-    });
+            w.wait(5000);
+        },
+    );
 }
 
 #[test]
 fn a_leader_counts_a_lease_longer_than_clocks_may_differ() {
     // A node's clock that is slow, and a leader's that is fast, by as much as the margin allows for.
-    rule_of(1..10, Bug::LeaseWithoutDriftMargin, |s| s.drift_ppm = 9_000, |w| {
-        let edge = w.edge(1);
-        w.cut_off(edge);
-        w.wait(5000);
-    });
+    rule_of(
+        1..10,
+        Bug::LeaseWithoutDriftMargin,
+        |s| s.drift_ppm = 9_000,
+        |w| {
+            let edge = w.edge(1);
+            w.cut_off(edge);
+            w.wait(5000);
+        },
+    );
 }
 
 #[test]
@@ -404,30 +414,40 @@ fn clean_through_moved_against_a_purge_being_applied() {
 
 #[test]
 fn a_304_that_began_before() {
-    rule_of(1..10, Bug::ConfirmationCleanFromItsEnd, |_| (), |w| {
-        stored(w, 1, SHOP, "/img/b");
-        w.wait(3000);
-        let edge = w.edge(1);
-        w.do_now(Action::OriginTakes { ms: 2000 });
-        let before = w.ask_for(edge, SHOP, "/img/b");
-        w.wait(50);
-        must_be_true(&w.purge(url(SHOP, "/img/b"), 10_000));
-        w.answer_to(before);
-        w.fetch(edge, SHOP, "/img/b");
-    });
+    rule_of(
+        1..10,
+        Bug::ConfirmationCleanFromItsEnd,
+        |_| (),
+        |w| {
+            stored(w, 1, SHOP, "/img/b");
+            w.wait(3000);
+            let edge = w.edge(1);
+            w.do_now(Action::OriginTakes { ms: 2000 });
+            let before = w.ask_for(edge, SHOP, "/img/b");
+            w.wait(50);
+            must_be_true(&w.purge(url(SHOP, "/img/b"), 10_000));
+            w.answer_to(before);
+            w.fetch(edge, SHOP, "/img/b");
+        },
+    );
 }
 
 #[test]
 fn a_fill_that_began_before() {
-    rule_of(1..10, Bug::FillCleanFromItsEnd, |_| (), |w| {
-        let edge = w.edge(1);
-        w.do_now(Action::OriginTakes { ms: 2000 });
-        let before = w.ask_for(edge, SHOP, "/");
-        w.wait(50);
-        must_be_true(&w.purge(url(SHOP, "/"), 10_000));
-        w.answer_to(before);
-        w.fetch(edge, SHOP, "/");
-    });
+    rule_of(
+        1..10,
+        Bug::FillCleanFromItsEnd,
+        |_| (),
+        |w| {
+            let edge = w.edge(1);
+            w.do_now(Action::OriginTakes { ms: 2000 });
+            let before = w.ask_for(edge, SHOP, "/");
+            w.wait(50);
+            must_be_true(&w.purge(url(SHOP, "/"), 10_000));
+            w.answer_to(before);
+            w.fetch(edge, SHOP, "/");
+        },
+    );
 }
 
 #[test]
@@ -521,7 +541,7 @@ fn a_softly_purged_tag_seen_only_in_the_head() {
 /// Found by the simulation: a request that shares nothing looked at no tags.
 #[test]
 fn a_head_request_is_answered_from_no_shield_that_is_behind() {
-    rule(Bug::DemandIgnored, |w| {
+    rule(Bug::OwnWayDemandsLess, |w| {
         w.set_detached(SHOP, WhenDetached::Serve);
         stored(w, 1, SHOP, "/img/a");
         let named = tagged(w, SHOP, "/img/a");
@@ -559,42 +579,52 @@ fn a_shield_vouches_through_what_it_knows_and_no_further() {
 #[test]
 fn an_end_to_end_validation_goes_past_a_shield_that_is_behind() {
     // The shield holds its lease and has not heard of the purge yet, which is not true before it has.
-    rule_of(1..20, Bug::EndToEndIgnored, |_| (), |w| {
-        stored(w, 1, SHOP, "/");
-        let edge = w.edge(1);
-        w.cut_off(edge);
-        w.wait(4000);
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            for control in 0..3 {
-                let control = w.setup.control(control);
-                w.do_now(Action::Cut(control, shield));
+    rule_of(
+        1..20,
+        Bug::EndToEndIgnored,
+        |_| (),
+        |w| {
+            stored(w, 1, SHOP, "/");
+            let edge = w.edge(1);
+            w.cut_off(edge);
+            w.wait(4000);
+            for n in 1..=2 {
+                let shield = w.shield(n);
+                for control in 0..3 {
+                    let control = w.setup.control(control);
+                    w.do_now(Action::Cut(control, shield));
+                }
             }
-        }
-        w.begin_purge(url(SHOP, "/"), 10_000);
-        w.wait(600 + 20 * w.setup.seed);
-        w.ask_for(edge, SHOP, "/");
-        w.wait(100);
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.rejoin(shield);
-        }
-        for _ in 0..100 {
+            w.begin_purge(url(SHOP, "/"), 10_000);
+            w.wait(600 + 20 * w.setup.seed);
             w.ask_for(edge, SHOP, "/");
-            w.wait(10);
-        }
-    });
+            w.wait(100);
+            for n in 1..=2 {
+                let shield = w.shield(n);
+                w.rejoin(shield);
+            }
+            for _ in 0..100 {
+                w.ask_for(edge, SHOP, "/");
+                w.wait(10);
+            }
+        },
+    );
 }
 
 #[test]
 fn the_ledgers_floor() {
-    rule_of(1..4, Bug::FloorIgnored, |s| s.selectors = 2, |w| {
-        stored(w, 1, SHOP, "/");
-        for path in ["/", "/a", "/b", "/c"] {
-            must_be_true(&w.purge(url(SHOP, path), 10_000));
-        }
-        stored(w, 1, SHOP, "/");
-    });
+    rule_of(
+        1..4,
+        Bug::FloorIgnored,
+        |s| s.selectors = 2,
+        |w| {
+            stored(w, 1, SHOP, "/");
+            for path in ["/", "/a", "/b", "/c"] {
+                must_be_true(&w.purge(url(SHOP, path), 10_000));
+            }
+            stored(w, 1, SHOP, "/");
+        },
+    );
 }
 
 #[test]
@@ -685,4 +715,91 @@ fn collapsing_works_under_thousands_of_unrelated_purges_a_second() {
     assert_eq!(w.violation(), None);
     assert!(asked.len() > 20 && purges > 1000, "{} requests, {purges} purges", asked.len());
     assert_eq!(w.origin_gave(SHOP, "/"), 1, "{} requests, {purges} purges", asked.len());
+}
+
+#[test]
+fn a_lower_revision_after_a_restore() {
+    rule(Bug::IncarnationIgnored, |w| {
+        w.do_now(Action::Backup);
+        // What is stored now is clean through more than the new log will have for a while.
+        for _ in 0..10 {
+            must_be_true(&w.purge(url(SHOP, "/images"), 10_000));
+        }
+        stored(w, 1, SHOP, "/");
+        w.do_now(Action::Restore);
+        w.run_while(20_000_000_000, |w| w.leader().is_some() && (1..=3).all(|n| w.is_attached(w.edge(n))));
+        w.wait(4000);
+        must_be_true(&w.purge(url(SHOP, "/"), 10_000));
+        stored(w, 1, SHOP, "/");
+    });
+}
+
+/// Found by the simulation: a shield that is told of a new log later than its edges fetched on their demand, in terms of that
+/// log, and had no purges of it once it was told.
+#[test]
+fn what_was_fetched_on_demand_of_a_log_not_known_yet_is_not_vouched_for() {
+    rule(Bug::FreshLogWithoutFloor, |w| {
+        w.set_detached(SHOP, WhenDetached::Serve);
+        w.do_now(Action::Backup);
+        w.wait(200);
+        for n in 1..=2 {
+            let shield = w.shield(n);
+            w.cut_off(shield);
+        }
+        w.do_now(Action::Restore);
+        w.run_while(20_000_000_000, |w| w.leader().is_some() && (1..=3).all(|n| w.is_attached(w.edge(n))));
+        stored(w, 1, SHOP, "/");
+        let answer = w.purge(url(SHOP, "/"), 4000);
+        assert_eq!(answer.names().len(), 2, "{answer:?}");
+        for n in 1..=2 {
+            let shield = w.shield(n);
+            w.rejoin(shield);
+        }
+        w.run_while(20_000_000_000, |w| (1..=2).all(|n| w.is_attached(w.shield(n))));
+        must_be_true(&w.receipt(answer.index(), 10_000));
+        for n in 1..=3 {
+            stored(w, n, SHOP, "/");
+        }
+    });
+}
+
+/// Nobody knows what a node was told after the backup was made.
+#[test]
+fn after_a_restore_a_node_that_is_cut_off_may_serve() {
+    rule_of(1..4, Bug::RestoreTrustsTheBackup, nobody_serves, |w| {
+        w.do_now(Action::Backup);
+        w.set_detached(SHOP, WhenDetached::Serve);
+        w.wait(500);
+        stored(w, 1, SHOP, "/");
+        let edge = w.edge(1);
+        w.cut_off(edge);
+        w.do_now(Action::Restore);
+        w.run_while(20_000_000_000, |w| w.leader().is_some() && w.is_attached(w.edge(2)));
+        w.wait(6000);
+        let answer = w.purge(url(SHOP, "/"), 5000);
+        assert_eq!(answer.names(), [("e1".to_owned(), "may_serve".to_owned())], "{answer:?}");
+        w.fetch(edge, SHOP, "/");
+    });
+}
+
+/// Found by the simulation: the second of a shield and the second of its edge came to two.
+#[test]
+fn a_shield_and_its_edge_have_one_second_between_them() {
+    rule_of(1..20, Bug::SecondPerTier, nobody_serves, |w| {
+        let edge = w.edge(1);
+        for node in [edge, w.shield(1), w.shield(2)] {
+            w.cut_off(node);
+        }
+        w.wait(4000);
+        w.do_now(Action::OriginTakes { ms: 2000 });
+        let other = w.edge(2);
+        w.ask_for(other, SHOP, "/");
+        w.wait(60);
+        w.begin_purge(url(SHOP, "/"), 10_000);
+        w.wait(400 + 25 * w.setup.seed);
+        for _ in 0..200 {
+            w.ask_for(edge, SHOP, "/");
+            w.wait(10);
+        }
+    });
 }
