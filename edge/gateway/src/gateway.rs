@@ -385,8 +385,12 @@ impl<U: Upstream> Gateway<U> {
     /// Whether a purge that this request must honour, seen only by the tags in the head, came after the response was known
     /// to be clean: a shield that has not heard of it answers in good faith.
     fn purged_before_arrival(&self, asked: &Asked, tags: &[Box<str>], clean_through: Revision, arrival: Revision) -> bool {
-        if clean_through.reaches(arrival) || Bug::TagsInTheHeadIgnored.is_planted() || arrival.incarnation != self.incarnation.get() {
+        if clean_through.reaches(arrival) || Bug::TagsInTheHeadIgnored.is_planted() {
             return false;
+        }
+        if arrival.incarnation != self.incarnation.get() {
+            // The network was restored meanwhile: what was known of purges when the request came is gone.
+            return true;
         }
         let clean = if clean_through.incarnation == arrival.incarnation { clean_through.index } else { 0 };
         // Softly, too: it is stale for who came after. Nor is one good that the ledger has forgotten too much to vouch for.

@@ -292,18 +292,18 @@ impl World {
                     self.must(checked);
                 }
                 if let Answer::True(_) = answer {
-                    self.checker.purge_true(index, &orders, called, now);
+                    self.checker.promises.is_true(index, &orders, called, now);
                     *(if is_receipt { &mut self.checker.stats.receipts_200 } else { &mut self.checker.stats.purges_200 }) += 1;
                 } else {
                     let done = |n: &&tidegate_control_types::api::ReceiptNode| n.state == "applied" || n.state == "silent";
                     let done: Vec<_> = receipt.nodes.iter().filter(done).map(|n| n.name.clone()).collect();
-                    self.checker.purge_pending(index, &orders, called, now, &done);
+                    self.checker.promises.is_pending(index, &orders, called, now, &done);
                     if !is_receipt {
                         self.checker.stats.purges_202 += 1;
                     }
                 }
             }
-            Answer::Gone(index) => self.checker.receipt_gone(*index),
+            Answer::Gone(index) => self.checker.promises.is_forgotten(*index),
             Answer::Unknown if is_purge => self.checker.stats.purges_unknown += 1,
             _ => {}
         }

@@ -2,11 +2,13 @@
 //! the network works; it compares what was promised with what was seen.
 
 use crate::origin::Exchange;
+pub use crate::promise::time;
+use crate::promise::{Given, Promises};
 use raft::eraftpb::Entry;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use tidegate_control_state::Applied;
-use tidegate_control_types::{Event, PurgeOrder, Selector};
+use tidegate_control_types::{Event, PurgeOrder};
 
 /// All that any voter ever wrote into its log. Log matching: one index and term, one entry.
 #[derive(Default)]
@@ -34,22 +36,6 @@ impl LogBook {
     }
 }
 
-/// From when on, and where, a purge has to be true.
-#[derive(Clone, Debug)]
-enum Enforced {
-    /// By a `202`: at the nodes that it does not name.
-    At(BTreeMap<String, u64>),
-    Everywhere(u64),
-}
-
-#[derive(Clone, Debug)]
-struct Promise {
-    orders: Vec<PurgeOrder>,
-    called_at: u64,
-    index: u64,
-    enforced: Enforced,
-}
-
 /// What an acknowledged change said.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
@@ -59,9 +45,7 @@ pub enum Said {
 
 #[derive(Default)]
 pub struct Checker {
-    /// By log, since each begins its indices anew, and index.
-    promises: BTreeMap<(u64, u64), Promise>,
-    log: u64,
+    pub promises: Promises,
     leaders: BTreeMap<u64, u64>,
     /// What was applied first at each index, and the newest term that anybody led by then.
     applied: BTreeMap<u64, (Applied, u64)>,
@@ -109,7 +93,7 @@ type Checked = Result<(), String>;
 impl Checker {
     /// The network was restored from a backup: another log begins. What was promised to be true stays promised.
     pub fn another_log(&mut self) {
-        self.log += 1;
+        self.promises.another_log();
         self.leaders.clear();
         self.applied.clear();
         self.acknowledged.clear();
@@ -185,72 +169,17 @@ impl Checker {
         self.ended.push((now, most));
     }
 
-    /// A purge that was called for at `called_at` was answered `200` at `now`.
-    pub fn purge_true(&mut self, index: u64, orders: &[PurgeOrder], called_at: u64, now: u64) {
-        let promise = self.promises.entry((self.log, index));
-        let promise = promise.or_insert_with(|| Promise { orders: orders.to_vec(), called_at, index, enforced: Enforced::Everywhere(now) });
-        promise.called_at = promise.called_at.min(called_at);
-        if let Enforced::At(_) = promise.enforced {
-            promise.enforced = Enforced::Everywhere(now);
-        }
-    }
-
-    /// A purge was answered `202` at `now`; at `done` it is said to be true already.
-    pub fn purge_pending(&mut self, index: u64, orders: &[PurgeOrder], called_at: u64, now: u64, done: &[String]) {
-        let promise = self.promises.entry((self.log, index));
-        let new = || Promise { orders: orders.to_vec(), called_at, index, enforced: Enforced::At(BTreeMap::new()) };
-        if let Enforced::At(nodes) = &mut promise.or_insert_with(new).enforced {
-            for node in done {
-                nodes.entry(node.clone()).or_insert(now);
-            }
-        }
-    }
-
-    /// Its receipt is kept no longer: nobody can learn any more that it became true.
-    pub fn receipt_gone(&mut self, index: u64) {
-        if matches!(self.promises.get(&(self.log, index)).map(|p| &p.enforced), Some(Enforced::At(_))) {
-            self.promises.remove(&(self.log, index));
-        }
-    }
-
-    /// Whether every purge that has a revision is known to be true everywhere.
-    #[must_use]
-    pub fn not_true_yet(&self) -> Vec<u64> {
-        let of_now = self.promises.iter().filter(|((log, _), _)| *log == self.log);
-        of_now.filter(|(_, p)| matches!(p.enforced, Enforced::At(_))).map(|(_, p)| p.index).collect()
-    }
-
     /// A client's request whose head reached `node` at `begun` was answered with what the origin said in `exchange`.
     pub fn answered(&mut self, node: &str, begun: u64, exchange: &Exchange, may_be_stale: bool) -> Checked {
         self.stats.answers += 1;
-        for p in self.promises.values() {
-            let from = match &p.enforced {
-                Enforced::Everywhere(from) => *from,
-                Enforced::At(nodes) => match nodes.get(node) {
-                    Some(from) => *from,
-                    None => continue,
-                },
-            };
-            if begun <= from || exchange.at >= p.called_at {
-                continue;
-            }
-            for order in p.orders.iter().filter(|o| names(o, exchange)) {
-                if order.soft && may_be_stale {
-                    continue;
-                }
-                let how = if order.soft { "soft " } else { "" };
-                return Err(format!(
-                    "stale: the {how}purge at {} ({}) was called for at {} and true at {node} from {}; a request of {} got what the origin said at {}",
-                    p.index,
-                    order.selector,
-                    time(p.called_at),
-                    time(from),
-                    time(begun),
-                    time(exchange.at),
-                ));
-            }
-        }
-        Ok(())
+        let given = Given {
+            at: exchange.at,
+            site: exchange.site.clone(),
+            host: format!("{}.example", exchange.site),
+            path: crate::origin::PAGES[exchange.page].0.to_owned(),
+            tags: exchange.tags.iter().map(|t| (*t).to_owned()).collect(),
+        };
+        self.promises.answered(node, begun, &given, may_be_stale)
     }
 
     /// At the end: every acknowledged change was applied.
@@ -259,27 +188,5 @@ impl Checker {
             Some(index) => Err(format!("lost: the change acknowledged at {index} was never applied")),
             None => Ok(()),
         }
-    }
-}
-
-/// True time, for people.
-#[must_use]
-pub fn time(nanos: u64) -> String {
-    format!("{:.3} s", nanos as f64 / 1e9)
-}
-
-/// Whether a purge names what the origin gave: said here once more, as plainly as it can be.
-fn names(order: &PurgeOrder, given: &Exchange) -> bool {
-    let (host, path) = (format!("{}.example", given.site), crate::origin::PAGES[given.page].0);
-    if order.site.as_ref().is_some_and(|s| s.as_str() != given.site) {
-        return false;
-    }
-    match &order.selector {
-        Selector::Url { host: h, target } => *h == host && target == path,
-        Selector::Prefix { host: h, path: p } => *h == host && (path == p || path.starts_with(&format!("{p}/"))),
-        Selector::Host { host: h } => *h == host,
-        Selector::Tag { tag } => order.site.is_some() && given.tags.contains(&tag.as_str()),
-        Selector::Site => order.site.is_some(),
-        Selector::All => true,
     }
 }

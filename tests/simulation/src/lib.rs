@@ -20,6 +20,8 @@ mod exchange;
 mod net;
 mod origin;
 mod plan;
+#[path = "../../support/promise.rs"]
+pub mod promise;
 mod run;
 pub mod script;
 mod story;

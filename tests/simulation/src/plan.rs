@@ -261,8 +261,11 @@ impl Plan {
         let until = r.u64(20..40) * SECOND;
         let mut plan = Self { actions: Vec::new(), until, setup };
         plan.clients(&mut r);
-        plan.operators(&mut r);
-        plan.faults(&mut r);
+        // Some runs are nothing but a drama: chaos hides what depends on one thing after the other.
+        if r.u8(0..3) > 0 {
+            plan.operators(&mut r);
+            plan.faults(&mut r);
+        }
         for _ in 0..r.u8(1..4) {
             plan.drama(&mut r);
         }
@@ -392,7 +395,9 @@ impl Plan {
     /// What rarely happens by chance alone.
     fn drama(&mut self, r: &mut Rng) {
         let at = r.u64(4 * SECOND..self.until);
-        match r.u8(0..6) {
+        match r.u8(0..8) {
+            3 => self.restored_meanwhile(r, at, true),
+            4 => self.restored_meanwhile(r, at, false),
             0 => self.two_leaders(r, at),
             1 => self.lagging_friend(r, at),
             2 => self.forgotten_rules(r, at),
@@ -457,8 +462,10 @@ impl Plan {
         while then < parted + 11 * SECOND {
             then += r.u64(2..20) * MS;
             self.add(then, Action::Lag(edge));
-            // Not before it may be attached: it would ask the origin, and learn what is new.
-            self.add(then + r.u64(0..1000) * MS, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+            // Seldom before it may be attached: it would ask the origin, and learn what is new.
+            if r.u8(0..20) == 0 {
+                self.add(then + r.u64(0..500) * MS, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+            }
         }
     }
 
@@ -467,17 +474,39 @@ impl Plan {
         let s = self.setup.clone();
         let (edge, to, site, page) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(0..SITES.len()), r.usize(0..3));
         self.add(at - 1500 * MS, Action::Detached { at: to, site, mode: WhenDetached::Serve });
-        self.add(at - 500 * MS, Action::SavesFail(edge, true));
-        self.add(at - 400 * MS, Action::Detached { at: to, site, mode: WhenDetached::Revalidate });
+        self.add(at - 700 * MS, Action::SavesFail(edge, true));
+        self.add(at - 600 * MS, Action::Detached { at: to, site, mode: WhenDetached::Revalidate });
         self.leave_only(at + 500 * MS, 15 * SECOND, edge, None);
         self.add(at + 600 * MS, Action::Kill(edge));
         self.add(at + 700 * MS, Action::SavesFail(edge, false));
         self.add(at + 700 * MS, Action::Start(edge));
         let mut then = at + 6 * SECOND;
-        self.add(then + 500 * MS, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+        self.add(then + r.u64(500..3000) * MS, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
         while then < at + 12 * SECOND {
             then += r.u64(20..200) * MS;
             self.add(then, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        }
+    }
+
+    /// The network is restored while a node is cut off, and asked, and its site's rules were others before. `shields`: they
+    /// are what is cut off, and their edges ask them in terms of the new log.
+    fn restored_meanwhile(&mut self, r: &mut Rng, at: u64, shields: bool) {
+        let s = self.setup.clone();
+        let (edge, to, site, page) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(0..SITES.len()), r.usize(0..3));
+        self.add(at, Action::Detached { at: to, site, mode: if shields { WhenDetached::Serve } else { WhenDetached::Revalidate } });
+        self.add(at + 400 * MS, Action::Backup);
+        self.add(at + 500 * MS, Action::Detached { at: to, site, mode: WhenDetached::Serve });
+        let cut = if shields { (0..s.shields).map(|n| s.shield(n)).collect() } else { vec![edge] };
+        for node in cut {
+            self.leave_only(at + 1500 * MS, if shields { 7 * SECOND } else { 15 * SECOND }, node, None);
+        }
+        self.add(at + 1400 * MS, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        self.add(at + 1600 * MS, Action::Restore);
+        let mut then = at + 6 * SECOND;
+        self.add(then + r.u64(0..2000) * MS, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+        while then < at + 12 * SECOND {
+            then += r.u64(20..200) * MS;
+            self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
         }
     }
 

@@ -114,17 +114,17 @@ impl World {
         let mut asked = std::collections::BTreeMap::new();
         let well = self.run_while(RECOVERS_WITHIN, |world| {
             let Some(leader) = world.leader() else { return false };
-            for index in world.checker.not_true_yet() {
+            for index in world.checker.promises.open() {
                 let waits = asked.get(&index).and_then(|id| world.api.calls.get(id)).is_some_and(|c: &Call| c.answer.is_none());
                 if !waits {
                     asked.insert(index, world.call(leader, Call::receipt(index, 2000)));
                 }
             }
             world.bury(leader);
-            world.checker.not_true_yet().is_empty() && world.strays().is_empty()
+            world.checker.promises.open().is_empty() && world.strays().is_empty()
         });
         if self.problem.is_none() && !well {
-            let open = self.checker.not_true_yet();
+            let open = self.checker.promises.open();
             let answers: Vec<_> =
                 asked.values().filter_map(|id| self.api.calls.get(id)?.answer.clone()).filter(|a| !matches!(a, Answer::True(_))).collect();
             let why = format!(

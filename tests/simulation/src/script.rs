@@ -67,11 +67,11 @@ impl World {
 
     /// Cuts a node off from every control node.
     pub fn cut_off(&mut self, node: Host) {
-        self.control_links(node, |a, b| Action::Cut(a, b));
+        self.control_links(node, Action::Cut);
     }
 
     pub fn rejoin(&mut self, node: Host) {
-        self.control_links(node, |a, b| Action::Heal(a, b));
+        self.control_links(node, Action::Heal);
     }
 
     fn control_links(&mut self, node: Host, action: fn(Host, Host) -> Action) {

@@ -803,3 +803,22 @@ fn a_shield_and_its_edge_have_one_second_between_them() {
         }
     });
 }
+
+/// Found by the simulation: what a request had to be kept from was forgotten with the log that said so.
+#[test]
+fn a_request_that_came_before_a_restore_is_kept_from_what_was_purged_before_it() {
+    rule(Bug::TagsInTheHeadIgnored, |w| {
+        stored(w, 2, SHOP, "/img/a");
+        let named = tagged(w, SHOP, "/img/a");
+        must_be_true(&w.purge(url(SHOP, "/img/a"), 10_000));
+        w.do_now(Action::Backup);
+        w.do_now(Action::OriginTakes { ms: 3000 });
+        let (edge, other) = (w.edge(1), w.edge(2));
+        w.ask_for(other, SHOP, "/img/a");
+        w.wait(50);
+        must_be_true(&w.purge(tag(SHOP, &named), 10_000));
+        w.ask_for(edge, SHOP, "/img/a");
+        w.do_now(Action::Restore);
+        w.wait(6000);
+    });
+}
