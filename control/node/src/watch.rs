@@ -207,7 +207,7 @@ impl<C: ControlPlane> Watcher<C> {
             stream.say(&FromNode::Ack { index: update.revision.index }).await?;
         }
         self.apply(&update).await;
-        if update.changes_configuration() && !Bug::AcknowledgedBeforeSave.is_planted() && !self.save() {
+        if update.changes_configuration() && !self.save() && !Bug::AcknowledgedBeforeSave.is_planted() {
             // Not acknowledged: a restart would bring back rules that the control plane believes gone.
             return Err("the configuration could not be saved".to_owned().into());
         }
