@@ -395,7 +395,9 @@ impl Plan {
     /// What rarely happens by chance alone.
     fn drama(&mut self, r: &mut Rng) {
         let at = r.u64(4 * SECOND..self.until);
-        match r.u8(0..8) {
+        match r.u8(0..10) {
+            5 => self.lagging_shields(r, at),
+            6 => self.rush(r, at),
             3 => self.restored_meanwhile(r, at, true),
             4 => self.restored_meanwhile(r, at, false),
             0 => self.two_leaders(r, at),
@@ -507,6 +509,58 @@ impl Plan {
         while then < at + 12 * SECOND {
             then += r.u64(20..200) * MS;
             self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
+        }
+    }
+
+    /// Shields hear of purges late, and are asked by edges that know them and by one that is cut off.
+    fn lagging_shields(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let (edge, other, to) = (s.edge(r.usize(0..8)), s.edge(r.usize(0..8)), s.control(r.usize(0..8)));
+        let (site, page) = (r.usize(0..SITES.len()), r.usize(0..3));
+        let mode = if r.bool() { WhenDetached::Revalidate } else { WhenDetached::Serve };
+        self.add(at, Action::Detached { at: to, site, mode });
+        for n in 0..SITES.len() {
+            self.add(at + n as u64, Action::Get { edge: other, worker: n, ask: Ask::get(site, page) });
+        }
+        self.leave_only(at + SECOND, 15 * SECOND, edge, None);
+        for round in 0..3 {
+            let then = at + (7 + 3 * round) * SECOND;
+            for shield in (0..s.shields).map(|n| s.shield(n)) {
+                for control in (0..s.controls).map(Host) {
+                    self.add(then, Action::Cut(control, shield));
+                    self.add(then + 700 * MS, Action::Heal(control, shield));
+                }
+            }
+            let mut orders = Self::order_of(site, page);
+            if r.bool() {
+                let tag = (*r.choice(&TAGS).unwrap_or(&"red")).to_owned();
+                orders = vec![PurgeOrder { site: SITES[site].parse().ok(), selector: Selector::Tag { tag }, soft: false }];
+            }
+            // Not to be waited for, it is said to be true at the edges alone.
+            let wait_ms = if r.bool() { 150 } else { 10_000 };
+            self.add(then + 10 * MS, Action::Purge { at: to, orders, wait_ms });
+            let mut asked = then + r.u64(100..650) * MS;
+            while asked < then + 2500 * MS {
+                for edge in [edge, other, s.edge(r.usize(0..8))] {
+                    let method = if r.u8(0..4) == 0 { http::Method::HEAD } else { http::Method::GET };
+                    self.add(asked, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask { method, ..Ask::get(site, page) } });
+                }
+                asked += r.u64(5..60) * MS;
+            }
+        }
+    }
+
+    /// Purges one after the other, and requests at all workers at once.
+    fn rush(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let (edge, to, site, page) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(0..SITES.len()), r.usize(0..2));
+        let mut then = at;
+        while then < at + 5 * SECOND {
+            self.add(then, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+            for _ in 0..20 {
+                then += r.u64(1..12) * MS;
+                self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
+            }
         }
     }
 
