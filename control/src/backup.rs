@@ -8,7 +8,7 @@ use std::path::Path;
 use tidegate_certs::token::sha256;
 use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::State;
-use tidegate_control_types::{Clock, Incarnation, WallTime, wire};
+use tidegate_control_types::{Clock, WallTime, wire};
 use tidegate_node::clock::random_u64;
 use tidegate_node::{NodeError, SystemClock};
 
@@ -63,7 +63,7 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
     let cluster_key = SealingKey::load(&settings.cluster_key)?;
     let ca_key = cluster_key.open("ca", &state.founding.ca_sealed_key)?;
     let ca = Ca::open(&state.founding.ca_certificate, &ca_key)?;
-    let mut state = state.restored(Incarnation(random_u64()));
+    let mut state = state.restored(random_u64());
     let cluster = state.founding.cluster.clone();
     enrol_first(settings, &mut state, &ca, &cluster, SystemClock.wall(), "control restore")?;
     write_first(settings, &state)?;
@@ -73,8 +73,8 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_control_types::LeaseTerms;
     use tidegate_control_types::command::Founding;
+    use tidegate_control_types::{Incarnation, LeaseTerms};
 
     #[test]
     fn a_backup_is_read_back_and_nothing_else_is() {

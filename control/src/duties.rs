@@ -45,8 +45,8 @@ async fn once(control: &Arc<Control>) {
         }
     }
     let now = control.now();
-    for name in control.with_leadership(|state, l| purge::forgettable(state, l, now)).unwrap_or_default() {
-        if control.change(BY, Change::NodeForget { name: name.clone() }).await.is_ok() {
+    for (name, removal) in control.with_leadership(|state, l| purge::forgettable(state, l, now)).unwrap_or_default() {
+        if control.change(BY, Change::NodeForget { name: name.clone(), removal }).await.is_ok() {
             control.with_leadership(|_, l| l.fleet.forget(&name));
             control.heard.lock().forget(&name);
         }

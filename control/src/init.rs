@@ -53,7 +53,7 @@ pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, Contro
     let (ca, ca_key) = Ca::create(cluster, now.as_secs())?;
     let founding = Founding {
         cluster: cluster.to_owned(),
-        incarnation: Incarnation(random_u64()),
+        incarnation: Incarnation::new(0, random_u64()),
         zone: settings.zone.clone(),
         lease: settings.raft.lease.unwrap_or_default(),
         ca_certificate: ca.certificate().to_vec(),

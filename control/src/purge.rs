@@ -7,7 +7,7 @@ use tidegate_control_types::fleet::{Member, NodeVerdict};
 use tidegate_control_types::node::NodeState;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::purge::PurgeType;
-use tidegate_control_types::{BootTime, Revision, Selector};
+use tidegate_control_types::{BootTime, NodeName, Revision, Selector};
 
 /// A caller's wait for the purge at `index`, until `deadline` at the latest.
 #[derive(Clone, Debug)]
@@ -129,9 +129,9 @@ fn member(node: &NodeRecord) -> Member<'_> {
     Member { name: &node.state.name, since: node.state.since, removed: node.removed.map(|r| r.index), dead }
 }
 
-/// Removed nodes that can no longer answer anything.
+/// Removed nodes that can no longer answer anything, each with the index of its removal.
 #[must_use]
-pub fn forgettable(state: &State, leadership: &Leadership, now: BootTime) -> Vec<tidegate_control_types::NodeName> {
+pub fn forgettable(state: &State, leadership: &Leadership, now: BootTime) -> Vec<(NodeName, u64)> {
     let over = |n: &&NodeRecord| leadership.fleet.is_over(member(n), now, |since| state.may_answer_detached(since));
-    state.nodes().filter(over).map(|n| n.state.name.clone()).collect()
+    state.nodes().filter(over).filter_map(|n| Some((n.state.name.clone(), n.removed?.index))).collect()
 }

@@ -230,6 +230,10 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
     match (path.as_str(), role, peer.identity) {
         ("/enrol", _, _) => enrol_request(&control, request).await,
         ("/watch", Some(role), Some(who)) if role.caches() => match who.name.parse::<NodeName>() {
+            // A leader of yesterday, or one that has not applied all yet, may not know a node that has just enrolled.
+            Ok(name) if !watch::is_known(&control, &name) && control.read_barrier().await.is_err() => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "this node is not known here")
+            }
             Ok(name) => watch::open(&control, name, role, request.into_body(), stopping),
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },

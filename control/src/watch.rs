@@ -2,7 +2,6 @@
 //! acknowledgements and askings for a lease go on to the leader.
 
 use crate::feed::Feed;
-use crate::heard::removal_of;
 use crate::shared::{Broadcast, Control};
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -25,15 +24,11 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A stream that takes nothing for this long is cut.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the stream of `name`.
+/// Opens the stream of `name`, which is known here or, by a read that just ended, nowhere.
 pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incoming, stopping: Stopping) -> Response<Body> {
-    let known = control.raft.state.read().node(name.as_str()).is_some();
-    match known {
-        // One that was removed too: it is told so, and asked to say when it has ended.
-        true => {}
-        // A follower that is behind may not know a node that has just enrolled: it is to try again.
-        false if !control.leads() => return status(StatusCode::SERVICE_UNAVAILABLE),
-        false => return status(StatusCode::GONE),
+    // One that was removed too: it is told so, and says when it has ended.
+    if !is_known(control, &name) {
+        return status(StatusCode::GONE);
     }
     let (out, body) = Channel::<Bytes, BoxError>::new(16);
     let control = Arc::clone(control);
@@ -44,6 +39,11 @@ pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incomi
         }
     });
     Response::new(body.boxed_unsync())
+}
+
+/// Whether `name` is enrolled, as far as this control node has applied the log.
+pub fn is_known(control: &Control, name: &NodeName) -> bool {
+    control.raft.state.read().node(name.as_str()).is_some()
 }
 
 fn status(code: StatusCode) -> Response<Body> {
@@ -66,25 +66,32 @@ impl Session {
         tracing::info!(node = %self.name, role = %self.role, version, mine = VERSION, "a node watches");
         // Subscribed before the state is read: nothing falls between.
         let mut updates = self.control.broadcast.subscribe();
-        let opened = Feed::open(&self.control.raft.state.read(), self.role, applied, &|c| self.control.unsealed(c));
-        let (mut feed, missed) = opened.map_err(|e| e.to_string())?;
-        send(&mut out, wire::frame(&missed).into()).await?;
-        self.check_removed(&mut out).await?;
+        // None for a node that was removed: it is told so, and nothing else.
+        let mut feed: Option<Feed> = None;
+        if !self.is_removed(&mut out).await? {
+            let missed = {
+                let state = self.control.raft.state.read();
+                Feed::open(&state, self.role, applied, &|c| self.control.unsealed(c)).map_err(|e| e.to_string())?
+            };
+            feed = Some(missed.0);
+            send(&mut out, wire::frame(&missed.1).into()).await?;
+        }
         let (leases, mut granted) = mpsc::channel(16);
         loop {
             tokio::select! {
                 message = next(&mut incoming, &mut frames) => self.hear(message?, &leases)?,
                 update = updates.recv() => match update {
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) if self.is_removed(&mut out).await? => feed = None,
                     Ok(Broadcast::Entries { through, frame }) => {
-                        if feed.is_news(through) {
+                        if feed.as_mut().is_some_and(|f| f.is_news(through)) {
                             send(&mut out, frame).await?;
                         }
-                        self.check_removed(&mut out).await?;
                     }
                     Ok(Broadcast::Restored) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                        let missed = feed.again(&self.control.raft.state.read(), &|c| self.control.unsealed(c));
-                        send(&mut out, wire::frame(&missed.map_err(|e| e.to_string())?).into()).await?;
-                        self.check_removed(&mut out).await?;
+                        let missed = feed.as_mut().map(|f| f.again(&self.control.raft.state.read(), &|c| self.control.unsealed(c)));
+                        if let Some(missed) = missed {
+                            send(&mut out, wire::frame(&missed.map_err(|e| e.to_string())?).into()).await?;
+                        }
                     }
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
@@ -94,23 +101,27 @@ impl Session {
         }
     }
 
-    async fn check_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<(), String> {
-        let removed = self.control.raft.state.read().node(self.name.as_str()).is_none_or(|n| n.removed.is_some());
-        if removed { send(out, wire::frame(&ToNode::Removed).into()).await } else { Ok(()) }
+    /// Whether the node was removed; it is told so then, before anything that came after.
+    async fn is_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<bool, String> {
+        let removal = match self.control.raft.state.read().node(self.name.as_str()) {
+            None => return Err("the node is forgotten".into()),
+            Some(node) => node.removed.map(|r| r.index),
+        };
+        if let Some(removal) = removal {
+            send(out, wire::frame(&ToNode::Removed { removal }).into()).await?;
+        }
+        Ok(removal.is_some())
     }
 
     fn hear(&self, message: FromNode, leases: &mpsc::Sender<ToNode>) -> Result<(), String> {
         match message {
             FromNode::Hello { .. } => return Err("a second hello".into()),
             FromNode::Ack { index } => acknowledged(&self.control, &self.name, index),
-            FromNode::Ended => {
-                let removal = removal_of(&self.control.raft.state.read(), &self.name);
-                if let Some(removal) = removal {
-                    tracing::info!(node = %self.name, "a removed node has ended");
-                    self.control.heard.lock().ended(&self.name, removal);
-                    tell(&self.control);
-                    self.control.note_change();
-                }
+            FromNode::Ended { removal } => {
+                tracing::info!(node = %self.name, removal, "a removed node has ended");
+                self.control.heard.lock().ended(&self.name, removal);
+                tell(&self.control);
+                self.control.note_change();
                 return Err("the node has ended".into());
             }
             FromNode::Report(report) => reported(&self.control, &self.name, report),
@@ -198,7 +209,12 @@ pub async fn relay(control: Arc<Control>, mut stopping: Stopping) {
         }
         let (id, term) = (control.raft.leader.load(Ordering::Acquire), control.raft.term.load(Ordering::Acquire));
         let Some(leader) = control.leader_address() else { continue };
-        let Some(news) = control.heard.lock().news(&control.raft.state.read(), id, term) else { continue };
+        let news = {
+            // In this order wherever both are locked.
+            let state = control.raft.state.read();
+            control.heard.lock().news(&state, id, term)
+        };
+        let Some(news) = news else { continue };
         match control.links.call(&leader, "control", &format!("/relay?log={}", control.log()), wire::encode(&news), LEASE_TIMEOUT).await {
             Ok(_) => control.heard.lock().delivered(id, term, news.acks),
             Err(error) => {

@@ -92,7 +92,11 @@ async fn follow(client: &Client, request: &PurgeRequest, wait: Duration) -> Resu
     while !receipt.done && !left.is_zero() && receipt.nodes.iter().any(|n| n.state == "waiting") {
         bar.set_position(applied(&receipt));
         bar.tick();
-        receipt = client.receipt(receipt.index, &show(left.min(STEP))).await?;
+        let now = client.receipt(receipt.index, &show(left.min(STEP))).await?;
+        if now.revision != receipt.revision {
+            return Err(Failure::new("the network was restored from a backup meanwhile, which does not hold this purge: purge once more"));
+        }
+        receipt = now;
         left = left.saturating_sub(STEP);
     }
     bar.finish_and_clear();

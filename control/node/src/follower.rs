@@ -30,12 +30,16 @@ pub enum Heard {
     /// To be applied by every worker, in this order.
     Step(Arc<Update>),
     /// The operator removed this node.
-    Removed,
+    Removed { removal: u64 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("entries came before the catch-up")]
-pub struct OutOfTurn;
+pub enum OutOfTurn {
+    #[error("entries came before the catch-up")]
+    Entries,
+    #[error("it belongs to the network as it was before a restore: it has to be stopped, and to join anew")]
+    Past,
+}
 
 impl Follower {
     /// Begins with what an earlier life of this node saved; the step, if there is one, is to be applied before anything
@@ -65,9 +69,9 @@ impl Follower {
     /// The control node does not keep to the order; the connection is of no use.
     pub fn hear(&mut self, message: ToNode, heard: WallTime) -> Result<Heard, OutOfTurn> {
         let update = match message {
-            ToNode::Removed => {
+            ToNode::Removed { removal } => {
                 self.lease = NodeLease::default();
-                return Ok(Heard::Removed);
+                return Ok(Heard::Removed { removal });
             }
             ToNode::Lease { asking, grant } => {
                 self.ask_again_after = Some(grant.ask_again_after().max(Duration::from_millis(1)));
@@ -75,12 +79,16 @@ impl Follower {
                 return Ok(Heard::Lease);
             }
             ToNode::CatchUp { revision, missed } => {
+                let mine = self.network.as_ref().map_or(0, |n| n.revision.incarnation.generation());
+                if revision.incarnation.generation() < mine {
+                    return Err(OutOfTurn::Past);
+                }
                 self.caught_up = true;
                 Network::caught_up(self.network.as_deref(), revision, *missed, heard)
             }
             ToNode::Entries { through, entries } => match self.network.as_ref().filter(|_| self.caught_up) {
                 Some(network) => network.followed(through, entries, heard),
-                None => return Err(OutOfTurn),
+                None => return Err(OutOfTurn::Entries),
             },
         };
         if update.fresh {
@@ -167,6 +175,18 @@ mod tests {
         f.connected();
         step(&mut f, catch_up(1, 1));
         f.connected();
-        assert!(matches!(f.hear(ToNode::Entries { through: 2, entries: vec![] }, WallTime(0)), Err(OutOfTurn)));
+        assert!(matches!(f.hear(ToNode::Entries { through: 2, entries: vec![] }, WallTime(0)), Err(OutOfTurn::Entries)));
+    }
+
+    #[test]
+    fn a_network_from_before_a_restore_is_not_followed_again() {
+        let (mut f, _) = Follower::resume(None);
+        let log = |generation, random| Incarnation::new(generation, random).0;
+        f.connected();
+        step(&mut f, catch_up(log(0, 5), 9));
+        f.connected();
+        step(&mut f, catch_up(log(1, 7), 3));
+        f.connected();
+        assert!(matches!(f.hear(catch_up(log(0, 5), 20), WallTime(0)), Err(OutOfTurn::Past)));
     }
 }

@@ -142,6 +142,15 @@ impl Saved for SavedFile {
         wire::decode(&bytes).map(Some).map_err(|error| NodeError::Damaged { path: self.path.display().to_string(), error })
     }
 
+    fn end(&self) -> Result<(), NodeError> {
+        write_file(&self.path.with_file_name("removed"), b"the control plane removed this node\n")
+    }
+
+    fn has_ended(&self) -> bool {
+        // What cannot be looked at may be there.
+        self.path.with_file_name("removed").try_exists().unwrap_or(true)
+    }
+
     fn save(&self, network: &Network) -> Result<(), NodeError> {
         write_file(&self.path, &self.node_key.seal(CONTEXT, &wire::encode(network))?)
     }

@@ -81,6 +81,15 @@ pub trait Saved: Send + Sync {
     /// # Errors
     /// It could not be written; what was saved before is still there.
     fn save(&self, network: &Network) -> Result<(), NodeError>;
+
+    /// The node was removed: no later life of it begins from here. Durable once it returns.
+    ///
+    /// # Errors
+    /// It could not be written.
+    fn end(&self) -> Result<(), NodeError>;
+
+    #[must_use]
+    fn has_ended(&self) -> bool;
 }
 
 pub struct Watcher<C> {
@@ -106,6 +115,9 @@ pub struct Removed;
 impl<C: ControlPlane> Watcher<C> {
     /// Follows the log for as long as the node is part of the network.
     pub async fn run(mut self) -> Removed {
+        if self.saved.has_ended() {
+            return Removed;
+        }
         let (mut follower, resumed) = Follower::resume(self.load_saved());
         if let Some(step) = resumed {
             self.apply(&step).await;
@@ -193,10 +205,14 @@ impl<C: ControlPlane> Watcher<C> {
         self.publish(follower);
         let update = match heard {
             Ok(Heard::Lease) => return Ok(()),
-            Ok(Heard::Removed) => {
-                // Nothing is answered any more before the control plane hears so.
+            Ok(Heard::Removed { removal }) => {
+                // Before the control plane hears so nothing is answered any more, by this process or a later one.
                 self.watched.lease.end();
-                stream.say(&FromNode::Ended).await?;
+                if let Err(error) = self.saved.end() {
+                    tracing::error!(node = self.node, %error, "that this node was removed cannot be written down: it counts until its removal as dead");
+                    return Err(NotWatching::Removed);
+                }
+                stream.say(&FromNode::Ended { removal }).await?;
                 let _ = tokio::time::timeout(FAREWELL, async { while stream.next().await.is_ok() {} }).await;
                 return Err(NotWatching::Removed);
             }

@@ -52,8 +52,10 @@ impl State {
             Change::NodeUpdate { node } => self.node_update(index, node),
             Change::NodeDrain { name, drained } => self.node_drain(index, &name, drained),
             Change::NodeRemove { name, dead } => self.node_remove(index, &name, dead),
-            Change::NodeForget { name } => {
-                self.nodes.remove(&name);
+            Change::NodeForget { name, removal } => {
+                if self.nodes.get(&name).and_then(|n| n.removed).is_some_and(|r| r.index == removal) {
+                    self.nodes.remove(&name);
+                }
                 Ok(Vec::new())
             }
             Change::TokenCreate { token } => limited(&mut self.tokens, token.id.clone(), token, MOST_TOKENS, "tokens"),
@@ -270,7 +272,7 @@ fn describe(change: &Change) -> Option<String> {
         Change::NodeEnrol { node, .. } => format!("{} {} enrolled", node.role, node.name),
         Change::NodeDrain { name, drained } => format!("node {name} {}", if *drained { "drained" } else { "undrained" }),
         Change::NodeRemove { name, dead } => format!("node {name} removed{}", if *dead { " as dead" } else { "" }),
-        Change::NodeForget { name } => format!("node {name} can no longer answer"),
+        Change::NodeForget { name, .. } => format!("node {name} can no longer answer"),
         Change::TokenCreate { token } => format!("token {} created ({})", token.id, token.role.as_str()),
         Change::TokenRevoke { id } => format!("token {id} revoked"),
         Change::JoinCreate { join } => format!("join token {} created ({})", join.id, join.role),

@@ -39,6 +39,8 @@ pub struct State {
     sites: BTreeMap<SiteName, SiteRecord>,
     /// Index of the newest change of which site has which hosts.
     hosts_changed: u64,
+    /// Where this log began, if from a backup; 0 otherwise.
+    restored_at: u64,
     /// Per site name, also of removed sites: from which index on it was which. Never shorter than what a node may hold.
     detached: BTreeMap<SiteName, Vec<(u64, Option<WhenDetached>)>>,
     nodes: BTreeMap<NodeName, NodeRecord>,
@@ -95,6 +97,7 @@ impl State {
             now: WallTime(0),
             sites: BTreeMap::new(),
             hosts_changed: 0,
+            restored_at: 0,
             detached: BTreeMap::new(),
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -107,20 +110,22 @@ impl State {
     }
 
     /// The state of a backup as the beginning of another log, without control nodes. After the backup was made, sites may
-    /// have been told to serve on nodes that are cut off now: until a node has acknowledged something of the new log, it may
-    /// serve whatever there is.
+    /// have been made or told to serve on nodes that are cut off now: until a node has acknowledged something of the new log,
+    /// it may serve whatever there is. `random` sets this log apart from any other.
     #[must_use]
-    pub fn restored(mut self, incarnation: Incarnation) -> Self {
+    pub fn restored(mut self, random: u64) -> Self {
         let index = self.applied + 1;
-        (self.founding.incarnation, self.applied, self.hosts_changed) = (incarnation, index, index);
-        for history in self.detached.values_mut().filter(|_| !Bug::RestoreTrustsTheBackup.is_planted()) {
-            let last = history.last().and_then(|(_, w)| *w);
-            *history = vec![(0, Some(WhenDetached::Serve)), (index, last)];
-        }
+        self.founding.incarnation = Incarnation::new(self.founding.incarnation.generation() + 1, random);
+        (self.applied, self.hosts_changed, self.restored_at) = (index, index, index);
         self.purges = self.purges.restarted_at(index);
         self.members.clear();
         self.nodes.retain(|_, n| n.state.role.caches());
         self
+    }
+
+    /// Whether a node that knows the network as of `since` may know more of it than this log does.
+    fn knows_more(&self, since: u64) -> bool {
+        since < self.restored_at && !Bug::RestoreTrustsTheBackup.is_planted()
     }
 
     /// Keeps at most this many receipts: a network that is founded so forgets sooner what nodes that are away have missed.
@@ -208,13 +213,14 @@ impl State {
             }
             history.get(first..).unwrap_or_default().iter().any(|(_, w)| *w == Some(WhenDetached::Serve))
         };
-        orders.iter().any(|order| match (&order.site, &order.selector) {
-            // Its host may have been another site's in what the node knows: then any site that served counts.
-            (Some(_), selector) if selector.host().is_some() && self.hosts_changed > since => self.detached.values().any(serves),
-            (Some(site), _) => self.detached.get(site).is_some_and(serves),
-            (None, Selector::All) => self.detached.values().any(serves),
-            (None, _) => true,
-        })
+        self.knows_more(since)
+            || orders.iter().any(|order| match (&order.site, &order.selector) {
+                // Its host may have been another site's in what the node knows: then any site that served counts.
+                (Some(_), selector) if selector.host().is_some() && self.hosts_changed > since => self.detached.values().any(serves),
+                (Some(site), _) => self.detached.get(site).is_some_and(serves),
+                (None, Selector::All) => self.detached.values().any(serves),
+                (None, _) => true,
+            })
     }
 
     /// Whether such a node would answer anything at all, cut off, if only after asking an origin.
@@ -225,7 +231,7 @@ impl State {
             let known = history.get(first..).unwrap_or_default();
             known.iter().any(|(_, w)| matches!(w, Some(WhenDetached::Serve | WhenDetached::Revalidate)))
         };
-        self.detached.values().any(answers)
+        self.knows_more(since) || self.detached.values().any(answers)
     }
 
     /// What a node that has applied all through `applied` (0: nothing) has missed.

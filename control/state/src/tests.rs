@@ -171,7 +171,10 @@ fn a_join_token_enrols_one_node_and_names_are_unique_until_forgotten() {
     assert_eq!(log.apply(Change::NodeRemove { name: name.clone(), dead: false }).outcome, Ok(()));
     assert!(log.state.node("fra-1").unwrap().removed.is_some(), "it counts until it can no longer answer");
     assert!(matches!(log.apply(Change::NodeDrain { name: name.clone(), drained: true }).outcome, Err(Refusal::NotFound(_))));
-    log.apply(Change::NodeForget { name });
+    let removal = log.state.node("fra-1").unwrap().removed.unwrap().index;
+    log.apply(Change::NodeForget { name: name.clone(), removal: removal + 1 });
+    assert!(log.state.node("fra-1").is_some(), "that is another removal");
+    log.apply(Change::NodeForget { name, removal });
     assert_eq!(log.enrol("fra-1").outcome, Ok(()));
 }
 
@@ -192,8 +195,8 @@ fn after_a_restore_a_node_may_serve_until_it_is_heard_of() {
     let since = log.state.node("fra-1").unwrap().state.since;
     let orders = log.state.placed(vec![PurgeOrder { site: Some("shop".parse().unwrap()), selector: Selector::Site, soft: false }]).unwrap();
     assert!(!log.state.may_serve_detached(&orders, since));
-    let restored = log.state.clone().restored(tidegate_control_types::Incarnation(99));
-    assert_eq!(restored.founding.incarnation, tidegate_control_types::Incarnation(99));
+    let restored = log.state.clone().restored(99);
+    assert_eq!(restored.founding.incarnation.generation(), log.state.founding.incarnation.generation() + 1);
     assert!(restored.may_serve_detached(&orders, since), "what was said after the backup, nobody here knows");
     assert!(!restored.may_serve_detached(&orders, restored.applied), "one that has this log knows no other rules");
     assert_eq!((restored.members().count(), restored.purge(1)), (0, Err(true)));

@@ -53,6 +53,8 @@ pub enum Change {
     /// By the leader: a removed node can no longer answer anything.
     NodeForget {
         name: NodeName,
+        /// The index of the removal that it ends: a node of the same name may have enrolled since.
+        removal: u64,
     },
     TokenCreate {
         token: TokenRecord,

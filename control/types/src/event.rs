@@ -82,8 +82,10 @@ pub enum ToNode {
         asking: u64,
         grant: Grant,
     },
-    /// The operator removed this node.
-    Removed,
+    /// The operator removed this node, by the entry at this index.
+    Removed {
+        removal: u64,
+    },
 }
 
 /// Cache node to control node.
@@ -102,6 +104,8 @@ pub enum FromNode {
         asking: u64,
     },
     Report(NodeReport),
-    /// It was told that it is removed, and answers nothing any more.
-    Ended,
+    /// It was told of its removal by the entry at this index, and answers nothing any more, whatever becomes of its process.
+    Ended {
+        removal: u64,
+    },
 }

@@ -8,6 +8,20 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
+impl Incarnation {
+    /// Of a network that was restored `generation` times (its lower 16 bits count); `random` sets two of them apart.
+    #[must_use]
+    pub fn new(generation: u64, random: u64) -> Self {
+        Self(generation << 48 | (random & 0xffff_ffff_ffff))
+    }
+
+    /// How often the network was restored before this log began.
+    #[must_use]
+    pub fn generation(self) -> u64 {
+        self.0 >> 48
+    }
+}
+
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)

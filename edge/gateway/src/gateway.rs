@@ -392,6 +392,10 @@ impl<U: Upstream> Gateway<U> {
             // The network was restored meanwhile: what was known of purges when the request came is gone.
             return true;
         }
+        if asked.demand.is_some_and(|demand| demand.incarnation != arrival.incarnation && clean_through.reaches(demand)) {
+            // It was fetched because of this demand, in terms of a log that only the edge knows, which is to judge.
+            return false;
+        }
         let clean = if clean_through.incarnation == arrival.incarnation { clean_through.index } else { 0 };
         // Softly, too: it is stale for who came after. Nor is one good that the ledger has forgotten too much to vouch for.
         self.ledger.borrow().check(asked.site.name(), &asked.target, tags, clean) != Standing::Current

@@ -30,41 +30,63 @@ pub struct CacheHost {
     pub running: Option<Cache>,
     /// The control plane removed it, and it ended.
     pub removed: bool,
+    /// Its machine is no more.
+    pub scrapped: bool,
 }
 
 impl CacheHost {
     pub fn new(name: &str, shield: bool) -> Self {
         let name = name.parse().unwrap_or_else(|e| panic!("{e}"));
-        Self { name, shield, saved: SimSaved::default(), running: None, removed: false }
+        Self { name, shield, saved: SimSaved::default(), running: None, removed: false, scrapped: false }
     }
 }
 
 /// The file with a node's last good configuration.
 #[derive(Clone, Default)]
-pub struct SimSaved(Arc<Mutex<(Option<Network>, bool)>>);
+pub struct SimSaved(Arc<Mutex<File>>);
+
+#[derive(Default)]
+struct File {
+    network: Option<Network>,
+    removed: bool,
+    fails: bool,
+}
 
 impl SimSaved {
     pub fn forget(&self) {
-        self.0.lock().0 = None;
+        self.0.lock().network = None;
     }
 
     pub fn fail(&self, fails: bool) {
-        self.0.lock().1 = fails;
+        self.0.lock().fails = fails;
     }
 }
 
 impl Saved for SimSaved {
     fn load(&self) -> Result<Option<Network>, NodeError> {
-        Ok(self.0.lock().0.clone())
+        Ok(self.0.lock().network.clone())
     }
 
     fn save(&self, network: &Network) -> Result<(), NodeError> {
         let mut file = self.0.lock();
-        if file.1 {
+        if file.fails {
             return Err(NodeError::Runtime("no room".into()));
         }
-        file.0 = Some(network.clone());
+        file.network = Some(network.clone());
         Ok(())
+    }
+
+    fn end(&self) -> Result<(), NodeError> {
+        let mut file = self.0.lock();
+        if file.fails {
+            return Err(NodeError::Runtime("no room".into()));
+        }
+        file.removed = true;
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.lock().removed
     }
 }
 

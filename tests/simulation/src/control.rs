@@ -105,7 +105,7 @@ pub fn site(name: &str, detached: WhenDetached) -> SiteSpec {
 pub fn founding(setup: &Setup) -> Snapshot {
     let founding = Founding {
         cluster: "simulated".into(),
-        incarnation: Incarnation(setup.seed),
+        incarnation: Incarnation::new(0, setup.seed),
         zone: None,
         lease: setup.lease,
         ca_certificate: Vec::new(),
@@ -236,8 +236,8 @@ impl World {
             let leadership = control.shared.leadership.lock();
             leadership.as_ref().map(|l| forgettable(&state, l, clock.boot())).unwrap_or_default()
         };
-        for name in done {
-            let command = Box::new(Command { at: clock.wall(), by: "leader".into(), change: Change::NodeForget { name } });
+        for (name, removal) in done {
+            let command = Box::new(Command { at: clock.wall(), by: "leader".into(), change: Change::NodeForget { name, removal } });
             self.ask(host, Asker::Nobody, |ticket| Input::Propose { ticket, command });
         }
     }
@@ -350,18 +350,23 @@ impl World {
         let shared = Arc::clone(&control.shared);
         let state = shared.state.read();
         let entries = feed::entries(&state, output.applied, &|_| None);
-        let mut out = Vec::new();
+        let (mut out, mut forgotten) = (Vec::new(), Vec::new());
         for (conn, session) in &mut control.sessions {
-            if output.restored && !session.lags {
+            if state.node(session.node.as_str()).is_none() {
+                forgotten.push(*conn);
+                continue;
+            }
+            // Nothing that came after its removal reaches a node before the word of it.
+            if let Some(removal) = removal_of(&state, &session.node) {
+                out.push((*conn, Ok(ToNode::Removed { removal })));
+            } else if output.restored && !session.lags {
                 out.push((*conn, session.feed.again(&state, &|_| None)));
             } else if !session.lags && session.feed.is_news(state.applied) {
                 out.push((*conn, Ok(entries.clone())));
             }
-            if state.node(session.node.as_str()).is_none_or(|n| n.removed.is_some()) {
-                out.push((*conn, Ok(ToNode::Removed)));
-            }
         }
         drop(state);
+        forgotten.into_iter().for_each(|conn| self.closed(conn));
         for (conn, message) in out {
             match message {
                 Ok(message) => self.say_down(conn, message),
@@ -374,7 +379,7 @@ impl World {
     fn catch_up_laggards(&mut self, host: Host) {
         let Some(control) = self.control(host) else { return };
         let state = control.shared.state.read();
-        let behind = control.sessions.iter_mut().filter(|(_, s)| s.lags);
+        let behind = control.sessions.iter_mut().filter(|(_, s)| s.lags && removal_of(&state, &s.node).is_none());
         let again = behind.map(|(conn, s)| {
             s.lags = false;
             (*conn, s.feed.again(&state, &|_| None))
@@ -502,7 +507,7 @@ impl World {
         let role = if node.starts_with('s') { Role::Shield } else { Role::Edge };
         let Some(control) = self.control(host) else { return self.closed(id) };
         let known = control.shared.state.read().node(&node).map(|n| n.removed.is_some());
-        let removed = known == Some(true);
+        let removal = node.parse().ok().and_then(|n| removal_of(&control.shared.state.read(), &n));
         let back = |removed, refused: Option<&str>| Event::Opened { conn: id, removed, refused: refused.map(str::to_owned) };
         let answer = match known {
             Some(_) => {
@@ -513,11 +518,7 @@ impl World {
                         control.sessions.insert(id, Session { node: name, feed, lags: false });
                         let after = self.net.delay(host, self.conns[&id].node.0);
                         self.at(after, back(false, None));
-                        self.say_down(id, missed);
-                        if removed {
-                            self.say_down(id, ToNode::Removed);
-                        }
-                        return;
+                        return self.say_down(id, removal.map_or(missed, |removal| ToNode::Removed { removal }));
                     }
                     (Err(behind), _) => back(false, Some(&behind.to_string())),
                     (_, Err(e)) => back(false, Some(&e.to_string())),
@@ -536,11 +537,8 @@ impl World {
         let Some(node) = control.sessions.get(&id).map(|s| s.node.clone()) else { return };
         match message {
             FromNode::Hello { .. } | FromNode::Report(_) => {}
-            FromNode::Ended => {
-                let removal = removal_of(&control.shared.state.read(), &node);
-                if let Some(removal) = removal {
-                    control.heard.ended(&node, removal);
-                }
+            FromNode::Ended { removal } => {
+                control.heard.ended(&node, removal);
                 self.relay(host);
                 self.closed(id);
             }
@@ -575,7 +573,7 @@ impl World {
     pub fn restore_state(&mut self) {
         let Some(state) = self.backup.take() else { return };
         self.restores += 1;
-        let state = state.restored(Incarnation(self.setup.seed + 1_000_000_007 * self.restores));
+        let state = state.restored(self.setup.seed + 1_000_003 * self.restores);
         let voters = (1..=self.setup.controls as u64).collect();
         self.forget_old_log();
         self.checker.another_log();

@@ -339,6 +339,8 @@ impl Plan {
                 self.add(at - 1, Action::Kill(node));
             }
             self.add(at, Action::Remove { at: to, node, dead });
+            // Its supervisor starts it again.
+            self.add(at + r.u64(1..8) * SECOND, Action::Start(node));
         }
     }
 
@@ -533,17 +535,20 @@ impl Plan {
             }
             let mut orders = Self::order_of(site, page);
             if r.bool() {
-                let tag = (*r.choice(&TAGS).unwrap_or(&"red")).to_owned();
-                orders = vec![PurgeOrder { site: SITES[site].parse().ok(), selector: Selector::Tag { tag }, soft: false }];
+                let order =
+                    |tag: &str| PurgeOrder { site: SITES[site].parse().ok(), selector: Selector::Tag { tag: tag.into() }, soft: false };
+                orders = TAGS.into_iter().map(order).collect();
             }
+            // Nothing but HEAD leaves the shields what they have.
+            let method = if r.bool() { http::Method::HEAD } else { http::Method::GET };
             // Not to be waited for, it is said to be true at the edges alone.
             let wait_ms = if r.bool() { 150 } else { 10_000 };
             self.add(then + 10 * MS, Action::Purge { at: to, orders, wait_ms });
             let mut asked = then + r.u64(100..650) * MS;
             while asked < then + 2500 * MS {
                 for edge in [edge, other, s.edge(r.usize(0..8))] {
-                    let method = if r.u8(0..4) == 0 { http::Method::HEAD } else { http::Method::GET };
-                    self.add(asked, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask { method, ..Ask::get(site, page) } });
+                    let ask = Ask { method: method.clone(), ..Ask::get(site, page) };
+                    self.add(asked, Action::Get { edge, worker: r.usize(0..s.workers), ask });
                 }
                 asked += r.u64(5..60) * MS;
             }

@@ -142,7 +142,7 @@ impl World {
     /// Nodes that should be attached and are not.
     fn strays(&self) -> Vec<String> {
         let stray = |(n, m): (usize, &crate::world::Machine)| match &m.kind {
-            Kind::Cache(c) if !c.removed && !self.is_attached(Host(n)) => Some(m.name.clone()),
+            Kind::Cache(c) if !c.removed && !c.scrapped && !self.is_attached(Host(n)) => Some(m.name.clone()),
             _ => None,
         };
         self.machines.iter().enumerate().filter_map(stray).collect()
@@ -157,7 +157,7 @@ impl World {
             state.nodes().filter(|n| n.removed.is_none_or(|r| !r.dead)).map(|n| (n.state.name.to_string(), n.removed.is_some())).collect();
         drop(state);
         for (name, removed) in known {
-            let gone = |c: &crate::cache::CacheHost| c.running.is_none() && (removed || c.removed);
+            let gone = |c: &crate::cache::CacheHost| c.running.is_none() && (removed || c.removed || c.scrapped);
             if self.host_named(&name).is_some_and(|h| matches!(&self.machines[h.0].kind, Kind::Cache(c) if gone(c))) {
                 self.call(leader, Call::remove(&name, true));
             }

@@ -468,7 +468,7 @@ impl World {
     pub fn start(&mut self, host: Host) {
         match self.machines.get(host.0).map(|m| &m.kind) {
             Some(Kind::Control(c)) if c.running.is_none() => self.start_control(host),
-            Some(Kind::Cache(c)) if c.running.is_none() && !c.removed => self.start_cache(host),
+            Some(Kind::Cache(c)) if c.running.is_none() && !c.scrapped => self.start_cache(host),
             _ => {}
         }
     }
@@ -517,6 +517,13 @@ impl World {
             Action::Read { at } => drop(self.call(at, Call::read())),
             Action::Remove { at, node, dead } => {
                 let name = self.machines[node.0].name.clone();
+                if dead {
+                    // What the operator vouches for is so.
+                    self.stop(node);
+                    if let Kind::Cache(c) = &mut self.machines[node.0].kind {
+                        c.scrapped = true;
+                    }
+                }
                 self.call(at, Call::remove(&name, dead));
             }
             Action::Change { site, page } => self.origin.change(crate::plan::SITES[site], page),

@@ -41,7 +41,7 @@ const SEEN_BY_STORIES: [Bug; 1] = [Bug::AnyFillIsJoined];
 
 #[test]
 fn every_planted_bug_is_caught() {
-    let (starts, most) = (number("TIDEGATE_STARTS", 1), number("TIDEGATE_SEEDS", 100));
+    let (starts, most) = (number("TIDEGATE_STARTS", 1), number("TIDEGATE_SEEDS", 400));
     let only = std::env::var("TIDEGATE_ONLY").unwrap_or_default();
     let next = AtomicUsize::new(0);
     let table = Mutex::new(BTreeMap::new());

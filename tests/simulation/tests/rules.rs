@@ -365,6 +365,11 @@ fn a_removed_node_that_still_serves() {
         w.wait(6000);
         must_be_true(&w.receipt(answer.index(), 10_000));
         assert_eq!(w.fetch(edge, BLOG, "/"), (0, None));
+        // Nor does a later life of it begin where this one ended.
+        w.cut_off(edge);
+        w.do_now(Action::Start(edge));
+        w.wait(1000);
+        assert_eq!(w.fetch(edge, BLOG, "/"), (0, None));
     });
 }
 
