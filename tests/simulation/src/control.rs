@@ -80,13 +80,26 @@ pub struct Wanted {
 pub enum Rpc {
     Lease(Wanted),
     Granted(Wanted, Grant),
-    Relay { from: Host, term: u64, relayed: Relayed },
-    Relayed { leader: u64, term: u64, acks: Vec<(NodeName, u64)> },
+    Relay {
+        from: Host,
+        term: u64,
+        relayed: Relayed,
+    },
+    Relayed {
+        leader: u64,
+        term: u64,
+        acks: Vec<(NodeName, u64)>,
+    },
     RelayFailed,
+    /// A snapshot that was sent to this voter was not answered in time.
+    SnapshotLate {
+        to: u64,
+    },
 }
 
 const TICK: u64 = 50 * MS;
 const RELAY_TIMEOUT: u64 = 3000 * MS;
+const SEND_TIMEOUT: u64 = 10_000 * MS;
 
 /// A site as its file would say it.
 pub fn site(name: &str, detached: WhenDetached) -> SiteSpec {
@@ -310,6 +323,10 @@ impl World {
             }
             return;
         }
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            // Who sends it waits for an answer; one that came makes this of no effect.
+            self.at(SEND_TIMEOUT, Event::Rpc { to: host, rpc: Rpc::SnapshotLate { to: message.to } });
+        }
         for after in arrivals {
             self.at(after, Event::Raft { to, message: Box::new(message.clone()) });
         }
@@ -456,6 +473,12 @@ impl World {
                 self.relay(to);
             }
             Rpc::RelayFailed => control.relaying = None,
+            Rpc::SnapshotLate { to: id } => {
+                let now = self.machines[to.0].clock.boot();
+                if let Some(control) = self.control(to) {
+                    control.driver.input(Input::SnapshotSent { id, arrived: false }, now);
+                }
+            }
         }
     }
 
