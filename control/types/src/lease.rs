@@ -130,6 +130,7 @@ impl NodeLease {
 #[derive(Debug, Default)]
 pub struct LeaseEnd {
     nanos: AtomicU64,
+    held: AtomicBool,
     removed: AtomicBool,
 }
 
@@ -142,6 +143,16 @@ impl LeaseEnd {
 
     pub fn publish(&self, until: Option<BootTime>) {
         self.nanos.store(until.map_or(0, BootTime::as_nanos), Ordering::Release);
+        if until.is_some() {
+            self.held.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether there was a lease in this life of the process. Before, the node may have forgotten purges that an earlier life
+    /// of it has acknowledged.
+    #[must_use]
+    pub fn was_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     /// The node is no longer part of the network: no request that comes from now on is answered.

@@ -47,6 +47,7 @@ pub enum Bug {
     EndToEndIgnored,
     OwnWayDemandsLess,
     SecondPerTier,
+    RestartedNodeTrustsShields,
     // Reuse.
     PurgedMayStandIn,
     SecondCountsFromAnswer,
@@ -56,7 +57,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
         Self::ReadWithoutQuorum,
@@ -93,6 +94,7 @@ impl Bug {
         Self::EndToEndIgnored,
         Self::OwnWayDemandsLess,
         Self::SecondPerTier,
+        Self::RestartedNodeTrustsShields,
         Self::PurgedMayStandIn,
         Self::SecondCountsFromAnswer,
         Self::SecondIgnoredInJoining,

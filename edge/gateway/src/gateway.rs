@@ -291,8 +291,10 @@ impl<U: Upstream> Gateway<U> {
     fn revalidate_behind(self: &Rc<Self>, asked: &Asked, stored: &Arc<StoredResponse>) {
         let validating = Validating { stored: Arc::clone(stored), or_stale: true };
         let demand = self.demand(asked);
-        if let Joined::Began(fill) = self.join(asked, demand, false) {
-            tokio::task::spawn_local(fetch::run(Rc::clone(self), Rc::new(asked.again()), fill, demand, false, Some(validating), None));
+        let end_to_end = self.past_caches(asked);
+        if let Joined::Began(fill) = self.join(asked, demand, end_to_end) {
+            let asked = Rc::new(asked.again());
+            tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, demand, end_to_end, Some(validating), None));
         }
     }
 
@@ -305,7 +307,7 @@ impl<U: Upstream> Gateway<U> {
         attachment: Attachment,
     ) -> Answer {
         let arrival = self.revision();
-        let end_to_end = asked.end_to_end || matches!(attachment, Attachment::AloneRevalidating { .. });
+        let end_to_end = self.past_caches(&asked) || matches!(attachment, Attachment::AloneRevalidating { .. });
         let mut demand = self.demand(&asked);
         let asked = Rc::new(asked);
         let passed = self.store.is_passed(&asked.key);
@@ -448,6 +450,13 @@ impl<U: Upstream> Gateway<U> {
         }
     }
 
+    /// Whether no cache on the way may answer a fetch from what it stored: an edge says so, or this node has held no lease
+    /// since it started. It may have forgotten purges then that its earlier life acknowledged, so that what it takes has to be
+    /// younger than itself.
+    fn past_caches(&self, asked: &Asked) -> bool {
+        asked.end_to_end || (!self.lease.was_held() && !Bug::RestartedNodeTrustsShields.is_planted())
+    }
+
     fn new_fill(&self, demand: Revision, end_to_end: bool) -> Arc<Fill> {
         Fill::new(demand, self.clock.boot(), end_to_end)
     }
@@ -481,7 +490,7 @@ impl<U: Upstream> Gateway<U> {
         // What is purged while the answer is under way, it may not know; all that was purged before, by whatever tag, it must.
         let before = self.revision();
         let demand = self.demand(&asked).max_index(before);
-        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, demand, asked.end_to_end) };
+        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, demand, self.past_caches(&asked)) };
         Counters::add(&asked.site.counters.fetches, 1);
         match self.upstream.fetch(request, fetch).await {
             Err(error) => {

@@ -827,3 +827,34 @@ fn a_request_that_came_before_a_restore_is_kept_from_what_was_purged_before_it()
         w.wait(6000);
     });
 }
+
+/// Found by the simulation: an edge acknowledged a purge, was killed, started with the revision before it, and took what a shield
+/// that had not heard of the purge still held; the purge became true when that shield had heard of it.
+#[test]
+fn a_node_that_forgot_a_purge_by_a_restart_takes_nothing_older_than_itself() {
+    rule(Bug::RestartedNodeTrustsShields, |w| {
+        w.set_detached(SHOP, WhenDetached::Serve);
+        stored(w, 2, SHOP, "/");
+        w.set_detached(BLOG, WhenDetached::Serve);
+        w.wait(500);
+        let edge = w.edge(1);
+        for n in 1..=2 {
+            let shield = w.shield(n);
+            w.cut_off(shield);
+        }
+        let answer = w.purge(url(SHOP, "/"), 4000);
+        assert_eq!(answer.names().len(), 2, "{answer:?}");
+        w.cut_off(edge);
+        w.do_now(Action::Kill(edge));
+        w.do_now(Action::Start(edge));
+        w.wait(500);
+        stored(w, 1, SHOP, "/");
+        for n in 1..=2 {
+            let shield = w.shield(n);
+            w.rejoin(shield);
+        }
+        w.run_while(20_000_000_000, |w| (1..=2).all(|n| w.is_attached(w.shield(n))));
+        must_be_true(&w.receipt(answer.index(), 10_000));
+        stored(w, 1, SHOP, "/");
+    });
+}
