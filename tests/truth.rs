@@ -110,3 +110,26 @@ fn an_upgrade_that_is_not_granted_leaves_a_usable_connection() {
     assert_eq!(answer.status, 200, "{}", text(&answer.body));
     assert_eq!(http.ask("GET", "a", "/hello.txt", &[]).unwrap().status, 200);
 }
+
+#[test]
+fn a_removed_edge_says_that_it_has_ended_and_does_not_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan { edges: 2, ..Plan::default() });
+    let origin = nginx(dir.path(), "o", "content", "max-age=3600");
+    network.site("loose", "\"loose.example\"", &origin.url(), "");
+    let gone = network.node("edge-1").address();
+    assert_eq!(get(gone, "loose.example", "/x").text(), "content");
+    assert!(network.tidegate(&["node", "remove", "edge-1"]).status.success());
+    // Nobody has to vouch for it, although its site lets it serve on its own.
+    wait_for("the edge to be forgotten", || (!text(&network.tidegate(&["node", "list"]).stdout).contains("edge-1")).then_some(()));
+    assert!(Http::connect(gone).is_err() || get(gone, "loose.example", "/x").status == 503);
+    network.purge(&["url", "loose.example/x"]);
+    let node = network.node("edge-1");
+    assert_eq!(node.process.as_mut().unwrap().ended(), 1);
+    // Cut off as well: its control node is gone when its supervisor starts it again.
+    network.node("control-1").kill();
+    let node = network.node("edge-1");
+    node.start();
+    assert_eq!(node.process.as_mut().unwrap().ended(), 1);
+    assert!(node.logged().contains("the control plane removed this node"), "{}", node.logged());
+}

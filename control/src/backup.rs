@@ -73,20 +73,10 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_control_types::command::Founding;
-    use tidegate_control_types::{Incarnation, LeaseTerms};
 
     #[test]
     fn a_backup_is_read_back_and_nothing_else_is() {
-        let founding = Founding {
-            cluster: "t".into(),
-            incarnation: Incarnation(1),
-            zone: None,
-            lease: LeaseTerms::default(),
-            ca_certificate: vec![],
-            ca_sealed_key: vec![],
-        };
-        let state = State::new(founding, 1);
+        let state = State::nothing_yet();
         let file = write(&state, WallTime(7));
         assert_eq!(read(&file).unwrap(), (WallTime(7), state));
         assert!(matches!(read(b"PK"), Err(BackupError::Foreign)));

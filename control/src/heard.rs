@@ -101,25 +101,11 @@ impl Relayed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_control_types::command::Founding;
-    use tidegate_control_types::{Incarnation, LeaseTerms};
-
-    fn state() -> State {
-        let founding = Founding {
-            cluster: "t".into(),
-            incarnation: Incarnation(1),
-            zone: None,
-            lease: LeaseTerms::default(),
-            ca_certificate: vec![],
-            ca_sealed_key: vec![],
-        };
-        State::new(founding, 1)
-    }
 
     #[test]
     fn a_leader_is_told_once_a_term_and_again_in_the_next() {
         let node: NodeName = "e1".parse().unwrap();
-        let (mut heard, state) = (Heard::default(), state());
+        let (mut heard, state) = (Heard::default(), State::nothing_yet());
         heard.acked(&node, 7);
         let first = heard.news(&state, 1, 3).unwrap();
         assert_eq!(first.acks, [(node.clone(), 7)]);

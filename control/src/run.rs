@@ -15,8 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
-use tidegate_control_types::command::Founding;
-use tidegate_control_types::{Clock, Incarnation, LeaseTerms, NodeName, Role, wire};
+use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::full;
 use tidegate_node::metrics::Metrics;
@@ -67,18 +66,6 @@ impl Bound {
     }
 }
 
-fn nothing_yet() -> State {
-    let founding = Founding {
-        cluster: String::new(),
-        incarnation: Incarnation(0),
-        zone: None,
-        lease: LeaseTerms::default(),
-        ca_certificate: Vec::new(),
-        ca_sealed_key: Vec::new(),
-    };
-    State::new(founding, 0)
-}
-
 /// Runs until told to stop.
 ///
 /// # Errors
@@ -103,7 +90,8 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
         snapshot_every: settings.raft.snapshot_every,
         keep_entries: settings.raft.snapshot_every / 10,
     };
-    let driver = Driver::new(RedbDisk::open(&settings.data)?, driver_settings, nothing_yet(), Box::new(tidegate_node::clock::random_u64))?;
+    let driver =
+        Driver::new(RedbDisk::open(&settings.data)?, driver_settings, State::nothing_yet(), Box::new(tidegate_node::clock::random_u64))?;
     let asked = settings.raft.lease;
     let (control, thread) = Control::start(driver, settings, credentials, cluster_key)?;
     let founding = control.raft.state.read().founding.clone();

@@ -125,11 +125,6 @@ impl Follower {
     pub fn until(&self) -> Option<BootTime> {
         self.lease.until()
     }
-
-    #[must_use]
-    pub fn network(&self) -> Option<&Arc<Network>> {
-        self.network.as_ref()
-    }
 }
 
 #[cfg(test)]

@@ -134,7 +134,8 @@ impl<C: ControlPlane> Watcher<C> {
             }
             tokio::time::sleep(backoff.next((self.random)())).await;
         }
-        self.watched.lease.end();
+        // Also where nobody asks any more: it is forgotten, and no later life of it may begin.
+        self.end();
         Removed
     }
 
@@ -207,9 +208,7 @@ impl<C: ControlPlane> Watcher<C> {
             Ok(Heard::Lease) => return Ok(()),
             Ok(Heard::Removed { removal }) => {
                 // Before the control plane hears so nothing is answered any more, by this process or a later one.
-                self.watched.lease.end();
-                if let Err(error) = self.saved.end() {
-                    tracing::error!(node = self.node, %error, "that this node was removed cannot be written down: it counts until its removal as dead");
+                if !self.end() {
                     return Err(NotWatching::Removed);
                 }
                 stream.say(&FromNode::Ended { removal }).await?;
@@ -230,6 +229,16 @@ impl<C: ControlPlane> Watcher<C> {
         let acknowledgement = follower.applied(&update);
         self.publish(follower);
         Ok(stream.say(&acknowledgement).await?)
+    }
+
+    /// Nothing is answered any more, by this life or a later one. False where the latter cannot be written down.
+    fn end(&self) -> bool {
+        self.watched.lease.end();
+        let ended = self.saved.end();
+        if let Err(error) = &ended {
+            tracing::error!(node = self.node, %error, "that this node was removed cannot be written down: it counts until its removal as dead");
+        }
+        ended.is_ok()
     }
 
     async fn apply(&self, update: &Arc<Update>) {

@@ -19,7 +19,7 @@ use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::{JoinRecord, TokenRecord};
-use tidegate_control_types::{Incarnation, NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
+use tidegate_control_types::{Incarnation, LeaseTerms, NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
 
 /// Limits of one cluster; what goes over them is refused with a clear answer.
 pub const MOST_SITES: usize = 100_000;
@@ -107,6 +107,20 @@ impl State {
             purges: Purges::starting_at(index),
             audit: VecDeque::new(),
         }
+    }
+
+    /// What a control node holds that waits for its leader to send it the state.
+    #[must_use]
+    pub fn nothing_yet() -> Self {
+        let founding = Founding {
+            cluster: String::new(),
+            incarnation: Incarnation(0),
+            zone: None,
+            lease: LeaseTerms::default(),
+            ca_certificate: Vec::new(),
+            ca_sealed_key: Vec::new(),
+        };
+        Self::new(founding, 0)
     }
 
     /// The state of a backup as the beginning of another log, without control nodes. After the backup was made, sites may

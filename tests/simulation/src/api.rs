@@ -3,7 +3,7 @@
 use crate::checker::Said;
 use crate::control::{Asker, site};
 use crate::net::{Host, MS, SECOND};
-use crate::plan::{SITES, Setup};
+use crate::plan::SITES;
 use crate::world::{Event, World};
 use std::collections::BTreeMap;
 use tidegate_control::purge::{Look, Waiting};
@@ -60,7 +60,7 @@ impl Call {
         Self::new(Wants::Receipt { index, wait_ms })
     }
 
-    pub fn detached(_: &Setup, n: usize, mode: WhenDetached) -> Self {
+    pub fn detached(n: usize, mode: WhenDetached) -> Self {
         let spec = Box::new(site(SITES[n], mode));
         Self::change(Change::SitePut { spec, source: String::new(), expected: None })
     }

@@ -20,7 +20,7 @@ use tidegate_control_types::lease::Grant;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::JoinRecord;
 use tidegate_control_types::{
-    Change, Clock, Command, FromNode, Incarnation, LeaseTerms, NodeName, NodeState, Role, SiteSpec, ToNode, WallTime, site_file, wire,
+    Change, Clock, Command, FromNode, Incarnation, NodeName, NodeState, Role, SiteSpec, ToNode, WallTime, site_file, wire,
 };
 
 pub struct ControlHost {
@@ -163,18 +163,6 @@ fn first(state: &State, voters: &Vec<u64>) -> Snapshot {
     snapshot
 }
 
-fn nothing_yet() -> State {
-    let founding = Founding {
-        cluster: String::new(),
-        incarnation: Incarnation(0),
-        zone: None,
-        lease: LeaseTerms::default(),
-        ca_certificate: Vec::new(),
-        ca_sealed_key: Vec::new(),
-    };
-    State::new(founding, 0)
-}
-
 impl Control {
     pub fn leads(&self) -> bool {
         self.shared.leadership.lock().is_some()
@@ -197,7 +185,7 @@ impl World {
             return;
         }
         let mut numbers = fastrand::Rng::with_seed(seed);
-        let driver = Driver::new(control.disk.clone(), settings, nothing_yet(), Box::new(move || numbers.u64(..)));
+        let driver = Driver::new(control.disk.clone(), settings, State::nothing_yet(), Box::new(move || numbers.u64(..)));
         let driver = driver.unwrap_or_else(|e| panic!("c{} cannot start from what it wrote: {e}", control.id));
         machine.life += 1;
         let life = machine.life;

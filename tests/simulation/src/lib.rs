@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 // A simulation fails by saying what it saw; its own mistakes may end it.
 #![allow(clippy::panic, clippy::indexing_slicing)]
-// Events are the one who handles them's.
+// Whoever handles an event owns it.
 #![allow(clippy::needless_pass_by_value)]
 
 mod api;

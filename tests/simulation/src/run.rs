@@ -7,7 +7,6 @@ use crate::origin::Health;
 use crate::plan::{Action, Plan};
 use crate::world::{Kind, World};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tidegate_control_types::Clock;
 use tidegate_control_types::planted::{Bug, plant};
 
 /// How a run ended.
@@ -168,11 +167,5 @@ impl World {
     pub fn settle_down(&mut self) {
         let up = self.run_while(20 * SECOND, |w| w.leader().is_some() && w.strays().is_empty());
         assert!(up || self.problem.is_some(), "the network does not come up: leader {:?}, not attached {:?}", self.leader(), self.strays());
-    }
-
-    /// A clock's reading on a machine, for tests that speak of it.
-    #[must_use]
-    pub fn boot(&self, host: Host) -> tidegate_control_types::BootTime {
-        self.machines[host.0].clock.boot()
     }
 }

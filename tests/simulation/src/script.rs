@@ -70,6 +70,14 @@ impl World {
         self.control_links(node, Action::Cut);
     }
 
+    pub fn cut_off_shields(&mut self) {
+        (0..self.setup.shields).for_each(|n| self.cut_off(self.setup.shield(n)));
+    }
+
+    pub fn rejoin_shields(&mut self) {
+        (0..self.setup.shields).for_each(|n| self.rejoin(self.setup.shield(n)));
+    }
+
     pub fn rejoin(&mut self, node: Host) {
         self.control_links(node, Action::Heal);
     }
@@ -133,7 +141,7 @@ impl World {
 
     pub fn set_detached(&mut self, site: usize, mode: WhenDetached) {
         let leader = self.leader_now();
-        let id = self.call(leader, Call::detached(&self.setup.clone(), site, mode));
+        let id = self.call(leader, Call::detached(site, mode));
         let answer = self.wait_for(id);
         assert!(matches!(answer, Answer::Done(_)), "{answer:?}");
     }

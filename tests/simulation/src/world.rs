@@ -513,7 +513,7 @@ impl World {
         match action {
             Action::Get { edge, worker, ask } => drop(self.get(edge, worker, ask)),
             Action::Purge { at, orders, wait_ms } => drop(self.call(at, Call::purge(orders, wait_ms))),
-            Action::Detached { at, site, mode } => drop(self.call(at, Call::detached(&self.setup, site, mode))),
+            Action::Detached { at, site, mode } => drop(self.call(at, Call::detached(site, mode))),
             Action::Read { at } => drop(self.call(at, Call::read())),
             Action::Remove { at, node, dead } => {
                 let name = self.machines[node.0].name.clone();

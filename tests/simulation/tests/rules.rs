@@ -495,10 +495,7 @@ fn a_shield_behind_its_edge() {
         for n in 1..=2 {
             stored(w, n, SHOP, "/");
         }
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.cut_off(shield);
-        }
+        w.cut_off_shields();
         let answer = w.purge(url(SHOP, "/"), 4000);
         assert_eq!(answer.names().len(), 2, "the shields: {answer:?}");
         for n in 1..=3 {
@@ -514,10 +511,7 @@ fn a_tag_seen_only_in_the_head() {
         w.set_detached(SHOP, WhenDetached::Serve);
         stored(w, 1, SHOP, "/img/a");
         let named = tagged(w, SHOP, "/img/a");
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.cut_off(shield);
-        }
+        w.cut_off_shields();
         w.purge(tag(SHOP, &named), 4000);
         // Nothing tells these edges which tags the page has before the shield, in good faith, answers with it.
         for n in 2..=3 {
@@ -550,10 +544,7 @@ fn a_head_request_is_answered_from_no_shield_that_is_behind() {
         w.set_detached(SHOP, WhenDetached::Serve);
         stored(w, 1, SHOP, "/img/a");
         let named = tagged(w, SHOP, "/img/a");
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.cut_off(shield);
-        }
+        w.cut_off_shields();
         w.purge(tag(SHOP, &named), 4000);
         for n in 2..=3 {
             let edge = w.edge(n);
@@ -570,10 +561,7 @@ fn a_shield_vouches_through_what_it_knows_and_no_further() {
         w.set_detached(SHOP, WhenDetached::Serve);
         stored(w, 1, SHOP, "/img/a");
         let named = tagged(w, SHOP, "/img/a");
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.cut_off(shield);
-        }
+        w.cut_off_shields();
         w.purge(tag(SHOP, &named), 4000);
         let edge = w.edge(2);
         w.fetch(edge, SHOP, "/img/a");
@@ -747,19 +735,13 @@ fn what_was_fetched_on_demand_of_a_log_not_known_yet_is_not_vouched_for() {
         w.set_detached(SHOP, WhenDetached::Serve);
         w.do_now(Action::Backup);
         w.wait(200);
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.cut_off(shield);
-        }
+        w.cut_off_shields();
         w.do_now(Action::Restore);
         w.run_while(20_000_000_000, |w| w.leader().is_some() && (1..=3).all(|n| w.is_attached(w.edge(n))));
         stored(w, 1, SHOP, "/");
         let answer = w.purge(url(SHOP, "/"), 4000);
         assert_eq!(answer.names().len(), 2, "{answer:?}");
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.rejoin(shield);
-        }
+        w.rejoin_shields();
         w.run_while(20_000_000_000, |w| (1..=2).all(|n| w.is_attached(w.shield(n))));
         must_be_true(&w.receipt(answer.index(), 10_000));
         for n in 1..=3 {
@@ -838,10 +820,7 @@ fn a_node_that_forgot_a_purge_by_a_restart_takes_nothing_older_than_itself() {
         w.set_detached(BLOG, WhenDetached::Serve);
         w.wait(500);
         let edge = w.edge(1);
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.cut_off(shield);
-        }
+        w.cut_off_shields();
         let answer = w.purge(url(SHOP, "/"), 4000);
         assert_eq!(answer.names().len(), 2, "{answer:?}");
         w.cut_off(edge);
@@ -849,10 +828,7 @@ fn a_node_that_forgot_a_purge_by_a_restart_takes_nothing_older_than_itself() {
         w.do_now(Action::Start(edge));
         w.wait(500);
         stored(w, 1, SHOP, "/");
-        for n in 1..=2 {
-            let shield = w.shield(n);
-            w.rejoin(shield);
-        }
+        w.rejoin_shields();
         w.run_while(20_000_000_000, |w| (1..=2).all(|n| w.is_attached(w.shield(n))));
         must_be_true(&w.receipt(answer.index(), 10_000));
         stored(w, 1, SHOP, "/");
