@@ -1,8 +1,10 @@
-//! The purge promise with real processes: three control nodes, two shields and three edges under load, killed and stopped in
-//! an order that one seed decides, while purges are answered. Everything is recorded by one clock, and checked as the
-//! simulation checks it.
+//! The purge promise with real processes: three control nodes, two shields and three edges under load, each on a host of its
+//! own; killed, stopped, cut off from each other, with full disks and wrong clocks, in an order that one seed decides, while
+//! purges are answered. Everything is recorded by one clock, and checked as the simulation checks it.
+//!
+//! Hosts are network namespaces. Where the machine allows none, the nodes share one host, and are killed and stopped only.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::print_stdout)] // A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::print_stdout)] // A test fails by panicking.
 
 #[path = "support/promise.rs"]
 mod promise;
@@ -10,14 +12,16 @@ mod support;
 
 use promise::{Given, Promises, time};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::network::{Network, Plan};
-use support::{Http, loopback, request_head, wait_for};
+use support::hosts::{self, Entered, Hosts};
+use support::network::{Api, Network, Plan};
+use support::{Http, request_head, wait_for};
 use tidegate_control_types::{PurgeOrder, Selector};
 
 const SITES: [(&str, &str); 2] = [("shop", "revalidate"), ("blog", "serve")];
@@ -70,7 +74,7 @@ fn tags(path: &str, version: u64) -> Vec<String> {
 
 /// An origin whose every answer has a number.
 fn origin(world: &Arc<World>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let world = Arc::clone(world);
     std::thread::spawn(move || {
@@ -142,8 +146,8 @@ fn client(world: &World, edges: &[(String, SocketAddr)], mut r: Numbers) {
     }
 }
 
-fn call(world: &World, api: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
-    let mut http = Http::connect(api).ok()?;
+fn call(world: &World, api: &Api, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    let mut http = api.connect().ok()?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
         world.token,
@@ -170,7 +174,7 @@ fn note_receipt(world: &World, status: u16, receipt: &Value, orders: &[PurgeOrde
 
 type Asked = Mutex<HashMap<u64, (Vec<PurgeOrder>, u64)>>;
 
-fn purger(world: &World, apis: &[SocketAddr], asked: &Asked, mut r: Numbers) {
+fn purger(world: &World, apis: &[Api], asked: &Asked, mut r: Numbers) {
     while !world.is_over() {
         let site = SITES[usize::try_from(r.below(2)).unwrap()].0;
         let (host, path) = (format!("{site}.example"), format!("/p/{}", r.below(PAGES)));
@@ -189,7 +193,7 @@ fn purger(world: &World, apis: &[SocketAddr], asked: &Asked, mut r: Numbers) {
         let body = format!("{{\"type\":\"{kind}\",\"selectors\":{selectors},\"site\":\"{site}\"}}");
         let orders = vec![PurgeOrder { site: site.parse().ok(), selector, soft: false }];
         let called_at = world.now();
-        let api = apis[usize::try_from(r.below(apis.len() as u64)).unwrap()];
+        let api = &apis[usize::try_from(r.below(apis.len() as u64)).unwrap()];
         match call(world, api, "POST", "/v1/purges?wait=8s", &body) {
             Some((status @ (200 | 202), receipt)) => {
                 let count = if status == 200 { &world.purges_200 } else { &world.purges_202 };
@@ -203,33 +207,121 @@ fn purger(world: &World, apis: &[SocketAddr], asked: &Asked, mut r: Numbers) {
     }
 }
 
-/// Kills and stops nodes, one fault after the other and some at once; returns how many of each kind.
-fn faults(network: &mut Network, world: &World, mut r: Numbers, lasts: Duration) -> HashMap<&'static str, u64> {
-    let mut done = HashMap::new();
+enum Fault {
+    Killed,
+    Stopped,
+    /// What the first host sends to the second is lost.
+    Cut(Vec<(String, IpAddr)>),
+    DiskFull,
+    /// Seconds that its wall clock is off.
+    Clock(i64),
+}
+
+impl Fault {
+    fn random(network: &Network, at: usize, r: &mut Numbers) -> Self {
+        let kinds = if network.hosts.is_some() { 5 } else { 2 };
+        match r.below(kinds) {
+            0 => Self::Killed,
+            1 => Self::Stopped,
+            2 => Self::Cut(cuts(network, at, r)),
+            3 => Self::DiskFull,
+            _ => Self::Clock([-3600, -40, 15, 7200][usize::try_from(r.below(4)).unwrap()]),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Stopped => "stopped",
+            Self::Cut(_) => "cut off",
+            Self::DiskFull => "disk full",
+            Self::Clock(_) => "clock wrong",
+        }
+    }
+
+    fn strike(&self, network: &mut Network, at: usize) {
+        let node = &mut network.nodes[at];
+        match self {
+            Self::Killed => node.kill(),
+            Self::Stopped => node.signal("STOP"),
+            Self::Cut(cuts) => cuts.iter().for_each(|(from, to)| Hosts::cut(from, *to)),
+            Self::DiskFull => Hosts::fill_disk(&node.data),
+            Self::Clock(seconds) => {
+                node.kill();
+                node.start_with(&[
+                    ("LD_PRELOAD", fake_time().to_str().unwrap()),
+                    ("FAKETIME", &format!("{seconds:+}")),
+                    ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+                ]);
+            }
+        }
+    }
+
+    fn mend(&self, network: &mut Network, at: usize) {
+        let node = &mut network.nodes[at];
+        match self {
+            Self::Killed => node.start(),
+            Self::Stopped => node.signal("CONT"),
+            Self::Cut(cuts) => cuts.iter().for_each(|(from, to)| Hosts::mend(from, *to)),
+            Self::DiskFull => {
+                Hosts::free_disk(&node.data);
+                // A control node that cannot write ends: an operator, or systemd, starts it again.
+                if node.has_ended() {
+                    node.start();
+                }
+            }
+            Self::Clock(_) => {
+                node.kill();
+                node.start();
+            }
+        }
+    }
+}
+
+/// libfaketime, where Debian puts it.
+fn fake_time() -> PathBuf {
+    let found = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|d| d.path().join("faketime/libfaketimeMT.so.1"));
+    found.into_iter().find(|f| f.exists()).expect("libfaketime is installed (tests/run does so)")
+}
+
+/// A node alone, one that is heard by nobody, one that hears nobody, or one that two others cannot both reach.
+fn cuts(network: &Network, at: usize, r: &mut Numbers) -> Vec<(String, IpAddr)> {
+    let (me, mut others): (_, Vec<_>) = (&network.nodes[at], network.nodes.iter().filter(|n| n.name != network.nodes[at].name).collect());
+    let from = |a: &support::network::Node, b: &support::network::Node| (a.name.clone(), b.ip);
+    let out = |others: &[&support::network::Node]| others.iter().map(|o| from(me, o)).collect::<Vec<_>>();
+    let back = |others: &[&support::network::Node]| others.iter().map(|o| from(o, me)).collect::<Vec<_>>();
+    match r.below(4) {
+        0 => out(&others),
+        1 => back(&others),
+        2 => [out(&others), back(&others)].concat(),
+        _ => {
+            others.retain(|_| r.below(2) == 0);
+            [out(&others), back(&others)].concat()
+        }
+    }
+}
+
+/// Strikes nodes, one fault after the other and some at once; returns how many of each kind.
+fn faults(network: &mut Network, world: &World, mut r: Numbers, lasts: Duration) -> BTreeMap<&'static str, u64> {
+    let mut done = BTreeMap::new();
     let end = Instant::now() + lasts;
     // What is to be made good, and when.
-    let mut to_mend: Vec<(Instant, usize, &'static str)> = Vec::new();
+    let mut to_mend: Vec<(Instant, usize, Fault)> = Vec::new();
     while Instant::now() < end || !to_mend.is_empty() {
         let now = Instant::now();
         let (due, later): (Vec<_>, Vec<_>) = to_mend.into_iter().partition(|(at, ..)| *at <= now);
         to_mend = later;
-        for (_, at, what) in due {
-            match what {
-                "killed" => network.nodes[at].start(),
-                _ => network.nodes[at].signal("CONT"),
-            }
-        }
-        let struck = |at: usize| to_mend.iter().any(|(_, n, _)| *n == at);
+        due.iter().for_each(|(_, at, fault)| fault.mend(network, *at));
+        // One cut at a time: they share what they mend.
+        let cut = to_mend.iter().any(|(.., f)| matches!(f, Fault::Cut(_)));
         if now < end && to_mend.len() < 3 && r.below(8) == 0 && world.violations.lock().unwrap().is_empty() {
             let at = usize::try_from(r.below(network.nodes.len() as u64)).unwrap();
-            if !struck(at) {
-                let what = if r.below(2) == 0 { "killed" } else { "stopped" };
-                match what {
-                    "killed" => network.nodes[at].kill(),
-                    _ => network.nodes[at].signal("STOP"),
-                }
-                *done.entry(what).or_default() += 1;
-                to_mend.push((now + Duration::from_millis(200 + r.below(7000)), at, what));
+            let struck = to_mend.iter().any(|(_, n, _)| *n == at);
+            let fault = Fault::random(network, at, &mut r);
+            if !(struck || cut && matches!(fault, Fault::Cut(_))) {
+                fault.strike(network, at);
+                *done.entry(fault.name()).or_default() += 1;
+                to_mend.push((now + Duration::from_millis(200 + r.below(7000)), at, fault));
             }
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -241,11 +333,11 @@ fn faults(network: &mut Network, world: &World, mut r: Numbers, lasts: Duration)
 fn write_gap(network: &mut Network, world: &World) -> Option<Duration> {
     let status = network.json(&["control", "members"]);
     let leader = status.as_array()?.iter().find(|m| m["state"] == "leader")?["name"].as_str()?.to_owned();
-    let apis: Vec<_> = network.nodes.iter().filter(|n| n.role == "control" && n.name != leader).map(|n| loopback(n.port)).collect();
+    let apis: Vec<_> = network.nodes.iter().filter(|n| n.role == "control" && n.name != leader).map(|n| n.api()).collect();
     network.node(&leader).kill();
     let killed = Instant::now();
     let body = "{\"type\":\"url\",\"selectors\":[\"shop.example/nothing\"]}";
-    while !apis.iter().any(|api| call(world, *api, "POST", "/v1/purges", body).is_some_and(|(s, _)| s == 200 || s == 202)) {
+    while !apis.iter().any(|api| call(world, api, "POST", "/v1/purges", body).is_some_and(|(s, _)| s == 200 || s == 202)) {
         assert!(killed.elapsed() < support::PATIENCE, "no write after the leader was lost");
     }
     let gap = killed.elapsed();
@@ -271,11 +363,20 @@ fn without_control_plane(network: &mut Network, edges: &[(String, SocketAddr)]) 
 }
 
 #[test]
-fn purges_that_were_answered_stay_true_while_processes_die_and_stand_still() {
+fn purges_that_were_answered_stay_true_whatever_happens_to_processes() {
+    let entered = hosts::enter("purges_that_were_answered_stay_true_whatever_happens_to_processes");
+    let (apart, here) = match entered {
+        Entered::Over => return,
+        Entered::Inside => (true, hosts::OUTSIDE),
+        Entered::Refused => {
+            println!("this machine allows no network namespaces: no node is cut off, no disk full, no clock wrong in this run");
+            (false, Ipv4Addr::LOCALHOST)
+        }
+    };
     let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (seed, seconds) = (number("TIDEGATE_SEED", 1), number("TIDEGATE_FAULT_SECONDS", 60));
+    let (seed, seconds) = (number("TIDEGATE_SEED", 1), number("TIDEGATE_FAULT_SECONDS", 120));
     let dir = tempfile::tempdir().unwrap();
-    let mut network = Network::planned(dir.path(), Plan { controls: 3, shields: 2, edges: 3, lease: "2s", ..Plan::default() });
+    let mut network = Network::planned(dir.path(), Plan { controls: 3, shields: 2, edges: 3, lease: "2s", apart, ..Plan::default() });
     let world = Arc::new(World {
         start: Instant::now(),
         promises: Mutex::default(),
@@ -290,12 +391,12 @@ fn purges_that_were_answered_stay_true_while_processes_die_and_stand_still() {
         purges_unknown: AtomicU64::new(0),
         token: network.token.clone(),
     });
-    let url = format!("http://127.0.0.1:{}", origin(&world));
+    let url = format!("http://{here}:{}", origin(&world));
     for (name, mode) in SITES {
         network.site(name, &format!("\"{name}.example\""), &url, &format!("[cache]\nwhen_detached = \"{mode}\""));
     }
     let edges: Vec<_> = network.edges().iter().map(|n| (n.name.clone(), n.address())).collect();
-    let apis: Vec<_> = network.nodes.iter().filter(|n| n.role == "control").map(|n| loopback(n.port)).collect();
+    let apis: Vec<_> = network.nodes.iter().filter(|n| n.role == "control").map(|n| n.api()).collect();
     let asked = Asked::default();
     let done = std::thread::scope(|scope| {
         for n in 0..4 {
@@ -320,7 +421,7 @@ fn purges_that_were_answered_stay_true_while_processes_die_and_stand_still() {
     for index in &open {
         let (orders, called_at) = asked.lock().unwrap()[index].clone();
         wait_for("every purge to be true", || {
-            let (status, receipt) = call(&world, apis[0], "GET", &format!("/v1/purges/{index}?wait=2s"), "")?;
+            let (status, receipt) = call(&world, &apis[0], "GET", &format!("/v1/purges/{index}?wait=2s"), "")?;
             note_receipt(&world, status, &receipt, &orders, called_at);
             (status == 200).then_some(())
         });

@@ -4,6 +4,7 @@
 // Each test binary uses its part; waiting for processes needs real time; a test fails by panicking.
 #![allow(dead_code, clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod hosts;
 pub mod network;
 
 use std::collections::HashMap;
@@ -184,7 +185,12 @@ pub struct Http {
 
 impl Http {
     pub fn connect(address: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        Self::connect_on(None, address)
+    }
+
+    /// As a program on that host would.
+    pub fn connect_on(host: Option<&str>, address: SocketAddr) -> std::io::Result<Self> {
+        let stream = hosts::connect(host, address)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })
@@ -292,7 +298,19 @@ pub fn loopback(port: u16) -> SocketAddr {
 
 /// Runs the command line once.
 pub fn tidegate(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(binary());
+    tidegate_on(None, arguments, environment)
+}
+
+/// A command that runs on that host, or on this one.
+pub fn command_on(host: Option<&str>, program: &str) -> Command {
+    let Some(host) = host else { return Command::new(program) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", host, program]);
+    command
+}
+
+pub fn tidegate_on(host: Option<&str>, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = command_on(host, binary());
     command.args(arguments).env_remove("TIDEGATE_API").env_remove("TIDEGATE_TOKEN").env("XDG_CONFIG_HOME", "/nonexistent");
     command.envs(environment.iter().copied()).stdin(Stdio::null()).output().unwrap()
 }

@@ -1,10 +1,11 @@
 //! A whole network as processes of their own, from settings files, as an operator would make it.
 
-use super::{Process, binary, error_of, free_port, loopback, text, tidegate, wait_for};
+use super::hosts::Hosts;
+use super::{Http, Process, binary, error_of, free_port, loopback, text, tidegate_on, wait_for};
 use serde_json::Value;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 pub struct Node {
     pub name: String,
@@ -18,6 +19,11 @@ pub struct Node {
     /// Of edges.
     pub https: u16,
     pub process: Option<Process>,
+    /// Where it listens for others. Its API and its admin listener are on its own loopback.
+    pub ip: IpAddr,
+    /// Its host, where it has one of its own.
+    pub host: Option<String>,
+    pub data: PathBuf,
     log: PathBuf,
 }
 
@@ -27,7 +33,7 @@ impl Node {
     }
 
     pub fn start_with(&mut self, environment: &[(&str, &str)]) {
-        let mut command = Command::new(binary());
+        let mut command = super::command_on(self.host.as_deref(), binary());
         command.envs(environment.iter().copied());
         match self.role {
             "control" => command.args(["control", "run"]),
@@ -43,12 +49,22 @@ impl Node {
         }
     }
 
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|p| p.child.try_wait().unwrap().is_some())
+    }
+
     pub fn signal(&self, name: &str) {
         self.process.as_ref().unwrap().signal(name);
     }
 
     pub fn address(&self) -> SocketAddr {
-        loopback(self.port)
+        SocketAddr::new(self.ip, self.port)
+    }
+
+    /// A connection to its API, of control nodes.
+    pub fn api(&self) -> Api {
+        Api { host: self.host.clone(), port: self.port }
     }
 
     pub fn address_6(&self) -> SocketAddr {
@@ -57,7 +73,8 @@ impl Node {
 
     /// A figure of its admin listener, summed over labels.
     pub fn figure(&self, name: &str) -> f64 {
-        let text = super::get(loopback(self.admin), "localhost", "/metrics").text();
+        let mut http = Http::connect_on(self.host.as_deref(), loopback(self.admin)).unwrap();
+        let text = http.ask("GET", "localhost", "/metrics", &[]).unwrap().text();
         let lines = text.lines().filter(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
         let values: Vec<f64> = lines.filter_map(|l| l.rsplit(' ').next()?.parse().ok()).collect();
         assert!(!values.is_empty(), "there is no figure {name}");
@@ -66,6 +83,19 @@ impl Node {
 
     pub fn logged(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Where a control node's API is.
+#[derive(Clone)]
+pub struct Api {
+    host: Option<String>,
+    port: u16,
+}
+
+impl Api {
+    pub fn connect(&self) -> std::io::Result<Http> {
+        Http::connect_on(self.host.as_deref(), loopback(self.port))
     }
 }
 
@@ -81,11 +111,23 @@ pub struct Plan<'a> {
     pub edge_more: &'a str,
     /// Lines of an edge's [limits].
     pub limits: &'a str,
+    /// Each on a host of its own.
+    pub apart: bool,
 }
 
 impl Default for Plan<'_> {
     fn default() -> Self {
-        Self { controls: 1, shields: 0, edges: 1, lease: "5s", control_more: "", shield_more: "", edge_more: "", limits: "drain = \"3s\"" }
+        Self {
+            controls: 1,
+            shields: 0,
+            edges: 1,
+            lease: "5s",
+            control_more: "",
+            shield_more: "",
+            edge_more: "",
+            limits: "drain = \"3s\"",
+            apart: false,
+        }
     }
 }
 
@@ -95,6 +137,7 @@ pub struct Network {
     /// The internal CA's file.
     pub ca: PathBuf,
     pub dir: PathBuf,
+    pub hosts: Option<Hosts>,
 }
 
 impl Network {
@@ -104,21 +147,22 @@ impl Network {
     }
 
     pub fn planned(dir: &Path, plan: Plan<'_>) -> Self {
-        let Plan { controls, shields, edges, lease, control_more, shield_more, edge_more, limits } = plan;
-        let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned() };
-        let peers: Vec<u16> = (0..controls).map(|_| free_port()).collect();
-        let urls: Vec<String> = peers.iter().map(|p| format!("\"https://127.0.0.1:{p}\"")).collect();
-        for (n, port) in peers.iter().enumerate() {
+        let Plan { controls, shields, edges, lease, control_more, shield_more, edge_more, limits, apart } = plan;
+        let hosts = apart.then(Hosts::new);
+        let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned(), hosts };
+        let peers: Vec<_> = (1..=controls).map(|n| SocketAddr::new(network.host(&format!("control-{n}")), free_port())).collect();
+        let urls: Vec<String> = peers.iter().map(|p| format!("\"https://{p}\"")).collect();
+        for (n, listen) in peers.iter().enumerate() {
             let name = format!("control-{}", n + 1);
             let api = free_port();
             let text = format!(
-                "listen = [\"127.0.0.1:{port}\"]\napi = [\"127.0.0.1:{api}\"]\ncluster_key = \"{}\"\npeers = [{}]\n{control_more}\n",
+                "listen = [\"{listen}\"]\napi = [\"127.0.0.1:{api}\"]\ncluster_key = \"{}\"\npeers = [{}]\n{control_more}\n",
                 dir.join(format!("{name}.cluster.key")).display(),
                 urls.join(", ")
             );
-            network.add(&name, "control", api, 0, &text, &format!("[raft]\nlease = \"{lease}\"\n"));
+            network.add(&name, "control", listen.ip(), api, 0, &text, &format!("[raft]\nlease = \"{lease}\"\n"));
             if n == 0 {
-                let out = tidegate(&["control", "init", "--json", "--config", network.nodes[0].config.to_str().unwrap()], &[]);
+                let out = tidegate_on(None, &["control", "init", "--json", "--config", network.nodes[0].config.to_str().unwrap()], &[]);
                 assert!(out.status.success(), "{}", error_of(&out));
                 let founded: Value = serde_json::from_slice(&out.stdout).unwrap();
                 network.token = founded["token"].as_str().unwrap().into();
@@ -126,7 +170,7 @@ impl Network {
             } else {
                 network.join_token(&name, "control");
                 let node = network.nodes.last().unwrap();
-                let out = tidegate(&["control", "join", "--config", node.config.to_str().unwrap()], &[]);
+                let out = tidegate_on(None, &["control", "join", "--config", node.config.to_str().unwrap()], &[]);
                 assert!(out.status.success(), "{}", error_of(&out));
             }
             network.nodes.last_mut().unwrap().start();
@@ -140,14 +184,16 @@ impl Network {
         let control = format!("control = [{}]\n", urls.join(", "));
         for n in 1..=shields {
             let (name, port) = (format!("shield-{n}"), free_port());
-            network.add(&name, "shield", port, 0, &format!("{control}listen = [\"127.0.0.1:{port}\"]\n{shield_more}\n"), "");
+            let ip = network.host(&name);
+            network.add(&name, "shield", ip, port, 0, &format!("{control}listen = [\"{ip}:{port}\"]\n{shield_more}\n"), "");
         }
         for n in 1..=edges {
             let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
+            let ip = network.host(&name);
             let text = format!(
-                "{control}http = [\"127.0.0.1:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"127.0.0.1:{https}\"]\nadvertise = [\"127.0.0.1\", \"::1\"]\nworkers = 2\n{edge_more}\n"
+                "{control}http = [\"{ip}:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"{ip}:{https}\"]\nadvertise = [\"{ip}\", \"::1\"]\nworkers = 2\n{edge_more}\n"
             );
-            network.add(&name, "edge", port, port_6, &text, &format!("[limits]\n{limits}\n"));
+            network.add(&name, "edge", ip, port, port_6, &text, &format!("[limits]\n{limits}\n"));
             network.nodes.last_mut().unwrap().https = https;
         }
         for at in controls..network.nodes.len() {
@@ -159,14 +205,22 @@ impl Network {
         network
     }
 
-    fn add(&mut self, name: &str, role: &'static str, port: u16, port_6: u16, text: &str, tables: &str) {
+    /// The address of a node's host, and the host itself where it gets one.
+    fn host(&mut self, name: &str) -> IpAddr {
+        let data = self.dir.join(name);
+        self.hosts.as_mut().map_or(Ipv4Addr::LOCALHOST.into(), |hosts| hosts.add(name, &data))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn add(&mut self, name: &str, role: &'static str, ip: IpAddr, port: u16, port_6: u16, text: &str, tables: &str) {
         let (config, admin, d) = (self.dir.join(format!("{name}.toml")), free_port(), self.dir.display());
         let head = format!(
             "name = \"{name}\"\nregion = \"eu\"\ndata = \"{d}/{name}\"\nnode_key = \"{d}/{name}.key\"\njoin_token_file = \"{d}/{name}.join\"\nadmin = \"127.0.0.1:{admin}\"\n"
         );
         std::fs::write(&config, format!("{head}{text}{tables}")).unwrap();
         let log = self.dir.join(format!("{name}.log"));
-        self.nodes.push(Node { name: name.into(), role, config, port, port_6, admin, https: 0, process: None, log });
+        let (host, data) = (self.hosts.as_ref().map(|_| name.to_owned()), self.dir.join(name));
+        self.nodes.push(Node { name: name.into(), role, config, port, port_6, admin, https: 0, process: None, ip, host, data, log });
     }
 
     fn join_token(&self, name: &str, role: &str) {
@@ -180,7 +234,7 @@ impl Network {
         let mut last = None;
         for node in self.nodes.iter().filter(|n| n.role == "control" && n.process.is_some()) {
             let api = format!("http://127.0.0.1:{}", node.port);
-            let out = tidegate(arguments, &[("TIDEGATE_API", &api), ("TIDEGATE_TOKEN", &self.token)]);
+            let out = tidegate_on(node.host.as_deref(), arguments, &[("TIDEGATE_API", &api), ("TIDEGATE_TOKEN", &self.token)]);
             if !error_of(&out).contains("cannot reach the API") {
                 return out;
             }
@@ -239,5 +293,12 @@ impl Network {
     pub fn purge(&self, arguments: &[&str]) {
         let out = self.tidegate(&[&["purge"], arguments].concat());
         assert_eq!(out.status.code(), Some(0), "{arguments:?}: {}{}", text(&out.stdout), error_of(&out));
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // Before their disks go.
+        self.nodes.clear();
     }
 }
