@@ -28,6 +28,8 @@ const SITES: [(&str, &str); 2] = [("shop", "revalidate"), ("blog", "serve")];
 const PAGES: u64 = 6;
 const TAGS: [&str; 3] = ["red", "green", "blue"];
 
+const DISK: &str = "disk = { path = \"{data}/cache\", size = \"16MiB\" }";
+
 /// A stream of numbers that its seed decides (SplitMix64).
 struct Numbers(u64);
 
@@ -376,7 +378,10 @@ fn purges_that_were_answered_stay_true_whatever_happens_to_processes() {
     let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
     let (seed, seconds) = (number("TIDEGATE_SEED", 1), number("TIDEGATE_FAULT_SECONDS", 120));
     let dir = tempfile::tempdir().unwrap();
-    let mut network = Network::planned(dir.path(), Plan { controls: 3, shields: 2, edges: 3, lease: "2s", apart, ..Plan::default() });
+    let mut network = Network::planned(
+        dir.path(),
+        Plan { controls: 3, shields: 2, edges: 3, lease: "2s", apart, shield_more: DISK, edge_more: DISK, ..Plan::default() },
+    );
     let world = Arc::new(World {
         start: Instant::now(),
         promises: Mutex::default(),

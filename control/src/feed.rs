@@ -25,13 +25,20 @@ pub struct Behind {
 pub type Unseal<'a> = &'a dyn Fn(&SealedCertificate) -> Option<Certificate>;
 
 impl Feed {
-    /// Begins with what a node of `role` that has applied all through `applied` has missed.
+    /// Begins with what a node of `role` that has applied all through `applied` has missed, purges after `purges_after`
+    /// among it.
     ///
     /// # Errors
     /// The node is ahead.
-    pub fn open(state: &State, role: Role, applied: Option<Revision>, unseal: Unseal<'_>) -> Result<(Self, ToNode), Behind> {
+    pub fn open(
+        state: &State,
+        role: Role,
+        applied: Option<Revision>,
+        purges_after: u64,
+        unseal: Unseal<'_>,
+    ) -> Result<(Self, ToNode), Behind> {
         let mut feed = Self { role, sent: 0 };
-        let message = feed.catch_up(state, applied, unseal)?;
+        let message = feed.catch_up(state, applied, purges_after, unseal)?;
         Ok((feed, message))
     }
 
@@ -50,17 +57,21 @@ impl Feed {
         if Bug::LagWithoutCatchUp.is_planted() {
             return Ok(ToNode::Entries { through: state.applied, entries: Vec::new() });
         }
-        self.catch_up(state, Some(Revision::new(state.founding.incarnation, self.sent)), unseal)
+        self.catch_up(state, Some(Revision::new(state.founding.incarnation, self.sent)), self.sent, unseal)
     }
 
-    fn catch_up(&mut self, state: &State, applied: Option<Revision>, unseal: Unseal<'_>) -> Result<ToNode, Behind> {
+    fn catch_up(&mut self, state: &State, applied: Option<Revision>, purges_after: u64, unseal: Unseal<'_>) -> Result<ToNode, Behind> {
         let here = state.revision();
         if let Some(node) = applied.filter(|a| a.incarnation == here.incarnation && a.index > here.index) {
             return Err(Behind { node, here });
         }
-        // A revision of another incarnation is worth nothing.
-        let since = applied.filter(|a| here.reaches(*a)).map_or(0, |a| a.index);
-        let missed = state.missed_since(since);
+        // A revision of another incarnation is worth nothing, and no purge of this one names what was stored under it.
+        let (since, purges_after) = match applied {
+            None => (0, purges_after),
+            Some(a) if here.reaches(a) => (a.index, purges_after),
+            Some(_) => (0, u64::MAX),
+        };
+        let missed = state.missed_since(since, purges_after);
         let secret = self.role == Role::Edge;
         let certificates = if secret { missed.certificates.iter().filter_map(unseal).collect() } else { Vec::new() };
         self.sent = here.index;

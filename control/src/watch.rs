@@ -62,7 +62,7 @@ impl Session {
     async fn run(&self, mut incoming: Incoming, mut out: Sender<Bytes, BoxError>, mut stopping: Stopping) -> Result<(), String> {
         let mut frames = Deframer::default();
         let hello = tokio::time::timeout(HELLO_TIMEOUT, next(&mut incoming, &mut frames)).await.map_err(|_| "no hello")??;
-        let FromNode::Hello { applied, version } = hello else { return Err("it did not begin with a hello".into()) };
+        let FromNode::Hello { applied, purges_after, version } = hello else { return Err("it did not begin with a hello".into()) };
         tracing::info!(node = %self.name, role = %self.role, version, mine = VERSION, "a node watches");
         // Subscribed before the state is read: nothing falls between.
         let mut updates = self.control.broadcast.subscribe();
@@ -71,7 +71,7 @@ impl Session {
         if !self.is_removed(&mut out).await? {
             let missed = {
                 let state = self.control.raft.state.read();
-                Feed::open(&state, self.role, applied, &|c| self.control.unsealed(c)).map_err(|e| e.to_string())?
+                Feed::open(&state, self.role, applied, purges_after, &|c| self.control.unsealed(c)).map_err(|e| e.to_string())?
             };
             feed = Some(missed.0);
             send(&mut out, wire::frame(&missed.1).into()).await?;

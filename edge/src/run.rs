@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
-use tidegate_gateway::{Figures, Fills, Gateway, MOST_SELECTORS, MemoryStore, Node, Tier};
+use tidegate_gateway::{Figures, Fills, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
@@ -99,10 +99,11 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     let (shields, shield_tls): (Arc<Shields>, ShieldTls) = (Arc::default(), Arc::new(move || Arc::clone(&current.get().client)));
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
     let log = settings.access_log.clone().map(Log::start).transpose()?;
+    let store = Arc::new(Store::open(settings.memory, node.disk(), random_u64()).map_err(|e| node.disk_error(e))?);
     let shared = Arc::new(Shared {
         node: node.name.to_string(),
         limits: RwLock::new(Arc::new(settings.limits)),
-        store: Arc::new(MemoryStore::new(settings.memory)),
+        store: Arc::clone(&store),
         fills: Arc::default(),
         counters: Arc::default(),
         clock: Arc::clone(&clock),
@@ -135,6 +136,7 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
         addresses: node.control.clone(),
         control: links,
         saved: Box::new(SavedFile::new(&node.data, node_key)),
+        stored: node.disk.is_some(),
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
@@ -168,6 +170,7 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     let joined = tokio::task::spawn_blocking(move || {
         workers.join();
         probes.join();
+        store.close();
     });
     if ended.is_ok() {
         let _ = joined.await;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tidegate_control_types::purge::without_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, MemoryStore, RequestBody, ResponseBody, Site, fields};
+use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, RequestBody, ResponseBody, Site, Store, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -40,7 +40,7 @@ pub struct Shared {
     pub settings: EdgeSettings,
     pub node: String,
     pub limits: RwLock<Arc<Limits>>,
-    pub store: Arc<MemoryStore>,
+    pub store: Arc<Store>,
     pub fills: Arc<Fills>,
     pub counters: Arc<AllCounters>,
     pub clock: Arc<dyn Clock>,

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
-use tidegate_gateway::{AllCounters, Figures, Fills, Gateway, MOST_SELECTORS, MemoryStore, Node, Tier};
+use tidegate_gateway::{AllCounters, Figures, Fills, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
@@ -69,7 +69,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let links = Links::new(credentials.clone());
     let watched = Watched::new();
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
-    let store = Arc::new(MemoryStore::new(settings.memory));
+    let store = Arc::new(Store::open(settings.memory, node.disk(), random_u64()).map_err(|e| node.disk_error(e))?);
     let fills: Arc<Fills> = Arc::default();
     let counters: Arc<AllCounters> = Arc::default();
     let name = node.name.to_string();
@@ -97,7 +97,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         move || probe_all(Arc::clone(&pools), Arc::clone(&clock))
     })?;
     let metrics = Metrics::new("shield", &name);
-    let figures = Figures { counters, store, fills };
+    let figures = Figures { counters, store: Arc::clone(&store), fills };
     metrics.register(|r| r.register_collector(Box::new(figures.clone())));
     let ready = Arc::clone(&watched);
     let readiness: admin::Readiness =
@@ -111,6 +111,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         addresses: node.control.clone(),
         control: links,
         saved: Box::new(SavedFile::new(&node.data, node_key)),
+        stored: node.disk.is_some(),
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
@@ -144,6 +145,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         let _ = tokio::task::spawn_blocking(move || {
             workers.join();
             probes.join();
+            store.close();
         })
         .await;
     }

@@ -245,6 +245,7 @@ impl Dev {
             join_token_file: Some(network.data.join("keys").join(format!("{name}.join"))),
             advertise: vec![IpAddr::from([127, 0, 0, 1])],
             admin,
+            disk: None,
             name_servers: Vec::new(),
         })
     }

@@ -106,6 +106,7 @@ pub struct Plan<'a> {
     pub shields: usize,
     pub edges: usize,
     pub lease: &'a str,
+    /// `{data}` in these stands for the node's data folder.
     pub control_more: &'a str,
     pub shield_more: &'a str,
     pub edge_more: &'a str,
@@ -217,6 +218,7 @@ impl Network {
         let head = format!(
             "name = \"{name}\"\nregion = \"eu\"\ndata = \"{d}/{name}\"\nnode_key = \"{d}/{name}.key\"\njoin_token_file = \"{d}/{name}.join\"\nadmin = \"127.0.0.1:{admin}\"\n"
         );
+        let text = text.replace("{data}", &format!("{d}/{name}"));
         std::fs::write(&config, format!("{head}{text}{tables}")).unwrap();
         let log = self.dir.join(format!("{name}.log"));
         let (host, data) = (self.hosts.as_ref().map(|_| name.to_owned()), self.dir.join(name));

@@ -9,6 +9,7 @@ use crate::network::{Network, Update};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::lease::NodeLease;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, FromNode, ToNode, WallTime};
 
 /// Until the first grant says how long a lease lasts.
@@ -20,6 +21,8 @@ pub struct Follower {
     network: Option<Arc<Network>>,
     /// What a connection is good for begins with its catch-up.
     caught_up: bool,
+    /// It holds what an earlier life stored, and has not been told yet of the purges that may name it.
+    forgetful: bool,
     ask_again_after: Option<Duration>,
 }
 
@@ -43,10 +46,10 @@ pub enum OutOfTurn {
 
 impl Follower {
     /// Begins with what an earlier life of this node saved; the step, if there is one, is to be applied before anything
-    /// else.
+    /// else. `stored`: the node may hold what an earlier life stored.
     #[must_use]
-    pub fn resume(saved: Option<Arc<Network>>) -> (Self, Option<Arc<Update>>) {
-        let mut follower = Self::default();
+    pub fn resume(saved: Option<Arc<Network>>, stored: bool) -> (Self, Option<Arc<Update>>) {
+        let mut follower = Self { forgetful: stored, ..Self::default() };
         let step = saved.map(|saved| {
             follower.lease.applied(saved.revision.index);
             follower.network = Some(Arc::clone(&saved));
@@ -59,7 +62,13 @@ impl Follower {
     pub fn connected(&mut self) -> FromNode {
         self.lease.reconnected();
         self.caught_up = false;
-        FromNode::Hello { applied: self.network.as_ref().map(|n| n.revision), version: VERSION.into() }
+        let applied = self.network.as_ref().map(|n| n.revision);
+        let purges_after = match applied {
+            _ if self.forgetful && !Bug::RestartWithoutPurges.is_planted() => 0,
+            Some(revision) => revision.index,
+            None => u64::MAX,
+        };
+        FromNode::Hello { applied, purges_after, version: VERSION.into() }
     }
 
     /// A message came. A step has to be taken before the next message is heard; after either, [`Follower::until`] is to be
@@ -84,7 +93,8 @@ impl Follower {
                     return Err(OutOfTurn::Past);
                 }
                 self.caught_up = true;
-                Network::caught_up(self.network.as_deref(), revision, *missed, heard)
+                let all_purges = std::mem::take(&mut self.forgetful);
+                Network::caught_up(self.network.as_deref(), revision, *missed, all_purges, heard)
             }
             ToNode::Entries { through, entries } => match self.network.as_ref().filter(|_| self.caught_up) {
                 Some(network) => network.followed(through, entries, heard),
@@ -150,7 +160,7 @@ mod tests {
 
     #[test]
     fn another_log_ends_the_lease_before_its_first_step_is_applied() {
-        let (mut f, nothing) = Follower::resume(None);
+        let (mut f, nothing) = Follower::resume(None, false);
         assert!(nothing.is_none());
         f.connected();
         assert_eq!(f.ask(at(0)), None, "not before the catch-up");
@@ -166,7 +176,7 @@ mod tests {
 
     #[test]
     fn entries_without_a_catch_up_are_refused() {
-        let (mut f, _) = Follower::resume(None);
+        let (mut f, _) = Follower::resume(None, false);
         f.connected();
         step(&mut f, catch_up(1, 1));
         f.connected();
@@ -175,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_network_from_before_a_restore_is_not_followed_again() {
-        let (mut f, _) = Follower::resume(None);
+        let (mut f, _) = Follower::resume(None, false);
         let log = |generation, random| Incarnation::new(generation, random).0;
         f.connected();
         step(&mut f, catch_up(log(0, 5), 9));

@@ -61,25 +61,32 @@ impl Network {
         Update { revision: self.revision, fresh: true, floor: index, entries: vec![(index, sites)], network: Arc::clone(self) }
     }
 
-    /// The step that a catch-up makes from `old` (or from nothing).
+    /// The step that a catch-up makes from `old` (or from nothing). `all_purges`: it holds all purges that the control plane
+    /// remembers, and begins the ledger anew.
     #[must_use]
-    pub fn caught_up(old: Option<&Self>, revision: Revision, missed: CatchUp, heard: WallTime) -> Update {
+    pub fn caught_up(old: Option<&Self>, revision: Revision, missed: CatchUp, all_purges: bool, heard: WallTime) -> Update {
         let same = old.filter(|o| o.revision.incarnation == revision.incarnation);
+        // The indices of another log say nothing of what this one's purges name.
+        let all_purges = all_purges && (old.is_none() || same.is_some());
         let mut new = same.cloned().unwrap_or_else(|| Self::empty(revision));
         let gone = new.sites.keys().filter(|n| !missed.site_names.contains(n)).cloned().map(Event::SiteRemoved);
-        let first: Vec<Event> = gone.chain(missed.sites.into_iter().map(|s| Event::Site(Box::new(s)))).collect();
+        let mut first: Vec<Event> = gone.chain(missed.sites.into_iter().map(|s| Event::Site(Box::new(s)))).collect();
+        first.iter().for_each(|e| new.apply(e));
+        if all_purges {
+            first.extend(new.sites.values().map(|s| Event::Site(Box::new((**s).clone()))));
+        }
         let index = revision.index;
         let purges = missed.purges.into_iter().map(|(i, orders)| (i, vec![Event::Purged(orders)]));
         // Sites first: a purge of a site that is not known yet would be lost.
         let entries: Vec<_> = std::iter::once((index, first)).chain(purges).collect();
-        entries.iter().flat_map(|(_, events)| events).for_each(|e| new.apply(e));
         new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), c)).collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
         (new.revision, new.heard) = (revision, heard);
-        // Who begins with this log is told of none of its earlier purges. It may hold what it fetched because another node,
-        // which knew this log already, demanded something of it.
-        let floor = if same.is_none() && !Bug::FreshLogWithoutFloor.is_planted() { index } else { missed.floor };
-        Update { revision, fresh: same.is_none(), floor, entries, network: Arc::new(new) }
+        // Who begins with this log and holds nothing is told of none of its earlier purges. It may hold what it fetched because
+        // another node, which knew this log already, demanded something of it.
+        let told = all_purges || same.is_some() || Bug::FreshLogWithoutFloor.is_planted();
+        let floor = if told { missed.floor } else { index };
+        Update { revision, fresh: all_purges || same.is_none(), floor, entries, network: Arc::new(new) }
     }
 
     /// The step that entries of the log make; those at or before this revision are left out.
@@ -174,19 +181,19 @@ mod tests {
     fn a_catch_up_removes_what_is_gone_and_another_incarnation_starts_afresh() {
         let names = |n: &[&str]| n.iter().map(|n| n.parse().unwrap()).collect::<Vec<SiteName>>();
         let first = CatchUp { sites: vec![site("a", 2), site("b", 3)], site_names: names(&["a", "b"]), ..CatchUp::default() };
-        let u = Network::caught_up(None, at(1, 5), first, WallTime(0));
+        let u = Network::caught_up(None, at(1, 5), first, false, WallTime(0));
         assert!(u.fresh && u.network.sites.len() == 2);
         let next = CatchUp { site_names: names(&["b"]), ..CatchUp::default() };
-        let v = Network::caught_up(Some(&u.network), at(1, 9), next.clone(), WallTime(0));
+        let v = Network::caught_up(Some(&u.network), at(1, 9), next.clone(), false, WallTime(0));
         assert!(!v.fresh && v.network.sites.len() == 1);
         assert_eq!(v.entries[0].1, [Event::SiteRemoved("a".parse().unwrap())]);
-        let w = Network::caught_up(Some(&u.network), at(2, 3), CatchUp { sites: vec![site("b", 2)], ..next }, WallTime(0));
+        let w = Network::caught_up(Some(&u.network), at(2, 3), CatchUp { sites: vec![site("b", 2)], ..next }, false, WallTime(0));
         assert!(w.fresh && w.revision == at(2, 3));
     }
 
     #[test]
     fn entries_that_were_applied_already_are_left_out() {
-        let u = Network::caught_up(None, at(1, 5), CatchUp::default(), WallTime(0));
+        let u = Network::caught_up(None, at(1, 5), CatchUp::default(), false, WallTime(0));
         let v = u.network.followed(7, vec![(5, vec![Event::Purged(vec![])]), (7, vec![Event::Site(Box::new(site("c", 7)))])], WallTime(0));
         assert_eq!((v.entries.len(), v.revision.index, v.network.sites.len()), (1, 7, 1));
         assert!(v.changes_configuration());

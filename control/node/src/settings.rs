@@ -4,7 +4,7 @@ use crate::NodeError;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use tidegate_control_types::NodeName;
-use tidegate_control_types::settings::{self, Section, parsed, string};
+use tidegate_control_types::settings::{self, Section, parsed, size, string};
 use tidegate_control_types::site_file::parse_origin_url;
 use toml::de::DeValue;
 
@@ -21,8 +21,28 @@ pub struct NodeSettings {
     pub join_token_file: Option<PathBuf>,
     pub advertise: Vec<IpAddr>,
     pub admin: SocketAddr,
+    /// Where the disk tier of its cache is.
+    pub disk: Option<DiskSettings>,
     /// Which name servers resolve the origins' names; none: the system's.
     pub name_servers: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSettings {
+    /// A folder of its own.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+fn disk(s: &Section<'_>) -> Option<DiskSettings> {
+    if !s.has("disk") {
+        return None;
+    }
+    let disk = s.table("disk");
+    let path = disk.required("path", "\"/var/cache/tidegate\"", path);
+    let size = disk.required("size", "\"50GiB\"", size(16 << 20, 1 << 50));
+    Some(DiskSettings { path: path?, size: size? })
 }
 
 /// Reads a whole settings file.
@@ -52,7 +72,21 @@ impl NodeSettings {
         let advertise = s.list("advertise", parsed);
         let admin = s.or("admin", SocketAddr::from(([127, 0, 0, 1], 9081)), parsed);
         let name_servers = s.list("name_servers", parsed);
-        Some(Self { name: name?, region: region?, data, node_key, control, join_token_file, advertise, admin, name_servers })
+        Some(Self { name: name?, region: region?, data, node_key, control, join_token_file, advertise, admin, disk: disk(s), name_servers })
+    }
+}
+
+impl NodeSettings {
+    /// Folder and size of the disk tier.
+    #[must_use]
+    pub fn disk(&self) -> Option<(&Path, u64)> {
+        self.disk.as_ref().map(|d| (d.path.as_path(), d.size))
+    }
+
+    /// The disk tier's folder cannot be used.
+    #[must_use]
+    pub fn disk_error(&self, error: std::io::Error) -> NodeError {
+        NodeError::file(self.disk().map_or(&self.data, |(path, _)| path), error)
     }
 }
 

@@ -98,6 +98,8 @@ pub struct Watcher<C> {
     pub addresses: Vec<String>,
     pub control: C,
     pub saved: Box<dyn Saved>,
+    /// The node may hold what an earlier life stored.
+    pub stored: bool,
     pub clock: Arc<dyn Clock>,
     /// Any number: spreads what nodes try again.
     pub random: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -118,7 +120,7 @@ impl<C: ControlPlane> Watcher<C> {
         if self.saved.has_ended() {
             return Removed;
         }
-        let (mut follower, resumed) = Follower::resume(self.load_saved());
+        let (mut follower, resumed) = Follower::resume(self.load_saved(), self.stored);
         if let Some(step) = resumed {
             self.apply(&step).await;
             // A node that has served before outlives its control plane, restarts included.

@@ -26,7 +26,7 @@ pub const MOST_SITES: usize = 100_000;
 pub const MOST_NODES: usize = 10_000;
 pub const MOST_TOKENS: usize = 10_000;
 pub const MOST_AUDIT: usize = 10_000;
-/// A node that missed more than this of purges revalidates everything instead of being told.
+/// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -248,17 +248,22 @@ impl State {
         self.knows_more(since) || self.detached.values().any(answers)
     }
 
-    /// What a node that has applied all through `applied` (0: nothing) has missed.
+    /// What a node that has applied all through `applied` (0: nothing) has missed, with the purges after `purges_after`.
     #[must_use]
-    pub fn missed_since(&self, applied: u64) -> Missed {
+    pub fn missed_since(&self, applied: u64, purges_after: u64) -> Missed {
         let forgotten = self.purges.forgotten_through();
-        let mut floor = if applied > 0 && applied < forgotten { forgotten } else { 0 };
-        // A node that holds nothing has nothing to purge.
-        let mut purges: Vec<_> =
-            if applied > 0 && !Bug::CatchUpWithoutPurges.is_planted() { self.purges.since(applied).collect() } else { Vec::new() };
-        if purges.iter().flat_map(|(_, orders)| orders).map(PurgeOrder::weight).sum::<usize>() > MOST_MISSED_BYTES {
-            (floor, purges) = (self.applied, Vec::new());
+        let mut floor = if purges_after < forgotten { forgotten } else { 0 };
+        let (mut purges, mut bytes) = (Vec::new(), 0);
+        for (index, orders) in self.purges.since(purges_after).rev().filter(|_| !Bug::CatchUpWithoutPurges.is_planted()) {
+            bytes += orders.iter().map(PurgeOrder::weight).sum::<usize>();
+            if bytes > MOST_MISSED_BYTES {
+                // It is told of the newest.
+                floor = index;
+                break;
+            }
+            purges.push((index, orders));
         }
+        purges.reverse();
         Missed {
             floor: if Bug::CatchUpWithoutFloor.is_planted() { 0 } else { floor },
             sites: self.sites.values().filter(|s| s.revision() > applied).map(SiteRecord::state).collect(),

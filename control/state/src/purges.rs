@@ -41,7 +41,7 @@ impl Purges {
         self.kept.get(&index)
     }
 
-    pub(crate) fn since(&self, index: u64) -> impl Iterator<Item = (u64, Vec<PurgeOrder>)> {
+    pub(crate) fn since(&self, index: u64) -> impl DoubleEndedIterator<Item = (u64, Vec<PurgeOrder>)> {
         self.kept.range(index.saturating_add(1)..).map(|(i, p)| (*i, p.orders.clone()))
     }
 

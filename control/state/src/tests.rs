@@ -146,14 +146,15 @@ fn what_was_missed_is_complete_or_the_floor_says_so() {
     for _ in 0..4 {
         log.purge(None, Selector::All); // 3, 4, 5, 6
     }
-    let missed = |applied| {
-        let m = log.state.missed_since(applied);
+    let missed = |applied, purges_after| {
+        let m = log.state.missed_since(applied, purges_after);
         (m.floor, m.purges.iter().map(|p| p.0).collect::<Vec<_>>(), m.sites.len())
     };
-    assert_eq!(missed(0), (0, vec![], 1), "a node that holds nothing misses nothing");
-    assert_eq!(missed(3), (4, vec![5, 6], 0));
-    assert_eq!(missed(4), (0, vec![5, 6], 0));
-    assert_eq!(missed(6), (0, vec![], 0));
+    assert_eq!(missed(0, u64::MAX), (0, vec![], 1), "a node that holds nothing misses nothing");
+    assert_eq!(missed(3, 3), (4, vec![5, 6], 0));
+    assert_eq!(missed(4, 4), (0, vec![5, 6], 0));
+    assert_eq!(missed(6, 6), (0, vec![], 0));
+    assert_eq!(missed(6, 0), (4, vec![5, 6], 0), "a node that holds what an earlier life stored");
     assert_eq!((log.state.purge(4).err(), log.state.purge(5).is_ok(), log.state.purge(9).err()), (Some(true), true, Some(false)));
 }
 

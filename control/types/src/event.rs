@@ -94,6 +94,9 @@ pub enum FromNode {
     /// First of all; `None` where the node holds nothing.
     Hello {
         applied: Option<Revision>,
+        /// It wants to be told of purges after this index: of all that are remembered, where it holds what an earlier life
+        /// stored; of none (`u64::MAX`), where it holds nothing.
+        purges_after: u64,
         version: String,
     },
     /// Every worker has applied all up to this index.

@@ -48,6 +48,10 @@ pub enum Bug {
     OwnWayDemandsLess,
     SecondPerTier,
     RestartedNodeTrustsShields,
+    // The disk tier.
+    DiskTrustedBeforeLease,
+    DiskWithoutRevision,
+    RestartWithoutPurges,
     // Reuse.
     PurgedMayStandIn,
     SecondCountsFromAnswer,
@@ -57,7 +61,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 45] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
         Self::ReadWithoutQuorum,
@@ -95,6 +99,9 @@ impl Bug {
         Self::OwnWayDemandsLess,
         Self::SecondPerTier,
         Self::RestartedNodeTrustsShields,
+        Self::DiskTrustedBeforeLease,
+        Self::DiskWithoutRevision,
+        Self::RestartWithoutPurges,
         Self::PurgedMayStandIn,
         Self::SecondCountsFromAnswer,
         Self::SecondIgnoredInJoining,

@@ -5,6 +5,7 @@ use crate::field;
 use crate::storable::heuristically_cacheable;
 use http::StatusCode;
 use http::header::{AGE, DATE, EXPIRES, HeaderMap, LAST_MODIFIED};
+use serde::{Deserialize, Serialize};
 use tidegate_control_types::WallTime;
 
 /// The most that a heuristic gives, in seconds: a day.
@@ -23,7 +24,7 @@ pub struct FreshnessDefaults {
 }
 
 /// All that decides, at any later time, how old a stored response is and whether it is fresh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freshness {
     /// Freshness lifetime in whole seconds (section 4.2.1).
     pub lifetime: u64,

@@ -1,11 +1,12 @@
 //! Keys: the site, then the target URI in its one normal form. Parts are length-framed, so that no two different
 //! lists of parts make one key, and the site comes first, so that no tenant reaches another's.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Scheme, host, path and query of a request in normal form: what is stored under, what is sent to the origin, and
 /// what purges are compared with, are one and the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     pub https: bool,
     /// Lower-case, without port.

@@ -2,10 +2,11 @@
 
 use crate::field;
 use http::header::{HeaderMap, VARY};
+use serde::{Deserialize, Serialize};
 
 /// The fields that a response varies on, with the values of the request that it answered: what the next
 /// request is compared with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VaryKey(Box<[Varied]>);
 
 /// A field's name, and its value where the request had it.

@@ -7,8 +7,12 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use tidegate_store::{Piece, Store};
+use tokio::sync::oneshot;
 
 /// Called once when a body is over: bytes handed over, and whether it was all of it.
 pub type Finished = Box<dyn FnOnce(u64, bool)>;
@@ -16,9 +20,44 @@ pub type Finished = Box<dyn FnOnce(u64, bool)>;
 enum Kind {
     Empty,
     Whole(Bytes),
-    Pieces { rest: VecDeque<Bytes>, left: u64 },
+    Stored(StoredBody),
     Fill(FillReader),
     Relay { body: UpstreamBody, left: Option<u64> },
+}
+
+/// The pieces of a stored body, of which some may have to be read from the disk: each while the one before it goes out.
+struct StoredBody {
+    store: Arc<Store>,
+    rest: VecDeque<Piece>,
+    reading: Option<oneshot::Receiver<Bytes>>,
+    left: u64,
+}
+
+impl StoredBody {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
+        if self.reading.is_none() && !self.read_ahead() {
+            let Some(Piece::Here(bytes)) = self.rest.pop_front() else { return Poll::Ready(None) };
+            self.left -= bytes.len() as u64;
+            self.read_ahead();
+            return Poll::Ready(Some(Ok(bytes)));
+        }
+        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
+        let read = ready!(Pin::new(reading).poll(cx));
+        self.reading = None;
+        // The disk failed in the middle of a body: its client has to see it.
+        let Ok(bytes) = read else { return Poll::Ready(Some(Err(FetchError::Broken))) };
+        self.left -= bytes.len() as u64;
+        self.read_ahead();
+        Poll::Ready(Some(Ok(bytes)))
+    }
+
+    /// Begins to read the next piece, where that is on the disk.
+    fn read_ahead(&mut self) -> bool {
+        if let Some(Piece::OnDisk(piece)) = self.rest.pop_front_if(|p| matches!(p, Piece::OnDisk(_))) {
+            self.reading = Some(self.store.read(piece));
+        }
+        self.reading.is_some()
+    }
 }
 
 /// The body of a response to a client.
@@ -59,14 +98,12 @@ impl ResponseBody {
     }
 
     #[must_use]
-    pub fn pieces(mut pieces: Vec<Bytes>) -> Self {
-        if pieces.len() == 1
-            && let Some(only) = pieces.pop()
-        {
-            return Self::whole(only);
+    pub fn stored(store: &Arc<Store>, mut pieces: Vec<Piece>) -> Self {
+        if let [Piece::Here(only)] = &mut pieces[..] {
+            return Self::whole(std::mem::take(only));
         }
         let left = pieces.iter().map(|p| p.len() as u64).sum();
-        Self::of(Kind::Pieces { rest: pieces.into(), left })
+        Self::of(Kind::Stored(StoredBody { store: Arc::clone(store), rest: pieces.into(), reading: None, left }))
     }
 
     pub(crate) fn fill(reader: FillReader) -> Self {
@@ -108,10 +145,7 @@ impl ResponseBody {
                 self.kind = Kind::Empty;
                 Some(Ok(bytes))
             }
-            Kind::Pieces { rest, left } => rest.pop_front().map(|piece| {
-                *left -= piece.len() as u64;
-                Ok(piece)
-            }),
+            Kind::Stored(body) => ready!(body.poll_data(cx)),
             Kind::Fill(reader) => ready!(reader.poll_data(cx)),
             Kind::Relay { body, left } => {
                 let data = ready!(body.poll_data(cx));
@@ -166,7 +200,7 @@ impl Body for ResponseBody {
             Kind::Empty => true,
             Kind::Whole(_) => false,
             Kind::Relay { left, .. } => *left == Some(0),
-            Kind::Pieces { rest, .. } => rest.is_empty(),
+            Kind::Stored(body) => body.left == 0,
             Kind::Fill(reader) => reader.left() == Some(0),
         }
     }
@@ -175,7 +209,7 @@ impl Body for ResponseBody {
         let left = match &self.kind {
             Kind::Empty => Some(0),
             Kind::Whole(b) => Some(b.len() as u64),
-            Kind::Pieces { left, .. } => Some(*left),
+            Kind::Stored(body) => Some(body.left),
             Kind::Fill(reader) => reader.left(),
             Kind::Relay { left, .. } => *left,
         };

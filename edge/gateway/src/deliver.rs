@@ -144,7 +144,7 @@ fn part_of<U: Upstream>(
             let body = match bounds {
                 Some((first, last)) if asked.method != Method::HEAD => match stored.body.of_whole(first, last) {
                     Some(piece) => ResponseBody::whole(piece),
-                    None => ResponseBody::pieces(gateway.store.body(&stored.body, first, last)?),
+                    None => ResponseBody::stored(&gateway.store, gateway.store.body(&stored.body, first, last)?),
                 },
                 _ => ResponseBody::empty(),
             };

@@ -241,7 +241,7 @@ async fn receive<U: Upstream>(
     if !stream(gateway, asked, fill, received.fetched.response.body_mut(), length, most).await? {
         return Ok(());
     }
-    let body = gateway.store.keep_body(fill.done());
+    let body = gateway.store.keep_body(&asked.key, &fill.done());
     let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
     response.tags.clone_from(&head.tags);
     response.asked_origin_at = asked_at;
@@ -250,7 +250,7 @@ async fn receive<U: Upstream>(
 }
 
 fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response: &Arc<StoredResponse>) {
-    gateway.store.put(&asked.key, Arc::clone(response));
+    gateway.store.put(&asked.key, response);
     // Looked at after it is there: an invalidation forgets the fill first and empties the store then.
     if fill.is_forgotten() {
         gateway.store.drop_response(&asked.key, response);

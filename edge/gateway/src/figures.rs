@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tidegate_store::MemoryStore;
+use tidegate_store::Store;
 
 /// The figures of every site on one node, shared by all workers and kept over changes of the sites.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl AllCounters {
 #[derive(Clone)]
 pub struct Figures {
     pub counters: Arc<AllCounters>,
-    pub store: Arc<MemoryStore>,
+    pub store: Arc<Store>,
     pub fills: Arc<Fills>,
 }
 
@@ -71,7 +71,27 @@ impl Collector for Figures {
             ("stored_limit_bytes", "Bound of the memory tier", limit),
             ("fills", "Fetches under way that others may share", self.fills.len() as u64),
         ];
-        for (name, help, value) in gauges {
+        let disk = self.store.disk().map(|tier| {
+            let f = &tier.figures;
+            let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+            let gauges = [
+                ("disk_bytes", "Bytes in the disk tier", read(&f.bytes)),
+                ("disk_limit_bytes", "Bound of the disk tier", tier.size()),
+                ("disk_records", "Responses and chunks that the disk tier holds", read(&f.records)),
+            ];
+            let counters = [
+                ("disk_reads", "Records read", read(&f.reads)),
+                ("disk_written_bytes", "Bytes written", read(&f.written_bytes)),
+                ("disk_overrun", "Records not kept, since the disk could not follow", read(&f.overrun)),
+                ("disk_damaged", "Records that were damaged, and not used", read(&f.damaged)),
+                ("disk_errors", "Writes that failed", read(&f.errors)),
+            ];
+            (gauges, counters)
+        });
+        for (name, help, value) in disk.iter().flat_map(|(_, counters)| counters) {
+            ConstCounter::new(*value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        for (name, help, value) in gauges.into_iter().chain(disk.into_iter().flat_map(|(gauges, _)| gauges)) {
             let value = i64::try_from(value).unwrap_or(i64::MAX);
             ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }

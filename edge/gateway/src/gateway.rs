@@ -23,7 +23,7 @@ use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::{BootTime, Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState, WallTime};
-use tidegate_store::{MemoryStore, StoredResponse};
+use tidegate_store::{Store, StoredResponse, Variants};
 use tokio::sync::{Notify, oneshot};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Answer {
 
 pub struct Gateway<U> {
     pub node: Rc<Node>,
-    pub store: Arc<MemoryStore>,
+    pub store: Arc<Store>,
     pub fills: Arc<Fills>,
     pub clock: Arc<dyn Clock>,
     pub lease: Arc<LeaseEnd>,
@@ -91,11 +91,19 @@ const CATCH_UP: Duration = Duration::from_millis(250);
 const MOST_FETCHES: usize = 3;
 /// What was validated end to end is good for this long where a detached node has to revalidate.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+/// A disk that takes longer to find a response holds nothing.
+const LOAD_WITHIN: Duration = Duration::from_secs(1);
 
 enum Found {
+    /// Not in memory, but perhaps on the disk.
+    OnDisk,
     Fresh(Arc<StoredResponse>),
     StaleWhileRevalidating(Arc<StoredResponse>),
-    Validate { stored: Arc<StoredResponse>, why: ForwardReason, or_stale: bool },
+    Validate {
+        stored: Arc<StoredResponse>,
+        why: ForwardReason,
+        or_stale: bool,
+    },
     Nothing(ForwardReason),
 }
 
@@ -119,7 +127,7 @@ impl<U: Upstream> Gateway<U> {
     #[must_use]
     pub fn new(
         node: Rc<Node>,
-        store: Arc<MemoryStore>,
+        store: Arc<Store>,
         fills: Arc<Fills>,
         clock: Arc<dyn Clock>,
         lease: Arc<LeaseEnd>,
@@ -171,6 +179,25 @@ impl<U: Upstream> Gateway<U> {
         } else {
             Found::Nothing(ForwardReason::Request)
         };
+        if let Found::OnDisk = found {
+            let this = Rc::clone(self);
+            return Answering::later(async move {
+                let variants = this.load(&asked.key).await;
+                let found = this.look_into(variants, &asked, &directives, moment);
+                this.from_found(asked, body, moment, &directives, found).await
+            });
+        }
+        self.from_found(asked, body, moment, &directives, found)
+    }
+
+    fn from_found(
+        self: &Rc<Self>,
+        asked: Asked,
+        body: RequestBody,
+        moment: Moment,
+        directives: &RequestDirectives,
+        found: Found,
+    ) -> Answering<Answer> {
         let (reason, validating) = match found {
             Found::Fresh(stored) => match self.hit(&asked, &stored, moment) {
                 Some(answer) => return Answering::now(answer),
@@ -185,6 +212,7 @@ impl<U: Upstream> Gateway<U> {
             }
             Found::Validate { stored, why, or_stale } => (why, Some(Validating { stored, or_stale })),
             Found::Nothing(why) => (why, None),
+            Found::OnDisk => (ForwardReason::UriMiss, None),
         };
         if directives.only_if_cached {
             return Answering::now(deliver::own(
@@ -232,7 +260,22 @@ impl<U: Upstream> Gateway<U> {
     }
 
     fn look_up(&self, asked: &Asked, directives: &RequestDirectives, moment: Moment) -> Found {
-        let Some(variants) = self.hot.get(&asked.key, &self.store) else { return Found::Nothing(ForwardReason::UriMiss) };
+        let variants = self.hot.get(&asked.key, &self.store);
+        let is_here = variants.as_ref().is_some_and(|v| v.select(&asked.headers).is_some());
+        if !is_here && self.store.may_load(&asked.key, variants.as_ref()) {
+            return Found::OnDisk;
+        }
+        self.look_into(variants, asked, directives, moment)
+    }
+
+    /// What the disk holds of a key, in memory now.
+    async fn load(&self, key: &CacheKey) -> Option<Arc<Variants>> {
+        let loaded = self.store.load(key)?;
+        tokio::time::timeout(LOAD_WITHIN, loaded).await.ok()?.ok()
+    }
+
+    fn look_into(&self, variants: Option<Arc<Variants>>, asked: &Asked, directives: &RequestDirectives, moment: Moment) -> Found {
+        let Some(variants) = variants else { return Found::Nothing(ForwardReason::UriMiss) };
         let Some(stored) = variants.select(&asked.headers) else { return Found::Nothing(ForwardReason::VaryMiss) };
         let standing = self.standing(asked.site.name(), stored);
         let attachment = match moment.attachment {
@@ -262,8 +305,13 @@ impl<U: Upstream> Gateway<U> {
         if clean.incarnation != self.incarnation.get() && !Bug::IncarnationIgnored.is_planted() {
             return Standing::Unvouched;
         }
+        if stored.from_disk && !self.lease.was_held() && !Bug::DiskTrustedBeforeLease.is_planted() {
+            // An earlier life may have acknowledged purges that this one has not heard of yet.
+            return Standing::Unvouched;
+        }
         let ledger = self.ledger.borrow();
-        let standing = ledger.check(site, &stored.target, &stored.tags, clean.index);
+        let clean = if stored.from_disk && Bug::DiskWithoutRevision.is_planted() { ledger.through() } else { clean.index };
+        let standing = ledger.check(site, &stored.target, &stored.tags, clean);
         if standing == Standing::Current || (standing == Standing::SoftlyPurged && Bug::SoftlyPurgedVouchedFor.is_planted()) {
             stored.raise_clean_through(ledger.through() + u64::from(Bug::CleanThroughTooFar.is_planted()));
         }
@@ -319,8 +367,13 @@ impl<U: Upstream> Gateway<U> {
                 Joined::Began(fill) => {
                     // The fill that this request just missed may have ended between its look-up and now.
                     let moment = Moment { boot: self.clock.boot(), wall: self.clock.wall(), attachment };
-                    if let (None, false, Found::Fresh(stored)) =
-                        (&validating, end_to_end, self.look_up(&asked, &cache_control::of_request(&asked.headers), moment))
+                    let again = || {
+                        let variants = self.store.get(asked.key.as_bytes());
+                        self.look_into(variants, &asked, &cache_control::of_request(&asked.headers), moment)
+                    };
+                    if validating.is_none()
+                        && !end_to_end
+                        && let Found::Fresh(stored) = again()
                         && stored.clean_through().reaches(demand)
                     {
                         fill.stored(Arc::clone(&stored), None);

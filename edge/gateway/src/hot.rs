@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use tidegate_cache::CacheKey;
-use tidegate_store::{MemoryStore, StoredResponse, Variants};
+use tidegate_store::{Store, StoredResponse, Variants};
 
 const SLOTS: usize = 4096;
 /// Of every so many hits of an entry one goes to the store, which has to know what is asked for.
@@ -67,7 +67,7 @@ impl Hot {
     }
 
     /// What is stored under a key.
-    pub fn get(&self, key: &CacheKey, store: &MemoryStore) -> Option<Arc<Variants>> {
+    pub fn get(&self, key: &CacheKey, store: &Store) -> Option<Arc<Variants>> {
         let at = self.at(key);
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(at)?;
@@ -75,6 +75,7 @@ impl Hot {
             if !mine.variants.have_left() {
                 mine.hits = mine.hits.wrapping_add(1);
                 if mine.hits.is_multiple_of(TOLD_EVERY) {
+                    store.asked(key.as_bytes());
                     drop(store.get(key.as_bytes()));
                 }
                 mine.uses = MOST_USES.min(mine.uses + 1);
@@ -82,6 +83,7 @@ impl Hot {
             }
             *slot = None;
         }
+        store.asked(key.as_bytes());
         let variants = store.get(key.as_bytes())?;
         match slot {
             Some(other) if other.uses > 0 && !other.variants.have_left() => other.uses -= 1,
@@ -130,20 +132,20 @@ mod tests {
         (key, Arc::new(StoredResponse::new(target, StatusCode::OK, HeaderMap::new(), VaryKey::default(), freshness, body)))
     }
 
-    fn select(hot: &Hot, store: &MemoryStore, key: &CacheKey) -> Option<Arc<StoredResponse>> {
+    fn select(hot: &Hot, store: &Store, key: &CacheKey) -> Option<Arc<StoredResponse>> {
         hot.get(key, store)?.select(&HeaderMap::new()).cloned()
     }
 
     #[test]
     fn what_was_replaced_or_removed_in_the_store_is_not_found_here() {
-        let (store, hot) = (MemoryStore::new(1 << 20), Hot::default());
+        let (store, hot) = (Store::new(1 << 20), Hot::default());
         let (key, first) = stored("/");
         let (_, second) = stored("/");
-        store.put(&key, Arc::clone(&first));
+        store.put(&key, &first);
         for _ in 0..2 {
             assert!(Arc::ptr_eq(&select(&hot, &store, &key).unwrap(), &first));
         }
-        store.put(&key, Arc::clone(&second));
+        store.put(&key, &second);
         assert!(Arc::ptr_eq(&select(&hot, &store, &key).unwrap(), &second));
         store.remove(&key);
         assert!(select(&hot, &store, &key).is_none());
@@ -151,10 +153,10 @@ mod tests {
 
     #[test]
     fn memory_is_let_go_of() {
-        let (store, hot) = (MemoryStore::new(1 << 20), Hot::default());
+        let (store, hot) = (Store::new(1 << 20), Hot::default());
         for n in 0..100 {
             let (key, response) = stored(&format!("/{n}"));
-            store.put(&key, response);
+            store.put(&key, &response);
             assert!(select(&hot, &store, &key).is_some());
             store.remove(&key);
         }
@@ -166,9 +168,9 @@ mod tests {
 
     #[test]
     fn a_head_goes_out_again_only_where_it_says_the_same() {
-        let (store, hot) = (MemoryStore::new(1 << 20), Hot::default());
+        let (store, hot) = (Store::new(1 << 20), Hot::default());
         let (key, response) = stored("/");
-        store.put(&key, Arc::clone(&response));
+        store.put(&key, &response);
         hot.get(&key, &store);
         let made = Cell::new(0);
         let ask = |age, through| {

@@ -44,4 +44,5 @@ pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
     reason.token()
 }
 pub use tidegate_cache::ledger::MOST_SELECTORS;
-pub use tidegate_store::MemoryStore;
+pub use tidegate_store as store;
+pub use tidegate_store::Store;

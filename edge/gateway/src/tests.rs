@@ -2,8 +2,7 @@
 //! for.
 
 use crate::{
-    Answer, Asked, Fetch, FetchError, Fetched, Fills, Gateway, MOST_SELECTORS, MemoryStore, Node, RequestBody, Site, Tier, Upstream,
-    UpstreamBody,
+    Answer, Asked, Fetch, FetchError, Fetched, Fills, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier, Upstream, UpstreamBody,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -123,7 +122,7 @@ impl World {
         let node = Node { name: "n".into(), tier, via: name.clone(), cdn_id: name };
         let lease = Arc::new(LeaseEnd::default());
         lease.publish(Some(BootTime::from_nanos(ATTACHED_UNTIL * 1_000_000)));
-        let store = Arc::new(MemoryStore::new(64 << 20));
+        let store = Arc::new(Store::new(64 << 20));
         let gateway = Gateway::new(Rc::new(node), store, Arc::new(Fills::default()), clock.clone(), lease, origin.clone(), MOST_SELECTORS);
         gateway.apply(revision(1), true, 0, &[(1, vec![Event::Site(Box::new((*state).clone()))])], &|_| None);
         let site = Rc::new(Site::new(state, Arc::default()));

@@ -1,15 +1,19 @@
-//! Where responses are kept: the memory tier. Bodies are kept in pieces of at most [`CHUNK`] bytes, so that ranges,
-//! streaming fills and admission all work on equal parts; a small body is one piece beside its head.
-//!
-//! The disk tier stands behind the same [`MemoryStore`] calls once it is there: `get`, `put`, `remove`, and `body`, which
-//! gives the pieces of a range or says that one is gone.
+//! Where responses are kept: memory above, a disk below it. Bodies are kept in pieces of at most [`CHUNK`] bytes, so that
+//! ranges, streaming fills and admission all work on equal parts; a small body is one piece beside its head.
 
 #![forbid(unsafe_code)]
 
+mod disk;
 mod memory;
+mod sketch;
+mod store;
 mod stored;
+#[cfg(test)]
+mod trace;
 
-pub use memory::{MemoryStore, Variants};
+pub use disk::{DiskFigures, Executor, Folder, Medium, Segment, Threads, Tier};
+pub use memory::Variants;
+pub use store::{DiskPiece, Piece, Store};
 pub use stored::{Body, StoredResponse};
 
 /// The longest piece of a body, in bytes.

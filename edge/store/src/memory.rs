@@ -1,10 +1,9 @@
 //! The memory tier, on moka: heads with small bodies, and chunks of larger ones, under one bound in bytes.
 
-use crate::CHUNK;
 use crate::stored::{Body, StoredResponse};
 use bytes::Bytes;
 use http::HeaderMap;
-use moka::ops::compute::Op;
+use moka::ops::compute::{CompResult, Op};
 use moka::sync::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,11 +23,20 @@ const MOST_PASSED: u64 = 100_000;
 pub struct Variants {
     list: Vec<Arc<StoredResponse>>,
     left: AtomicBool,
+    /// What the disk holds of them is here.
+    all: bool,
 }
 
 impl Variants {
-    fn new(list: Vec<Arc<StoredResponse>>) -> Arc<Self> {
-        Arc::new(Self { list, left: AtomicBool::new(false) })
+    fn new(mut list: Vec<Arc<StoredResponse>>, all: bool) -> Arc<Self> {
+        list.truncate(MOST_VARIANTS);
+        Arc::new(Self { list, left: AtomicBool::new(false), all })
+    }
+
+    /// Whether the disk holds no more of them.
+    #[must_use]
+    pub fn are_all(&self) -> bool {
+        self.all
     }
 
     /// The newest whose Vary the request matches (RFC 9111 section 4.1).
@@ -54,7 +62,7 @@ enum Entry {
     Chunk(Bytes),
 }
 
-pub struct MemoryStore {
+pub struct MemoryTier {
     entries: Cache<CacheKey, Entry>,
     passed: Cache<CacheKey, ()>,
     limit: u64,
@@ -69,21 +77,33 @@ fn weigh(key: &CacheKey, entry: &Entry) -> u32 {
     u32::try_from(ENTRY_OVERHEAD + key.as_bytes().len() + bytes).unwrap_or(u32::MAX)
 }
 
+/// What a response takes under a key.
+#[cfg(test)]
+pub fn weight(key: &CacheKey, response: &Arc<StoredResponse>) -> usize {
+    weigh(key, &Entry::Head(Variants::new(vec![Arc::clone(response)], false))) as usize
+}
+
 fn leave(entry: &Entry) {
     if let Entry::Head(v) = entry {
         v.leave();
     }
 }
 
-impl MemoryStore {
+impl MemoryTier {
     /// A store of at most `limit` bytes.
     #[must_use]
     pub fn new(limit: u64) -> Self {
+        Self::numbered_from(limit, 1)
+    }
+
+    /// Bodies of several pieces have numbers from `first` on.
+    #[must_use]
+    pub fn numbered_from(limit: u64, first: u64) -> Self {
         Self {
             entries: Cache::builder().max_capacity(limit).weigher(weigh).eviction_listener(|_, entry, _| leave(&entry)).build(),
             passed: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
             limit,
-            next_object: AtomicU64::new(1),
+            next_object: AtomicU64::new(first),
         }
     }
 
@@ -94,6 +114,12 @@ impl MemoryStore {
             Entry::Head(v) => Some(v),
             Entry::Chunk(_) => None,
         }
+    }
+
+    /// Evicts now what has to go.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        self.entries.run_pending_tasks();
     }
 
     /// The largest body that is kept, in bytes: one object must not push out most others.
@@ -118,41 +144,31 @@ impl MemoryStore {
             Err(pieces) => {
                 let object = self.next_object.fetch_add(1, Ordering::Relaxed);
                 for (n, piece) in (0u64..).zip(pieces) {
-                    self.entries.insert(CacheKey::chunk(object, n), Entry::Chunk(piece));
+                    self.put_chunk(&CacheKey::chunk(object, n), piece);
                 }
-                Body::Chunked { object, length }
+                Body::Chunked { object, length, on_disk: false }
             }
         }
     }
 
-    /// The bytes from `first` through `last` of a body; `None` where a piece is gone: the response is then of no use.
+    pub fn put_chunk(&self, key: &CacheKey, piece: Bytes) {
+        self.entries.insert(key.clone(), Entry::Chunk(piece));
+    }
+
     #[must_use]
-    pub fn body(&self, body: &Body, first: u64, last: u64) -> Option<Vec<Bytes>> {
-        let (object, length) = match body {
-            Body::Whole(_) => return body.of_whole(first, last).map(|piece| vec![piece]),
-            Body::Chunked { object, length } => (*object, *length),
-        };
-        if last >= length || first > last {
-            return None;
+    pub fn chunk(&self, key: &CacheKey) -> Option<Bytes> {
+        match self.entries.get(key.as_bytes())? {
+            Entry::Chunk(piece) => Some(piece),
+            Entry::Head(_) => None,
         }
-        let chunk = CHUNK as u64;
-        let pieces = (first / chunk..=last / chunk).map(|n| {
-            let Entry::Chunk(piece) = self.entries.get(&CacheKey::chunk(object, n))? else { return None };
-            let start = first.saturating_sub(n * chunk);
-            let end = (last + 1 - n * chunk).min(piece.len() as u64);
-            let (start, end) = (usize::try_from(start).ok()?, usize::try_from(end).ok()?);
-            (start < end).then(|| piece.slice(start..end))
-        });
-        pieces.collect()
     }
 
     /// Puts `response` in the place of what matched the same requests. One that is older by the log does not displace a
-    /// newer one.
-    #[allow(clippy::needless_pass_by_value)] // It is the store's from here on.
-    pub fn put(&self, key: &CacheKey, response: Arc<StoredResponse>) {
+    /// newer one: `false` then.
+    pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) -> bool {
         self.passed.invalidate(key);
-        self.entries.entry_by_ref(key).and_compute_with(|old| {
-            let mut list = vec![Arc::clone(&response)];
+        let done = self.entries.entry_by_ref(key).and_compute_with(|old| {
+            let (mut list, mut all) = (vec![Arc::clone(response)], false);
             if let Some(Entry::Head(variants)) = old.map(moka::Entry::into_value) {
                 for other in &variants.list {
                     if other.vary != response.vary {
@@ -161,12 +177,36 @@ impl MemoryStore {
                         return Op::Nop;
                     }
                 }
-                list.truncate(MOST_VARIANTS);
+                all = variants.all;
                 // Before the new ones are there: who finds these gone comes to the store, and waits for this.
                 variants.leave();
             }
-            Op::Put(Entry::Head(Variants::new(list)))
+            Op::Put(Entry::Head(Variants::new(list, all)))
         });
+        !matches!(done, CompResult::Unchanged(_) | CompResult::StillNone(_))
+    }
+
+    /// Adds what the disk holds of a key, but for what is here already: that is newer. Returns all of them.
+    pub fn merge(&self, key: &CacheKey, from_disk: Vec<Arc<StoredResponse>>) -> Option<Arc<Variants>> {
+        let mut merged = None;
+        self.entries.entry_by_ref(key).and_compute_with(|old| {
+            let mut list = Vec::new();
+            if let Some(Entry::Head(variants)) = old.map(moka::Entry::into_value) {
+                list.clone_from(&variants.list);
+                variants.leave();
+            } else if from_disk.is_empty() {
+                return Op::Nop;
+            }
+            for response in from_disk {
+                if list.iter().all(|other| other.vary != response.vary) {
+                    list.push(response);
+                }
+            }
+            let variants = Variants::new(list, true);
+            merged = Some(Arc::clone(&variants));
+            Op::Put(Entry::Head(variants))
+        });
+        merged
     }
 
     /// Drops all responses of a key.
@@ -188,7 +228,7 @@ impl MemoryStore {
             Some(Entry::Head(v)) => {
                 v.leave();
                 let rest: Vec<_> = v.list.iter().filter(|r| !Arc::ptr_eq(r, response)).cloned().collect();
-                if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Variants::new(rest))) }
+                if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Variants::new(rest, v.all))) }
             }
             _ => Op::Nop,
         });
@@ -208,8 +248,8 @@ impl MemoryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CHUNK;
     use http::StatusCode;
-    use proptest::prelude::*;
     use tidegate_cache::{Freshness, Target, VaryKey};
     use tidegate_cache::{Incarnation, Revision};
 
@@ -231,22 +271,22 @@ mod tests {
 
     #[test]
     fn variants_stand_side_by_side_and_a_newer_one_replaces_its_like() {
-        let store = MemoryStore::new(1 << 20);
+        let store = MemoryTier::new(1 << 20);
         let key = CacheKey::new("s", &Target::new(false, "h", "/", None));
         let whole = |b: &'static [u8]| Body::Whole(Bytes::from_static(b));
         let (a, b) = (response(whole(b"a"), 5, "1"), response(whole(b"b"), 5, "2"));
-        store.put(&key, Arc::clone(&a));
-        store.put(&key, Arc::clone(&b));
+        store.put(&key, &a);
+        store.put(&key, &b);
         let select = |x: &str| store.get(key.as_bytes()).unwrap().select(&request(x)).cloned();
         assert!(Arc::ptr_eq(&select("1").unwrap(), &a) && Arc::ptr_eq(&select("2").unwrap(), &b) && select("3").is_none());
         let old = response(whole(b"old"), 4, "1");
-        store.put(&key, old);
+        store.put(&key, &old);
         assert!(Arc::ptr_eq(&select("1").unwrap(), &a), "a fill that began earlier does not displace a later one");
         // However far the one that is there was found clean meanwhile, it is the older one.
         a.raise_clean_through(9);
         let newer = response(whole(b"new"), 6, "1");
         let before = store.get(key.as_bytes()).unwrap();
-        store.put(&key, Arc::clone(&newer));
+        store.put(&key, &newer);
         assert!(before.have_left() && Arc::ptr_eq(&select("1").unwrap(), &newer));
         let before = store.get(key.as_bytes()).unwrap();
         store.drop_response(&key, &newer);
@@ -258,11 +298,11 @@ mod tests {
 
     #[test]
     fn what_is_evicted_says_so_to_those_who_hold_it() {
-        let store = MemoryStore::new(1 << 20);
+        let store = MemoryTier::new(1 << 20);
         let held: Vec<_> = (0..100)
             .map(|n| {
                 let key = CacheKey::new("s", &Target::new(false, "h", &format!("/{n}"), None));
-                store.put(&key, response(store.keep_body(vec![Bytes::from(vec![7; CHUNK / 8])]), 1, "1"));
+                store.put(&key, &response(store.keep_body(vec![Bytes::from(vec![7; CHUNK / 8])]), 1, "1"));
                 (store.get(key.as_bytes()), key)
             })
             .collect();
@@ -278,27 +318,13 @@ mod tests {
 
     #[test]
     fn memory_stays_under_its_bound() {
-        let store = MemoryStore::new(4 << 20);
+        let store = MemoryTier::new(4 << 20);
         for n in 0..100 {
             let pieces = vec![Bytes::from(vec![7; CHUNK]), Bytes::from(vec![7; CHUNK])];
             let key = CacheKey::new("s", &Target::new(false, "h", &format!("/{n}"), None));
-            store.put(&key, response(store.keep_body(pieces), 1, "1"));
+            store.put(&key, &response(store.keep_body(pieces), 1, "1"));
         }
         store.entries.run_pending_tasks();
         assert!(store.usage().0 <= 4 << 20, "{:?}", store.usage());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn any_range_of_a_chunked_body_is_right(length in 1usize..3 * CHUNK, a in 0u64..3 * CHUNK as u64, b in 0u64..3 * CHUNK as u64) {
-            let store = MemoryStore::new(64 << 20);
-            let whole: Vec<u8> = (0..length).map(|n| (n * 7 + n / 251) as u8).collect();
-            let body = store.keep_body(whole.chunks(CHUNK).map(Bytes::copy_from_slice).collect());
-            prop_assert_eq!(body.len(), length as u64);
-            let got = store.body(&body, a, b).map(|p| p.concat());
-            let want = (a <= b && b < length as u64).then(|| whole[a as usize..=b as usize].to_vec());
-            prop_assert_eq!(got, want);
-        }
     }
 }

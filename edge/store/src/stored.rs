@@ -12,7 +12,12 @@ pub enum Body {
     /// At most one chunk, beside the head.
     Whole(Bytes),
     /// Pieces of [`crate::CHUNK`] bytes, the last one shorter, each an entry of its own in the store.
-    Chunked { object: u64, length: u64 },
+    Chunked {
+        object: u64,
+        length: u64,
+        /// They were handed to the disk tier.
+        on_disk: bool,
+    },
 }
 
 impl Body {
@@ -57,6 +62,8 @@ pub struct StoredResponse {
     clean_through: AtomicU64,
     /// When the origin was last asked about it end to end, if it was this node's own doing.
     pub asked_origin_at: Option<BootTime>,
+    /// It came from the disk tier: perhaps from an earlier life of this node, which knew of purges that this one does not.
+    pub from_disk: bool,
 }
 
 impl StoredResponse {
@@ -97,6 +104,7 @@ impl StoredResponse {
             begun: 0,
             clean_through: AtomicU64::new(0),
             asked_origin_at: None,
+            from_disk: false,
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::exchange::{Of, Queue, SimOrigin, SimWay, deliver};
 use crate::net::{Host, MS};
 use crate::plan::{Ask, SITES};
+use crate::store::{DiskWork, SimExecutor, SimFolder};
 use crate::world::{ConnId, Event, Kind, World};
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
@@ -15,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 use tidegate_control_types::{Clock, FromNode, NodeName, NodeReport, Role, ToNode};
-use tidegate_gateway::{Answer, Answering, Asked, Counters, Fills, Gateway, MemoryStore, Node, RequestBody, Site, Tier};
+use tidegate_gateway::store::Tier as DiskTier;
+use tidegate_gateway::{Answer, Answering, Asked, Counters, Fills, Gateway, Node, RequestBody, Site, Store, Tier};
 use tidegate_node::watch::{ControlPlane, NotWatching, Saved, WatchStream, Watched, Watcher};
 use tidegate_node::workers::{Delivery, Outbox};
 use tidegate_node::{Network, NodeError, Update};
@@ -27,6 +29,8 @@ pub struct CacheHost {
     pub name: NodeName,
     pub shield: bool,
     pub saved: SimSaved,
+    /// Where its disk tier is.
+    pub folder: SimFolder,
     pub running: Option<Cache>,
     /// The control plane removed it, and it ended.
     pub removed: bool,
@@ -37,7 +41,7 @@ pub struct CacheHost {
 impl CacheHost {
     pub fn new(name: &str, shield: bool) -> Self {
         let name = name.parse().unwrap_or_else(|e| panic!("{e}"));
-        Self { name, shield, saved: SimSaved::default(), running: None, removed: false, scrapped: false }
+        Self { name, shield, saved: SimSaved::default(), folder: SimFolder::default(), running: None, removed: false, scrapped: false }
     }
 }
 
@@ -136,6 +140,8 @@ pub struct Cache {
     workers: Vec<Worker>,
     out: Queue,
     watch_out: WatchQueue,
+    disk: SimExecutor,
+    store: Arc<Store>,
 }
 
 /// Whether a node's futures have something to do.
@@ -245,9 +251,16 @@ impl World {
         let Kind::Cache(node) = &mut machine.kind else { return };
         let (local, watched) = (LocalSet::new(), Watched::new());
         let (out, watch_out): (Queue, WatchQueue) = (Rc::default(), Arc::default());
-        let (store, fills) = (Arc::new(MemoryStore::new(256 << 20)), Arc::<Fills>::default());
         let shields: Arc<Shields> = Arc::default();
         let mut numbers = fastrand::Rng::with_seed(seed);
+        let (disk, fills) = (SimExecutor::default(), Arc::<Fills>::default());
+        let store = Arc::new(if setup.disk > 0 {
+            let tier = Arc::new(DiskTier::new(Box::new(node.folder.clone()), setup.disk));
+            tier.recover();
+            Store::with_disk(256 << 20, tier, Box::new(disk.clone()), numbers.u64(..))
+        } else {
+            Store::new(256 << 20)
+        });
         let (mut workers, mut senders) = (Vec::new(), Vec::new());
         for _ in 0..setup.workers {
             let tier = if node.shield { Tier::Shield } else { Tier::Edge };
@@ -275,6 +288,7 @@ impl World {
             addresses,
             control: SimControlPlane(Arc::clone(&watch_out)),
             saved: Box::new(node.saved.clone()),
+            stored: setup.disk > 0,
             clock,
             random: Box::new(move || jitter.lock().u64(..)),
             workers: Outbox::new(senders),
@@ -288,7 +302,7 @@ impl World {
             ended.lock().push_back(WatchOut::Removed);
         });
         let flag = Arc::new(Flag(AtomicBool::new(true)));
-        node.running = Some(Cache { local, flag, watched, workers, out, watch_out });
+        node.running = Some(Cache { local, flag, watched, workers, out, watch_out, disk, store });
     }
 
     pub fn wake(&mut self, host: Host) {
@@ -323,7 +337,30 @@ impl World {
             let Some(next) = next else { break };
             self.out(host, next);
         }
+        self.begin_disk_work(host);
         true
+    }
+
+    /// What a node asked of its disk takes a while.
+    fn begin_disk_work(&mut self, host: Host) {
+        let Some(queue) = self.cache(host).map(|c| Arc::clone(&c.disk.0)) else { return };
+        while let Some(work) = { queue.lock().pop_front() } {
+            let machine = &mut self.machines[host.0];
+            let (takes, life) = (machine.random.u64(MS / 10..20 * MS), machine.life);
+            self.at(takes, Event::Disk { at: host, life, work });
+        }
+    }
+
+    pub fn disk_done(&mut self, host: Host, life: u64, work: DiskWork) {
+        if self.machines[host.0].life != life {
+            return;
+        }
+        let Some(cache) = self.cache(host) else { return };
+        match work {
+            DiskWork::Read(work) => work(),
+            DiskWork::Write => cache.store.disk().into_iter().for_each(|tier| tier.work()),
+        }
+        cache.flag.0.store(true, Ordering::Relaxed);
     }
 
     fn watch_out(&mut self, host: Host, out: WatchOut) {

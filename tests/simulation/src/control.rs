@@ -522,8 +522,8 @@ impl World {
         let back = |removed, refused: Option<&str>| Event::Opened { conn: id, removed, refused: refused.map(str::to_owned) };
         let answer = match known {
             Some(_) => {
-                let FromNode::Hello { applied, .. } = hello else { return self.closed(id) };
-                let opened = Feed::open(&control.shared.state.read(), role, applied, &|_| None);
+                let FromNode::Hello { applied, purges_after, .. } = hello else { return self.closed(id) };
+                let opened = Feed::open(&control.shared.state.read(), role, applied, purges_after, &|_| None);
                 match (opened, node.parse::<NodeName>()) {
                     (Ok((feed, missed)), Ok(name)) => {
                         control.sessions.insert(id, Session { node: name, feed, lags: false });

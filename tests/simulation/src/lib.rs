@@ -24,6 +24,7 @@ mod plan;
 pub mod promise;
 mod run;
 pub mod script;
+mod store;
 mod story;
 mod world;
 

@@ -27,6 +27,8 @@ pub struct Setup {
     /// Entries after which a snapshot is taken.
     pub snapshot_every: u64,
     pub detached: [WhenDetached; 2],
+    /// Bytes of each cache node's disk tier; 0 for none.
+    pub disk: u64,
 }
 
 pub const SITES: [&str; 2] = ["shop", "blog"];
@@ -48,6 +50,7 @@ impl Setup {
             weather: Weather { delay_ms: 4, lost: 0, doubled: 0, late: 0 },
             snapshot_every: 1000,
             detached: [WhenDetached::Revalidate, WhenDetached::Serve],
+            disk: 0,
         }
     }
 
@@ -69,6 +72,7 @@ impl Setup {
             weather: Weather { delay_ms: r.u64(2..40), lost: r.u64(0..50), doubled: r.u64(0..30), late: r.u64(0..30) },
             snapshot_every: if r.bool() { 8 } else { 1000 },
             detached: [when_detached(&mut r), when_detached(&mut r)],
+            disk: *r.choice(&[0, 64 << 10, 16 << 20, 16 << 20]).unwrap_or(&0),
             ..Self::calm(seed)
         }
     }
@@ -168,8 +172,10 @@ pub enum Action {
     /// The machine loses its power: what was not synced goes with it.
     Power(Host),
     Start(Host),
-    /// A cache node starts without what it had saved.
+    /// A cache node starts without what it had saved and stored.
     StartBare(Host),
+    /// A cache node starts without what it had saved.
+    StartForgetful(Host),
     Suspend(Host),
     Resume(Host),
     /// One direction.
@@ -180,7 +186,7 @@ pub enum Action {
         to: Host,
     },
     Disk(Host, Option<Fails>),
-    /// An edge's or shield's disk takes nothing any more, or takes it again.
+    /// An edge's or shield's disks take nothing any more, or take it again.
     SavesFail(Host, bool),
     Wall(Host, i64),
     /// The leader's state is saved.
@@ -355,7 +361,12 @@ impl Plan {
             match r.u8(0..20) {
                 0 | 1 => {
                     self.add(at, if r.bool() { Action::Kill(host) } else { Action::Power(host) });
-                    self.add(at + lasts, if r.u8(0..4) == 0 && !is_control { Action::StartBare(host) } else { Action::Start(host) });
+                    let start = match r.u8(0..8) {
+                        0 if !is_control => Action::StartBare(host),
+                        1 if !is_control => Action::StartForgetful(host),
+                        _ => Action::Start(host),
+                    };
+                    self.add(at + lasts, start);
                 }
                 2..=4 => {
                     self.add(at, Action::Suspend(host));

@@ -13,6 +13,7 @@ use crate::exchange::{Exchanges, Passing};
 use crate::net::{Host, MS, Net, SECOND};
 use crate::origin::Origin;
 use crate::plan::{Action, Setup};
+use crate::store::DiskWork;
 use crate::story::Story;
 use fastrand::Rng;
 use parking_lot::Mutex;
@@ -80,6 +81,12 @@ pub enum Event {
         request: Box<Request>,
     },
     Passing(Passing),
+    /// A cache node's disk has done what it was asked for.
+    Disk {
+        at: Host,
+        life: u64,
+        work: DiskWork,
+    },
     Act(Action),
 }
 
@@ -293,6 +300,7 @@ impl World {
             Event::GiveUp { call } => self.give_up(call),
             Event::Request { edge, request } => self.request(edge, *request),
             Event::Passing(passing) => self.passing(passing),
+            Event::Disk { at, life, work } => self.disk_done(at, life, work),
             Event::Act(action) => self.act(action),
         }
     }
@@ -300,7 +308,7 @@ impl World {
     /// The machine whose process has to take an event in.
     fn host_of(&self, event: &Event) -> Option<Host> {
         match event {
-            Event::Tick { at, .. } | Event::Look { at, .. } => Some(*at),
+            Event::Tick { at, .. } | Event::Look { at, .. } | Event::Disk { at, .. } => Some(*at),
             Event::Raft { to, .. } | Event::Rpc { to, .. } | Event::Call { to, .. } => Some(*to),
             Event::Open { conn, .. } | Event::ToControl { conn, .. } => self.conns.get(conn).map(|c| c.control.0),
             Event::Request { edge, .. } => Some(*edge),
@@ -502,7 +510,8 @@ impl World {
             self.checker.stats.faults += 1;
         }
         let at = match &action {
-            Action::Kill(h) | Action::Power(h) | Action::Start(h) | Action::StartBare(h) | Action::Suspend(h) | Action::Resume(h) => *h,
+            Action::Kill(h) | Action::Power(h) | Action::Start(h) | Action::StartBare(h) | Action::StartForgetful(h) => *h,
+            Action::Suspend(h) | Action::Resume(h) => *h,
             Action::Cut(h, _) | Action::Heal(h, _) | Action::Disk(h, _) | Action::Reset(h) | Action::Lag(h) => *h,
             _ => self.setup.outside(),
         };
@@ -532,16 +541,21 @@ impl World {
             Action::Kill(host) => self.stop(host),
             Action::Power(host) => {
                 self.stop(host);
-                if let Kind::Control(c) = &self.machines[host.0].kind {
-                    c.disk.lose_power();
+                let machine = &mut self.machines[host.0];
+                match &machine.kind {
+                    Kind::Control(c) => c.disk.lose_power(),
+                    Kind::Cache(c) => c.folder.lose_power(&mut machine.random),
                 }
             }
             Action::Start(host) => self.start(host),
-            Action::StartBare(host) => {
+            Action::StartBare(host) | Action::StartForgetful(host) => {
                 if let Kind::Cache(c) = &mut self.machines[host.0].kind
                     && c.running.is_none()
                 {
                     c.saved.forget();
+                    if let Action::StartBare(_) = action {
+                        c.folder.forget();
+                    }
                 }
                 self.start(host);
             }
@@ -565,6 +579,7 @@ impl World {
             Action::SavesFail(host, fails) => {
                 if let Kind::Cache(c) = &self.machines[host.0].kind {
                     c.saved.fail(fails);
+                    c.folder.fail(fails);
                 }
             }
             Action::Wall(host, ms) => self.machines[host.0].clock.jump_wall(ms),
@@ -606,7 +621,8 @@ impl World {
             Action::Kill(_) => "is killed".into(),
             Action::Power(_) => "loses its power".into(),
             Action::Start(_) => "starts".into(),
-            Action::StartBare(_) => "starts with nothing saved".into(),
+            Action::StartBare(_) => "starts with nothing saved or stored".into(),
+            Action::StartForgetful(_) => "starts with nothing saved".into(),
             Action::Suspend(_) => "is suspended".into(),
             Action::Resume(_) => "goes on".into(),
             Action::Cut(_, b) => format!("reaches {} no more", self.name(*b)),

@@ -834,3 +834,94 @@ fn a_node_that_forgot_a_purge_by_a_restart_takes_nothing_older_than_itself() {
         stored(w, 1, SHOP, "/");
     });
 }
+
+fn with_disk(setup: &mut Setup) {
+    setup.disk = 16 << 20;
+}
+
+/// Ends a process and starts it again; what it had saved and stored is there.
+fn restart(w: &mut World, node: Host) {
+    w.do_now(Action::Kill(node));
+    w.do_now(Action::Start(node));
+}
+
+#[test]
+fn a_restart_while_cut_off_trusts_nothing_on_its_disk() {
+    rule_of(1..4, Bug::DiskTrustedBeforeLease, with_disk, |w| {
+        stored(w, 1, BLOG, "/");
+        w.wait(1000);
+        let edge = w.edge(1);
+        must_be_true(&w.purge(url(BLOG, "/"), 10_000));
+        // The purge is nowhere on its disk, and the control plane counts on its word.
+        w.cut_off(edge);
+        restart(w, edge);
+        w.wait(3000);
+        w.fetch(edge, BLOG, "/");
+    });
+}
+
+#[test]
+fn what_the_disk_holds_keeps_its_revision() {
+    rule_of(1..4, Bug::DiskWithoutRevision, with_disk, |w| {
+        stored(w, 1, BLOG, "/");
+        w.wait(1000);
+        must_be_true(&w.purge(url(BLOG, "/"), 10_000));
+        let edge = w.edge(1);
+        restart(w, edge);
+        w.run_while(20_000_000_000, |w| w.is_attached(edge));
+        w.fetch(edge, BLOG, "/");
+    });
+}
+
+#[test]
+fn a_node_with_a_disk_is_told_of_all_purges_after_a_restart() {
+    rule_of(1..4, Bug::RestartWithoutPurges, with_disk, |w| {
+        stored(w, 1, BLOG, "/");
+        w.wait(1000);
+        must_be_true(&w.purge(url(BLOG, "/"), 10_000));
+        // It is on its disk that it has applied the purge; the purge itself is not.
+        w.set_detached(SHOP, WhenDetached::Refuse);
+        w.wait(1000);
+        let edge = w.edge(1);
+        restart(w, edge);
+        w.run_while(20_000_000_000, |w| w.is_attached(edge));
+        w.fetch(edge, BLOG, "/");
+    });
+}
+
+#[test]
+fn the_disk_tier_of_an_earlier_incarnation() {
+    rule_of(1..4, Bug::IncarnationIgnored, with_disk, |w| {
+        w.do_now(Action::Backup);
+        for _ in 0..10 {
+            must_be_true(&w.purge(url(SHOP, "/images"), 10_000));
+        }
+        stored(w, 1, BLOG, "/");
+        w.wait(1000);
+        let edge = w.edge(1);
+        w.do_now(Action::Kill(edge));
+        w.do_now(Action::Restore);
+        w.do_now(Action::Start(edge));
+        w.run_while(20_000_000_000, |w| w.leader().is_some() && (1..=3).all(|n| w.is_attached(w.edge(n))));
+        w.wait(4000);
+        must_be_true(&w.purge(url(BLOG, "/"), 10_000));
+        w.fetch(edge, BLOG, "/");
+    });
+}
+
+/// It is of use, too: what the disk holds is answered without asking the origin, once the node is attached.
+#[test]
+fn what_the_disk_holds_is_used_after_a_restart() {
+    let mut setup = Setup::calm(1);
+    with_disk(&mut setup);
+    let story = |w: &mut World| {
+        stored(w, 1, BLOG, "/");
+        w.wait(1000);
+        let edge = w.edge(1);
+        restart(w, edge);
+        w.run_while(20_000_000_000, |w| w.is_attached(edge));
+        stored(w, 1, BLOG, "/");
+        assert_eq!(w.origin_gave(BLOG, "/"), 1, "it was asked again");
+    };
+    assert_eq!(once(&setup, None, &story).map(|(why, _)| why), None);
+}

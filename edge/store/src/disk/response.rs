@@ -1,0 +1,88 @@
+//! A stored response as a record's payload: length of the head (u32, little endian), the head, the body where it is one piece.
+//!
+//! The index through which it is known not to be purged, and the log that this index counts in, are part of the head: a purge
+//! that came while the response lay on the disk is seen when it is used again.
+
+use super::record::{Name, hash};
+use crate::stored::{Body, StoredResponse};
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use tidegate_cache::{CacheKey, Freshness, Incarnation, Revision, Target, VaryKey};
+
+#[derive(Serialize, Deserialize)]
+struct Head<'a> {
+    key: &'a [u8],
+    target: Target,
+    status: u16,
+    #[serde(borrow)]
+    headers: Vec<(&'a str, &'a [u8])>,
+    tags: Vec<Box<str>>,
+    vary: VaryKey,
+    freshness: Freshness,
+    incarnation: u64,
+    begun: u64,
+    clean_through: u64,
+    /// Object and length, where the body is in chunks.
+    chunked: Option<(u64, u64)>,
+}
+
+#[must_use]
+pub fn name(key: &CacheKey, response: &StoredResponse) -> Name {
+    Name::response(hash(key.as_bytes()), &postcard::to_allocvec(&response.vary).unwrap_or_default())
+}
+
+/// The head's part of the payload; what follows it is the body.
+#[must_use]
+pub fn encode(key: &CacheKey, response: &StoredResponse) -> Vec<u8> {
+    let clean = response.clean_through();
+    let head = Head {
+        key: key.as_bytes(),
+        target: response.target.clone(),
+        status: response.status.as_u16(),
+        headers: response.headers.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect(),
+        tags: response.tags.clone(),
+        vary: response.vary.clone(),
+        freshness: response.freshness,
+        incarnation: clean.incarnation.0,
+        begun: response.begun,
+        clean_through: clean.index,
+        chunked: match response.body {
+            Body::Whole(_) => None,
+            Body::Chunked { object, length, .. } => Some((object, length)),
+        },
+    };
+    let mut out = postcard::to_extend(&head, vec![0; 4]).unwrap_or_default();
+    let length = u32::try_from(out.len().saturating_sub(4)).unwrap_or(u32::MAX);
+    if let Some(at) = out.first_chunk_mut::<4>() {
+        *at = length.to_le_bytes();
+    }
+    out
+}
+
+/// The response under `key` that a payload holds; `None` for another key's, or one that is damaged.
+#[must_use]
+pub fn decode(key: &CacheKey, payload: &Bytes) -> Option<StoredResponse> {
+    let (length, rest) = payload.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let head: Head<'_> = postcard::from_bytes(rest.get(..length)?).ok()?;
+    if head.key != key.as_bytes() {
+        return None;
+    }
+    let mut headers = HeaderMap::with_capacity(head.headers.len());
+    for (n, v) in &head.headers {
+        headers.append(HeaderName::from_bytes(n.as_bytes()).ok()?, HeaderValue::from_bytes(v).ok()?);
+    }
+    let body = match head.chunked {
+        Some((object, length)) => Body::Chunked { object, length, on_disk: true },
+        None => Body::Whole(payload.slice(4 + length..)),
+    };
+    let status = StatusCode::from_u16(head.status).ok()?;
+    let mut response = StoredResponse::new(head.target, status, headers, head.vary, head.freshness, body);
+    response.tags = head.tags;
+    response.from_disk = true;
+    let mut response = response.with_clean_through(Revision::new(Incarnation(head.incarnation), head.clean_through));
+    response.begun = head.begun;
+    Some(response)
+}

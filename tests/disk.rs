@@ -1,0 +1,329 @@
+//! The disk tier with real processes: what it holds is there after a restart, torn by nothing, and purged by what was purged.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::print_stdout)] // A test fails by panicking.
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::network::{Network, Plan};
+use support::{Http, get, get_with, request_head, wait_for};
+
+/// An origin whose bodies name their page and version at every line, so that a wrong byte is seen.
+struct Origin {
+    port: u16,
+    /// Whole bodies.
+    gave: Arc<AtomicUsize>,
+    versions: Arc<Mutex<HashMap<String, u64>>>,
+    slow: Arc<AtomicBool>,
+}
+
+/// `/size/...`: the body of a page in one version.
+fn body(path: &str, version: u64) -> Vec<u8> {
+    let size: usize = path.split('/').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let mut out = Vec::with_capacity(size + 64);
+    while out.len() < size {
+        writeln!(out, "{path} {version} {}", out.len()).unwrap();
+    }
+    out.truncate(size);
+    out
+}
+
+impl Origin {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let origin =
+            Self { port: listener.local_addr().unwrap().port(), gave: Arc::default(), versions: Arc::default(), slow: Arc::default() };
+        let (gave, versions, slow) = (Arc::clone(&origin.gave), Arc::clone(&origin.versions), Arc::clone(&origin.slow));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (gave, versions, slow) = (Arc::clone(&gave), Arc::clone(&versions), Arc::clone(&slow));
+                std::thread::spawn(move || serve(stream, &gave, &versions, &slow));
+            }
+        });
+        origin
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn gave(&self) -> usize {
+        self.gave.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, path: &str) -> u64 {
+        let mut versions = self.versions.lock().unwrap();
+        let version = versions.entry(path.to_owned()).or_default();
+        *version += 1;
+        *version
+    }
+}
+
+fn serve(mut stream: TcpStream, gave: &AtomicUsize, versions: &Mutex<HashMap<String, u64>>, slow: &AtomicBool) {
+    loop {
+        let head = request_head(&mut stream);
+        let Some(path) = head.split(' ').nth(1).map(str::to_owned) else { return };
+        let version = versions.lock().unwrap().get(&path).copied().unwrap_or(0);
+        let etag = format!("ETag: \"{path}-{version}\"\r\nCache-Control: max-age=10000\r\n");
+        if head.to_ascii_lowercase().contains(&format!("if-none-match: \"{path}-{version}\"")) {
+            if stream.write_all(format!("HTTP/1.1 304 Not Modified\r\n{etag}\r\n").as_bytes()).is_err() {
+                return;
+            }
+            continue;
+        }
+        gave.fetch_add(1, Ordering::Relaxed);
+        let body = body(&path, version);
+        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{etag}\r\n", body.len()).into_bytes();
+        answer.extend_from_slice(&body);
+        for piece in answer.chunks(32 << 10) {
+            if slow.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if stream.write_all(piece).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+const DISK: &str = "disk = { path = \"{data}/cache\", size = \"64MiB\" }\nmemory = \"4MiB\"";
+
+fn network(dir: &std::path::Path, origin: &Origin) -> Network {
+    let network = Network::planned(dir, Plan { lease: "1s", edge_more: DISK, ..Plan::default() });
+    network.site("shop", "\"shop.example\"", &origin.url(), "[cache]\nwhen_detached = \"serve\"");
+    network
+}
+
+/// The body of a page is one that the origin gave, whole; its version.
+fn right(path: &str, got: &[u8], newest: u64) -> u64 {
+    let found = (0..=newest).rev().find(|version| body(path, *version) == got);
+    found.unwrap_or_else(|| panic!("{path}: {} bytes that the origin never gave", got.len()))
+}
+
+fn paths() -> Vec<String> {
+    let sizes = [0, 1, 700, 5000, 100_000, 262_144, 262_145, 900_000];
+    (0..32).map(|n| format!("/{}/{n}", sizes[n % sizes.len()])).collect()
+}
+
+/// Starts the edge again, and waits until it answers and is attached.
+fn started(network: &mut Network) -> SocketAddr {
+    network.node("edge-1").start();
+    let edge = network.node("edge-1").address();
+    wait_for("the edge", || Http::connect(edge).ok());
+    network.attached();
+    edge
+}
+
+fn restart(network: &mut Network, how: &str) -> SocketAddr {
+    let edge = network.node("edge-1");
+    if how == "KILL" {
+        edge.kill();
+    } else {
+        edge.signal(how);
+        assert_eq!(edge.process.as_mut().unwrap().ended(), 0);
+    }
+    let edge = started(network);
+    // The index is read while the edge serves already.
+    wait_for("the disk tier's index", || {
+        let status = get(edge, "shop.example", "/1/1").cache_status();
+        status.contains("hit").then_some(())
+    });
+    edge
+}
+
+fn cache_files(network: &Network, kind: &str) -> Vec<PathBuf> {
+    let folder = network.dir.join("edge-1/cache");
+    let all = std::fs::read_dir(folder).unwrap().flatten().map(|f| f.path());
+    all.filter(|p| p.extension().is_some_and(|e| e == kind)).collect()
+}
+
+#[test]
+fn what_the_disk_holds_is_there_after_a_restart() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let mut network = network(dir.path(), &origin);
+    let edge = network.node("edge-1").address();
+    for path in paths() {
+        assert_eq!(right(&path, &get(edge, "shop.example", &path).body, 0), 0);
+    }
+    wait_for("all of it to be on the disk", || {
+        let written = network.node("edge-1").figure("tidegate_disk_records");
+        (written >= paths().len() as f64 + 20.0).then_some(())
+    });
+    let once = origin.gave();
+    for how in ["TERM", "KILL", "KILL"] {
+        let edge = restart(&mut network, how);
+        for path in paths() {
+            let whole = body(&path, 0);
+            let answer = get(edge, "shop.example", &path);
+            assert_eq!(
+                (answer.status, answer.body == whole, answer.is_hit()),
+                (200, true, true),
+                "{how} {path}: {}",
+                answer.cache_status()
+            );
+            if whole.len() > 4000 {
+                let (first, last) = (whole.len() / 3, whole.len() - 2);
+                let part = get_with(edge, "shop.example", &path, &[("Range", &format!("bytes={first}-{last}"))]);
+                assert_eq!((part.status, part.body == whole[first..=last]), (206, true), "{path}");
+            }
+        }
+    }
+    assert_eq!(origin.gave(), once, "the origin gave something again");
+    // What is purged is purged there too, by whatever selector, and stays so after a restart.
+    for (n, (arguments, path)) in
+        [(["url", "shop.example/700/2"], "/700/2"), (["prefix", "shop.example/900000"], "/900000/7"), (["site", "shop"], "/5000/3")]
+            .into_iter()
+            .enumerate()
+    {
+        let edge = network.node("edge-1").address();
+        let version = origin.change(path);
+        network.purge(&arguments);
+        let edge = if n % 2 == 0 { restart(&mut network, "KILL") } else { edge };
+        assert_eq!(right(path, &get(edge, "shop.example", path).body, version), version, "{path}");
+    }
+}
+
+#[test]
+fn a_purge_that_was_answered_holds_through_a_restart_without_control_plane() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let mut network = network(dir.path(), &origin);
+    let edge = network.node("edge-1").address();
+    for path in paths() {
+        get(edge, "shop.example", &path);
+    }
+    wait_for("all of it to be on the disk", || {
+        let written = network.node("edge-1").figure("tidegate_disk_records");
+        (written >= paths().len() as f64 + 20.0).then_some(())
+    });
+    let version = origin.change("/5000/3");
+    network.purge(&["url", "shop.example/5000/3"]);
+    network.node("control-1").kill();
+    network.node("edge-1").kill();
+    network.node("edge-1").start();
+    wait_for("the edge", || Http::connect(edge).ok());
+    for _ in 0..100 {
+        assert_eq!(right("/5000/3", &get(edge, "shop.example", "/5000/3").body, version), version);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // What was not purged is asked about, and need not come again.
+    let answer = get(edge, "shop.example", "/100000/4");
+    assert_eq!(right("/100000/4", &answer.body, 0), 0);
+    assert!(answer.cache_status().contains("fwd-status=304"), "{}", answer.cache_status());
+}
+
+/// `TIDEGATE_KILLS` makes it longer.
+#[test]
+fn an_edge_that_is_killed_in_the_middle_of_fills_serves_no_torn_body() {
+    let kills = std::env::var("TIDEGATE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let mut network = network(dir.path(), &origin);
+    origin.slow.store(true, Ordering::Relaxed);
+    let (mut read, mut hits) = (0, 0);
+    for n in 0..kills {
+        let edge = network.node("edge-1").address();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for reader in 0..4 {
+                let done = &done;
+                scope.spawn(move || {
+                    for k in 0.. {
+                        if done.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let path = &paths()[(k * 7 + reader * 3 + n) % paths().len()];
+                        let answer = Http::connect(edge).and_then(|mut h| h.ask("GET", "shop.example", path, &[]));
+                        if let Ok(answer) = answer {
+                            assert_eq!(answer.status, 200);
+                            right(path, &answer.body, 20);
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(150 + (n as u64 * 37) % 300));
+            network.node("edge-1").kill();
+            done.store(true, Ordering::Relaxed);
+        });
+        let edge = started(&mut network);
+        for path in paths() {
+            let answer = get(edge, "shop.example", &path);
+            right(&path, &answer.body, 20);
+            read += 1;
+            hits += usize::from(answer.is_hit());
+        }
+        // The next round finds another version of some.
+        for path in paths().iter().skip(n % 5).step_by(5) {
+            origin.change(path);
+        }
+        network.purge(&["site", "shop"]);
+    }
+    println!("{kills} kills: {read} bodies read after them, {hits} of them hits, 0 wrong");
+}
+
+#[test]
+fn what_is_damaged_on_the_disk_is_never_served() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let mut network = network(dir.path(), &origin);
+    let edge = network.node("edge-1").address();
+    for path in paths() {
+        get(edge, "shop.example", &path);
+    }
+    restart(&mut network, "TERM");
+    let mut damaged = 0;
+    for round in 0..12usize {
+        network.node("edge-1").kill();
+        for (n, file) in cache_files(&network, "segment").into_iter().enumerate() {
+            let mut bytes = std::fs::read(&file).unwrap();
+            let length = bytes.len();
+            match round % 4 {
+                // A bit here and there.
+                0 => bytes.iter_mut().skip(round * 31 + n).step_by(50_021).for_each(|b| *b ^= 1 << (round % 8)),
+                // A block that was never written.
+                1 => bytes.iter_mut().skip(length / 3).take(4096 * 20).for_each(|b| *b = 0),
+                2 => bytes.truncate(length / 2 + round),
+                // Blocks in each other's place.
+                _ if length > 40_000 => {
+                    let (a, b) = bytes.split_at_mut(length / 2);
+                    a[8192..16_384].swap_with_slice(&mut b[..8192]);
+                }
+                _ => {}
+            }
+            std::fs::write(&file, bytes).unwrap();
+        }
+        if round >= 4 {
+            for list in cache_files(&network, "list") {
+                let mut bytes = std::fs::read(&list).unwrap();
+                match round % 3 {
+                    0 => std::fs::remove_file(&list).unwrap(),
+                    1 => bytes.truncate(bytes.len() / 2),
+                    _ => bytes.iter_mut().skip(20).step_by(97).for_each(|b| *b ^= 4),
+                }
+                if list.exists() {
+                    std::fs::write(&list, bytes).unwrap();
+                }
+            }
+        }
+        started(&mut network);
+        for path in paths() {
+            // A body that breaks off in the middle is seen by its client; nothing wrong is.
+            let answer = Http::connect(edge).and_then(|mut h| h.ask("GET", "shop.example", &path, &[]));
+            if let Ok(answer) = answer {
+                assert_eq!((answer.status, right(&path, &answer.body, 0)), (200, 0));
+            }
+            let again = get(edge, "shop.example", &path);
+            assert_eq!((again.status, right(&path, &again.body, 0)), (200, 0), "it is fetched anew");
+        }
+        damaged += usize::from(network.node("edge-1").figure("tidegate_disk_damaged_total") > 0.0);
+        let written = network.node("edge-1").figure("tidegate_disk_written_bytes_total");
+        wait_for("what was fetched anew to be written", || {
+            let edge = network.node("edge-1");
+            (edge.figure("tidegate_disk_records") > 30.0 && edge.figure("tidegate_disk_written_bytes_total") >= written).then_some(())
+        });
+    }
+    assert!(damaged > 0, "no damage was ever seen");
+}
