@@ -1,6 +1,7 @@
 //! What the leader does by itself: certificates for sites from the internal CA, voters out of learners, and forgetting
 //! removed nodes once they can answer nothing any more.
 
+use crate::raft::Members;
 use crate::shared::Control;
 use crate::{enrol, purge};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ async fn once(control: &Arc<Control>) {
             tracing::error!(site = %site, error, "no certificate could be issued");
         }
     }
-    if let Some(id) = control.members().await.as_ref().and_then(enrol::ready_learner) {
+    if let Some(id) = control.members().await.as_ref().and_then(Members::ready_learner) {
         match enrol::promote(control, id).await {
             Ok(()) => tracing::info!(id, "a control node votes from now on"),
             Err(error) => tracing::debug!(id, %error, "not promoted yet"),

@@ -1,8 +1,8 @@
 //! Enrolment and renewal, at the leader.
 
-use crate::raft::Members;
+use crate::raft::member_change;
 use crate::shared::{Control, NotNow};
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use raft::eraftpb::ConfChangeType;
 use std::sync::Arc;
 use tidegate_certs::token::hash_matches;
 use tidegate_certs::{CertError, NodeIdentity};
@@ -70,28 +70,12 @@ async fn add_member(
 ) -> Result<ControlSecrets, EnrolError> {
     let id = control.raft.state.read().members().map(|m| m.0).max().unwrap_or(0) + 1;
     control.change(by, Change::MemberPut { id, name, address }).await?;
-    control.change_members(one(ConfChangeType::AddLearnerNode, id)).await?;
+    control.change_members(member_change(ConfChangeType::AddLearnerNode, id)).await?;
     Ok(ControlSecrets { raft_id: id, cluster_key: *control.cluster_key.as_bytes() })
 }
 
-fn one(kind: ConfChangeType, id: u64) -> ConfChangeV2 {
-    let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
-    single.set_change_type(kind);
-    ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }
-}
-
-/// The learner that may vote now, if any: it has all but the newest of the log.
-#[must_use]
-pub fn ready_learner(members: &Members) -> Option<u64> {
-    const CLOSE: u64 = 100;
-    if members.joint {
-        return None;
-    }
-    members.learners.iter().find(|(_, matched)| *matched > 0 && matched + CLOSE >= members.committed).map(|(id, _)| *id)
-}
-
 pub async fn promote(control: &Control, id: u64) -> Result<(), NotNow> {
-    control.change_members(one(ConfChangeType::AddNode, id)).await
+    control.change_members(member_change(ConfChangeType::AddNode, id)).await
 }
 
 /// A new certificate for a node that shows its old one.

@@ -10,7 +10,7 @@ use super::{StorageError, log};
 use crate::ControlError;
 use parking_lot::{Mutex, RwLock};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, Snapshot};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, Snapshot};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -424,7 +424,7 @@ impl<D: Disk> Driver<D> {
         let change = if entry.get_entry_type() == EntryType::EntryConfChange {
             use raft::eraftpb::ConfChange;
             let one = ConfChange::parse_from_bytes(&entry.data).map_err(|e| ControlError::Raft(e.to_string()))?;
-            raft::prelude::ConfChangeV2 { changes: vec![single(&one)].into(), ..ConfChangeV2::default() }
+            member_change(one.get_change_type(), one.node_id)
         } else {
             ConfChangeV2::parse_from_bytes(&entry.data).map_err(|e| ControlError::Raft(e.to_string()))?
         };
@@ -515,10 +515,24 @@ pub struct Members {
     pub committed: u64,
 }
 
-fn single(change: &raft::eraftpb::ConfChange) -> raft::eraftpb::ConfChangeSingle {
-    let mut one = raft::eraftpb::ConfChangeSingle { node_id: change.node_id, ..Default::default() };
-    one.set_change_type(change.get_change_type());
-    one
+impl Members {
+    /// The learner that may vote now, if any: it has all but the newest of the log.
+    #[must_use]
+    pub fn ready_learner(&self) -> Option<u64> {
+        const CLOSE: u64 = 100;
+        if self.joint {
+            return None;
+        }
+        self.learners.iter().find(|(_, matched)| *matched > 0 && matched + CLOSE >= self.committed).map(|(id, _)| *id)
+    }
+}
+
+/// One voter or learner more or less, in one step.
+#[must_use]
+pub fn member_change(kind: ConfChangeType, id: u64) -> ConfChangeV2 {
+    let mut one = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
+    one.set_change_type(kind);
+    ConfChangeV2 { changes: vec![one].into(), ..ConfChangeV2::default() }
 }
 
 fn decode_state(snapshot: &Snapshot) -> Result<State, ControlError> {

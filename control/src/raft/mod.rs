@@ -5,7 +5,7 @@ mod driver;
 mod log;
 
 pub use disk::{Disk, RedbDisk, Stored, WriteBatch};
-pub use driver::{Done, Driver, DriverSettings, Input, Leadership, Members, NotDone, Output, Shared, Ticket};
+pub use driver::{Done, Driver, DriverSettings, Input, Leadership, Members, NotDone, Output, Shared, Ticket, member_change};
 pub use log::MemLog;
 
 /// The disk did not keep what it was given. The node stops: a vote or an entry that may be lost must not be acknowledged.

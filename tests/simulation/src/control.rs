@@ -5,14 +5,14 @@ use crate::disk::SimDisk;
 use crate::net::{Host, MS};
 use crate::plan::{SITES, Setup};
 use crate::world::{ConnId, Event, Kind, World};
-use raft::eraftpb::{Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfChangeType, Message, MessageType, Snapshot};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_control::backup;
 use tidegate_control::feed::{self, Feed};
 use tidegate_control::heard::{Heard, Relayed, removal_of};
 use tidegate_control::purge::forgettable;
-use tidegate_control::raft::{Done, Driver, DriverSettings, Input, NotDone, Output, Shared, Ticket};
+use tidegate_control::raft::{Done, Driver, DriverSettings, Input, NotDone, Output, Shared, Ticket, member_change};
 use tidegate_control_state::State;
 use tidegate_control_types::api::Receipt;
 use tidegate_control_types::command::Founding;
@@ -151,7 +151,7 @@ pub fn founding(setup: &Setup) -> Snapshot {
     for (name, detached) in SITES.iter().zip(setup.detached) {
         apply(Change::SitePut { spec: Box::new(site(name, detached)), source: String::new(), expected: None });
     }
-    first(&state, &(1..=setup.controls as u64).collect())
+    first(&state, &(1..=(setup.controls - setup.spares) as u64).collect())
 }
 
 /// The snapshot that a log begins behind.
@@ -228,9 +228,28 @@ impl World {
         self.pump(host);
     }
 
-    /// What a leader does by itself: forgets removed nodes that can answer nothing any more.
+    fn change_member(&mut self, leader: Host, kind: ConfChangeType, id: u64) {
+        let change = Box::new(member_change(kind, id));
+        self.ask(leader, Asker::Nobody, |ticket| Input::Members { ticket, change });
+    }
+
+    pub fn make_learner(&mut self, of: Host) {
+        if let Some(leader) = self.leader() {
+            self.change_member(leader, ConfChangeType::AddLearnerNode, of.0 as u64 + 1);
+            self.pump(leader);
+        }
+    }
+
+    /// What a leader does by itself: voters out of learners, and forgetting removed nodes that can answer nothing any more.
     fn duties(&mut self, host: Host) {
         let clock = Arc::clone(&self.machines[host.0].clock);
+        let Some(control) = self.control(host) else { return };
+        if control.leads()
+            && let Some(id) = control.driver.members().ready_learner()
+        {
+            self.tell(host, || format!("makes a voter of c{id}"));
+            self.change_member(host, ConfChangeType::AddNode, id);
+        }
         let Some(control) = self.control(host) else { return };
         let done = {
             let state = control.shared.state.read();

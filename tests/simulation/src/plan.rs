@@ -14,6 +14,8 @@ use tidegate_control_types::{LeaseTerms, PurgeOrder, Selector};
 pub struct Setup {
     pub seed: u64,
     pub controls: usize,
+    /// Of the control nodes, how many are not members yet when it begins.
+    pub spares: usize,
     pub shields: usize,
     pub edges: usize,
     pub workers: usize,
@@ -40,6 +42,7 @@ impl Setup {
         Self {
             seed,
             controls: 3,
+            spares: 0,
             shields: 2,
             edges: 3,
             workers: 2,
@@ -63,8 +66,10 @@ impl Setup {
         };
         // Two clocks may drift apart by the margin while a lease lasts, and by no more.
         let most = i64::try_from(100_000_000 / (2 * lease.duration.as_millis() + 2200)).unwrap_or(0);
+        let spares = usize::from(r.u8(0..3) == 0);
         Self {
-            controls: if r.u8(0..4) == 0 { 5 } else { 3 },
+            controls: if r.u8(0..4) == 0 { 5 } else { 3 } + spares,
+            spares,
             lease,
             drift_ppm: if r.bool() { most } else { 0 },
             receipts: if r.u8(0..3) == 0 { 4 } else { 1000 },
@@ -185,6 +190,8 @@ pub enum Action {
     Transfer {
         to: Host,
     },
+    /// A control node becomes a learner; the leader makes a voter of it again once it has caught up.
+    Learner(Host),
     Disk(Host, Option<Fails>),
     /// An edge's or shield's disks take nothing any more, or take it again.
     SavesFail(Host, bool),
@@ -395,6 +402,11 @@ impl Plan {
                 16 | 17 => {
                     self.add(at, Action::OriginTakes { ms: r.u64(100..3000) });
                     self.add(at + lasts, Action::OriginTakes { ms: 5 });
+                }
+                18 => {
+                    // One that is no member yet, rather.
+                    let control = if r.bool() { self.setup.controls - 1 } else { r.usize(0..8) };
+                    self.add(at, Action::Learner(self.setup.control(control)));
                 }
                 _ => {
                     let other = victim(r, &self.setup);

@@ -164,6 +164,14 @@ impl World {
         self.leader().unwrap_or_else(|| panic!("nobody leads"))
     }
 
+    /// Who votes, as the leader knows it.
+    pub fn voters(&mut self) -> Vec<u64> {
+        let leader = self.leader_now();
+        let mut voters = self.control(leader).map(|c| c.driver.members().voters).unwrap_or_default();
+        voters.sort_unstable();
+        voters
+    }
+
     /// The control node that a node's watch stream goes to.
     #[must_use]
     pub fn watches(&self, node: Host) -> Option<Host> {

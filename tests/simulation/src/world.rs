@@ -182,7 +182,9 @@ impl World {
             let (name, kind) = if n < setup.controls {
                 let id = n as u64 + 1;
                 let disk = SimDisk::new(id, Arc::clone(&book));
-                disk.found(founding.clone());
+                if n < setup.controls - setup.spares {
+                    disk.found(founding.clone());
+                }
                 (format!("c{id}"), Kind::Control(ControlHost::new(id, disk)))
             } else {
                 let at = n - setup.controls;
@@ -512,7 +514,7 @@ impl World {
         let at = match &action {
             Action::Kill(h) | Action::Power(h) | Action::Start(h) | Action::StartBare(h) | Action::StartForgetful(h) => *h,
             Action::Suspend(h) | Action::Resume(h) => *h,
-            Action::Cut(h, _) | Action::Heal(h, _) | Action::Disk(h, _) | Action::Reset(h) | Action::Lag(h) => *h,
+            Action::Cut(h, _) | Action::Heal(h, _) | Action::Disk(h, _) | Action::Reset(h) | Action::Lag(h) | Action::Learner(h) => *h,
             _ => self.setup.outside(),
         };
         if !matches!(action, Action::Get { .. } | Action::Purge { .. } | Action::Read { .. }) {
@@ -571,6 +573,7 @@ impl World {
                 self.flow_again();
             }
             Action::Transfer { to } => self.transfer(to),
+            Action::Learner(host) => self.make_learner(host),
             Action::Disk(host, fails) => {
                 if let Kind::Control(c) = &self.machines[host.0].kind {
                     c.disk.fail(fails);
@@ -628,6 +631,7 @@ impl World {
             Action::Cut(_, b) => format!("reaches {} no more", self.name(*b)),
             Action::Heal(_, b) => format!("reaches {} again", self.name(*b)),
             Action::Disk(_, fails) => fails.map_or("its disk is well again".into(), |f| format!("its disk: {f:?}")),
+            Action::Learner(_) => "is to be a learner".into(),
             Action::Reset(_) => "its watch stream breaks".into(),
             Action::Lag(_) => "its watch stream lags".into(),
             Action::SavesFail(h, fails) => format!("{} {} save", self.name(*h), if *fails { "can no longer" } else { "can again" }),

@@ -925,3 +925,27 @@ fn what_the_disk_holds_is_used_after_a_restart() {
     };
     assert_eq!(once(&setup, None, &story).map(|(why, _)| why), None);
 }
+
+/// A fourth control node joins, and the first three leave one after the other for a while, while purges are answered.
+#[test]
+fn voters_come_and_go_while_purges_are_answered() {
+    let mut setup = Setup::calm(3);
+    nobody_serves(&mut setup);
+    (setup.controls, setup.spares) = (4, 1);
+    let story = |w: &mut World| {
+        assert_eq!(w.voters(), [1, 2, 3]);
+        w.do_now(Action::Learner(w.setup.control(3)));
+        assert!(w.run_while(20_000_000_000, |w| w.voters() == [1, 2, 3, 4]));
+        for n in 0..4 {
+            let one = w.setup.control(n);
+            stored(w, 1, SHOP, "/");
+            w.do_now(Action::Suspend(one));
+            w.do_now(Action::Learner(one));
+            must_be_true(&w.purge(url(SHOP, "/"), 20_000));
+            stored(w, 1, SHOP, "/");
+            w.do_now(Action::Resume(one));
+            assert!(w.run_while(30_000_000_000, |w| w.voters() == [1, 2, 3, 4]));
+        }
+    };
+    assert_eq!(once(&setup, None, &story).map(|(why, _)| why), None);
+}
