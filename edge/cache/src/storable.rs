@@ -1,7 +1,8 @@
 //! Whether a shared cache may store a response (RFC 9111 section 3).
 
 use crate::cache_control::{RequestDirectives, ResponseDirectives};
-use http::header::{AUTHORIZATION, CONTENT_RANGE, EXPIRES, HeaderMap, SET_COOKIE};
+use crate::key::Target;
+use http::header::{AUTHORIZATION, CONTENT_LOCATION, EXPIRES, HeaderMap, SET_COOKIE};
 use http::{Method, StatusCode};
 
 /// Why it may not: the word that the access log and the metrics show.
@@ -14,7 +15,7 @@ pub enum NotStorable {
     Authorization,
     NoFreshness,
     VaryStar,
-    /// A cookie is for one client; only an explicit `public` or shared lifetime says otherwise.
+    /// A cookie is for one client; only where the origin said for how long the response may be kept is it kept, without the cookie.
     SetCookie,
     TooLarge,
 }
@@ -47,7 +48,7 @@ pub fn storable(
     let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
     if method != Method::GET {
         Err(NotStorable::Method)
-    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) || response.contains_key(CONTENT_RANGE) {
+    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) {
         Err(NotStorable::Status)
     } else if asked.no_store || (said.no_store && !(said.must_understand && understood(status))) {
         Err(NotStorable::NoStore)
@@ -59,13 +60,26 @@ pub fn storable(
         Err(NotStorable::Authorization)
     } else if vary_star {
         Err(NotStorable::VaryStar)
-    } else if response.contains_key(SET_COOKIE) && !(shared || said.targeted) {
+    } else if response.contains_key(SET_COOKIE) && !(explicit || shared || said.targeted) {
         Err(NotStorable::SetCookie)
     } else if !(explicit || said.public || heuristically_cacheable(status)) {
         Err(NotStorable::NoFreshness)
     } else {
         Ok(())
     }
+}
+
+/// Whether the answer to a POST is what its target gives from now on, and may be kept for a GET (RFC 9110 section 9.3.3): it says
+/// so by its Content-Location, and for how long.
+#[must_use]
+pub fn answers_get(method: &Method, status: StatusCode, response: &HeaderMap, said: &ResponseDirectives, target: &Target) -> bool {
+    let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
+    let location = response.get(CONTENT_LOCATION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<http::Uri>().ok());
+    let same = location.is_some_and(|uri| {
+        let host = uri.host().is_none_or(|h| h.eq_ignore_ascii_case(&target.host));
+        host && uri.path_and_query().is_some_and(|p| p.as_str() == target.path_and_query)
+    });
+    method == Method::POST && status == StatusCode::OK && explicit && same
 }
 
 /// Whether an answered request makes what is stored under its target invalid (RFC 9111 section 4.4).
@@ -78,6 +92,19 @@ pub fn invalidates(method: &Method, status: StatusCode) -> bool {
 mod tests {
     use super::*;
     use crate::cache_control;
+
+    #[test]
+    fn a_post_answers_a_get_where_it_says_so() {
+        let target = Target::new(false, "h", "/a?b", None);
+        let says = |location: &str, cc: &str| {
+            let mut h = HeaderMap::new();
+            h.insert("content-location", location.parse().unwrap());
+            h.insert("cache-control", cc.parse().unwrap());
+            answers_get(&Method::POST, StatusCode::OK, &h, &cache_control::of_response(&h), &target)
+        };
+        assert!(says("/a?b", "max-age=1") && says("http://H/a?b", "s-maxage=1"));
+        assert!(!says("/a", "max-age=1") && !says("http://other/a?b", "max-age=1") && !says("/a?b", "public") && !says("a?b", "max-age=1"));
+    }
 
     fn check(request: &[(&'static str, &str)], status: u16, response: &[(&'static str, &str)]) -> Result<(), NotStorable> {
         let map = |lines: &[(&'static str, &str)]| {
@@ -109,7 +136,8 @@ mod tests {
             (&[("authorization", "x")], 200, &[(cc, "max-age=1")], Err(NotStorable::Authorization)),
             (&[("authorization", "x")], 200, &[(cc, "s-maxage=1")], Ok(())),
             (&[("authorization", "x")], 200, &[(cc, "max-age=1, must-revalidate")], Ok(())),
-            (&[], 200, &[("set-cookie", "a=b"), (cc, "max-age=1")], Err(NotStorable::SetCookie)),
+            (&[], 200, &[("set-cookie", "a=b")], Err(NotStorable::SetCookie)),
+            (&[], 200, &[("set-cookie", "a=b"), (cc, "max-age=1")], Ok(())),
             (&[], 200, &[("set-cookie", "a=b"), (cc, "public, max-age=1")], Ok(())),
         ] {
             assert_eq!(check(request, status, response), want, "{request:?} {status} {response:?}");

@@ -1,13 +1,17 @@
 //! Vary: which of several stored responses a request may get (RFC 9111 section 4.1).
 
 use crate::field;
-use http::header::{HeaderMap, VARY};
+use http::header::{ACCEPT_LANGUAGE, CONTENT_LANGUAGE, HeaderMap, VARY};
 use serde::{Deserialize, Serialize};
 
 /// The fields that a response varies on, with the values of the request that it answered: what the next
 /// request is compared with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VaryKey(Box<[Varied]>);
+pub struct VaryKey {
+    varied: Box<[Varied]>,
+    /// The one language that it is in, where it varies on what languages are accepted.
+    language: Option<Box<str>>,
+}
 
 /// A field's name, and its value where the request had it.
 type Varied = (Box<str>, Option<Box<str>>);
@@ -25,43 +29,88 @@ impl VaryKey {
         if names.iter().any(|n| &**n == "*") {
             return None;
         }
-        Some(Self(names.into_iter().map(|n| (n.clone(), normal_value(request, &n))).collect()))
+        let language = names.iter().any(|n| **n == *ACCEPT_LANGUAGE.as_str()).then(|| only_language(response)).flatten();
+        let varied = names.into_iter().map(|n| (n.clone(), normal_value(request, &n))).collect();
+        Some(Self { varied, language })
     }
 
     #[must_use]
     pub fn matches(&self, request: &HeaderMap) -> bool {
-        self.0.iter().all(|(name, value)| normal_value(request, name).as_deref() == value.as_deref())
+        self.varied.iter().all(|(name, value)| {
+            normal_value(request, name).as_deref() == value.as_deref() || (**name == *ACCEPT_LANGUAGE.as_str() && self.is_wanted(request))
+        })
+    }
+
+    /// Whether it is in the one language that the request wants before all others: whatever else was asked for, it would get
+    /// this one.
+    fn is_wanted(&self, request: &HeaderMap) -> bool {
+        let Some(language) = &self.language else { return false };
+        let accepted = preferences(request, ACCEPT_LANGUAGE.as_str());
+        match &accepted[..] {
+            [] => false,
+            [first, rest @ ..] => first.1 == **language && first.0 > 0 && rest.first().is_none_or(|second| second.0 < first.0),
+        }
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.varied.is_empty()
     }
 
     /// About how many bytes it takes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        self.0.iter().map(|(n, v)| 32 + n.len() + v.as_ref().map_or(0, |v| v.len())).sum()
+        self.varied.iter().map(|(n, v)| 32 + n.len() + v.as_ref().map_or(0, |v| v.len())).sum()
     }
 }
 
-/// The lines of a field combined, members trimmed, and for the negotiating fields in lower case: what RFC 9111
-/// allows to be taken as equal.
+fn only_language(response: &HeaderMap) -> Option<Box<str>> {
+    let mut all = field::list(response, &CONTENT_LANGUAGE);
+    let only = all.next()?;
+    all.next().is_none().then(|| only.to_ascii_lowercase().into())
+}
+
+/// The members of a negotiating field, the most wanted first: weight in thousandths, and the rest in lower case without spaces
+/// (RFC 9110 section 12.4.2). Among equals their order says nothing (section 12.5.4).
+fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
+    let mut all = Vec::new();
+    for value in headers.get_all(name) {
+        for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
+            let plain: String = member.chars().filter(|c| *c != ' ' && *c != '\t').map(|c| c.to_ascii_lowercase()).collect();
+            let (what, weight) = match plain.rsplit_once(";q=") {
+                Some((what, q)) => (what.to_owned(), q.parse::<f32>().ok().filter(|q| (0.0..=1.0).contains(q))),
+                None => (plain.clone(), Some(1.0)),
+            };
+            // A weight that is none is part of the name, which then equals no other.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to 1,000.
+            all.push(weight.map_or((1000, plain), |q| ((q * 1000.0) as u16, what)));
+        }
+    }
+    all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    all.dedup();
+    all
+}
+
+/// The lines of a field combined, members trimmed, and for the negotiating fields in one order: what RFC 9111 allows to be taken as
+/// equal.
 fn normal_value(headers: &HeaderMap, name: &str) -> Option<Box<str>> {
     let mut values = headers.get_all(name).iter().peekable();
     values.peek()?;
     let mut out = String::new();
+    if matches!(name, "accept-encoding" | "accept-language" | "accept-charset") {
+        for (weight, what) in preferences(headers, name) {
+            out.push_str(if out.is_empty() { "" } else { "," });
+            out.push_str(&what);
+            if weight < 1000 {
+                out.push_str(&format!(";{weight}"));
+            }
+        }
+        return Some(out.into());
+    }
     for value in values {
         for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
-            if !out.is_empty() {
-                out.push(',');
-            }
-            match name {
-                "accept-encoding" | "accept-language" | "accept-charset" => {
-                    out.extend(member.chars().filter(|c| *c != ' ').map(|c| c.to_ascii_lowercase()));
-                }
-                _ => out.push_str(member),
-            }
+            out.push_str(if out.is_empty() { "" } else { "," });
+            out.push_str(member);
         }
     }
     Some(out.into())
@@ -88,5 +137,24 @@ mod tests {
         assert!(!key.matches(&headers(&[("accept-encoding", "br")])));
         assert!(!key.matches(&headers(&[("accept-encoding", "gzip, br"), ("x-a", "")])), "absent is not empty");
         assert_eq!(VaryKey::new(&headers(&[("vary", "a, *")]), &stored), None);
+    }
+
+    #[test]
+    fn negotiation_is_compared_by_what_it_says() {
+        let response = headers(&[("vary", "accept-language")]);
+        let key = |value: &str| VaryKey::new(&response, &headers(&[("accept-language", value)])).unwrap();
+        let same = |a: &str, b: &str| key(a).matches(&headers(&[("accept-language", b)]));
+        assert!(same("en, de", "de,EN") && same("en;q=1.0, de;q=0.50", "de;q=0.5, en") && same("a, a", "a"));
+        assert!(!same("en, de;q=0.5", "en;q=0.5, de") && !same("en", "en, de") && !same("en;q=2", "en") && !same("en;q=0", "en"));
+    }
+
+    #[test]
+    fn a_language_wanted_before_all_others_is_given_where_it_is_held() {
+        let response = headers(&[("vary", "accept-language"), ("content-language", "DE")]);
+        let key = VaryKey::new(&response, &headers(&[("accept-language", "en, de")])).unwrap();
+        let gets = |value: &str| key.matches(&headers(&[("accept-language", value)]));
+        assert!(gets("fr;q=0.5, de;q=1.0") && gets("de") && gets("de, *;q=0.1"));
+        assert!(!gets("fr, de") && !gets("fr, de;q=0.9") && !gets("de;q=0") && !gets("de-AT"), "another may be wanted as much");
+        assert!(!key.matches(&HeaderMap::new()));
     }
 }

@@ -49,7 +49,11 @@ enum Part {
 
 /// `length`: of the whole body, where it is known.
 fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Part {
-    if status == StatusCode::OK && conditional::is_conditional(&asked.headers) && conditional::not_modified(&asked.headers, headers) {
+    if matches!(asked.method, Method::GET | Method::HEAD)
+        && status == StatusCode::OK
+        && conditional::is_conditional(&asked.headers)
+        && conditional::not_modified(&asked.headers, headers)
+    {
         return Part::NotModified;
     }
     let Some(length) = length else { return Part::Bytes(status, None) };
@@ -73,16 +77,17 @@ fn set_range(headers: &mut HeaderMap, first: u64, last: u64, length: u64) {
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(last + 1 - first));
 }
 
-fn not_modified(headers: &mut HeaderMap) {
-    const GONE: [HeaderName; 5] =
-        [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
-    for name in GONE {
+/// A 304 to a client says what it must (RFC 9110 section 15.4.5); to another cache of this network all that is new.
+fn not_modified(headers: &mut HeaderMap, tier: Tier) {
+    const GONE: [HeaderName; 2] = [header::CONTENT_LENGTH, header::CONTENT_RANGE];
+    const OF_BODY: [HeaderName; 3] = [header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_LANGUAGE];
+    for name in GONE.into_iter().chain(OF_BODY.into_iter().filter(|_| tier == Tier::Edge)) {
         headers.remove(name);
     }
 }
 
 fn unsatisfiable(headers: &mut HeaderMap, length: u64) {
-    not_modified(headers);
+    not_modified(headers, Tier::Edge);
     fields::insert(headers, header::CONTENT_RANGE, &format!("bytes */{length}"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
 }
@@ -130,7 +135,7 @@ fn part_of<U: Upstream>(
     let length = stored.body.len();
     let (status, body) = match select(asked, stored.status, &stored.headers, Some(length)) {
         Part::NotModified => {
-            not_modified(&mut headers);
+            not_modified(&mut headers, gateway.node.tier);
             (StatusCode::NOT_MODIFIED, ResponseBody::empty())
         }
         Part::Unsatisfiable => {
@@ -169,7 +174,7 @@ pub fn fill<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, head: &FillHead, f
     vouch(gateway, &mut headers, head.clean_through);
     let (status, body) = match select(asked, head.status, &head.headers, head.length) {
         Part::NotModified => {
-            not_modified(&mut headers);
+            not_modified(&mut headers, gateway.node.tier);
             (StatusCode::NOT_MODIFIED, ResponseBody::empty())
         }
         Part::Unsatisfiable => {

@@ -34,6 +34,21 @@ pub struct Own {
     pub unframed: bool,
 }
 
+/// What the request that began a fill gets beside the fill.
+pub enum Relayed {
+    /// The response itself, where it cannot be shared.
+    Whole(Own),
+    /// The cookies that came with what is shared: they are this client's alone.
+    Cookies(Vec<HeaderValue>),
+}
+
+fn relay_cookies(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap) {
+    let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
+    if let (Some(relay), false) = (relay, cookies.is_empty()) {
+        let _ = relay.send(Relayed::Cookies(cookies));
+    }
+}
+
 /// The request as it goes upstream. `for_store`: conditions and ranges of the client are this node's own business.
 pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method: &Method, for_store: bool) -> UpstreamRequest {
     let mut request = Request::new(RequestBody::Empty);
@@ -67,7 +82,7 @@ struct Received {
     clean_through: Revision,
 }
 
-/// Runs a fill from its request to its end. `relay` gets the response itself where it cannot be shared.
+/// Runs a fill from its request to its end. `relay` gets what is not shared.
 pub async fn run<U: Upstream>(
     gateway: Rc<Gateway<U>>,
     asked: Rc<Asked>,
@@ -75,7 +90,7 @@ pub async fn run<U: Upstream>(
     demand: Revision,
     end_to_end: bool,
     validating: Option<Validating>,
-    relay: Option<oneshot::Sender<Own>>,
+    relay: Option<oneshot::Sender<Relayed>>,
 ) {
     let ended = lead(&gateway, &asked, &fill, demand, end_to_end, validating, relay).await;
     if let Err(error) = ended {
@@ -92,7 +107,7 @@ async fn lead<U: Upstream>(
     demand: Revision,
     end_to_end: bool,
     mut validating: Option<Validating>,
-    relay: Option<oneshot::Sender<Own>>,
+    relay: Option<oneshot::Sender<Relayed>>,
 ) -> Result<(), FetchError> {
     loop {
         let conditions = validating.as_ref().map(|v| validation::conditions(&v.stored.headers)).unwrap_or_default();
@@ -103,6 +118,7 @@ async fn lead<U: Upstream>(
             if let Some(confirmed) = confirm(gateway, asked, &v.stored, &received) {
                 let confirmed = Arc::new(confirmed);
                 keep(gateway, asked, fill, &confirmed);
+                relay_cookies(relay, received.fetched.response.headers());
                 fill.stored(confirmed, Some(status));
                 return Ok(());
             }
@@ -144,16 +160,44 @@ async fn ask<U: Upstream>(
     if if confirmed { Bug::ConfirmationCleanFromItsEnd } else { Bug::FillCleanFromItsEnd }.is_planted() {
         begun = gateway.revision();
     }
-    let headers = fetched.response.headers_mut();
+    let response_time = gateway.clock.wall();
+    cleanse(fetched.response.headers_mut(), response_time);
+    let clean_through = fetched.vouched.filter(|_| !Bug::VouchingIgnored.is_planted()).unwrap_or(begun);
+    Ok(Received { fetched, request_time, response_time, asked_at, end_to_end, clean_through })
+}
+
+fn cleanse(headers: &mut HeaderMap, response_time: WallTime) {
     fields::strip_hop_by_hop(headers);
     fields::strip_internal(headers);
-    let response_time = gateway.clock.wall();
     if !headers.contains_key(header::DATE) {
         // RFC 9110 section 6.6.1.
         fields::insert(headers, header::DATE, &field::show_date(response_time.as_secs()));
     }
-    let clean_through = fetched.vouched.filter(|_| !Bug::VouchingIgnored.is_planted()).unwrap_or(begun);
-    Ok(Received { fetched, request_time, response_time, asked_at, end_to_end, clean_through })
+}
+
+/// The answer to a POST that is what its target gives from now on: a fill for all who come.
+pub fn keep_answer<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Rc<Asked>,
+    mut fetched: Fetched,
+    request_time: WallTime,
+    clean_through: Revision,
+) -> (Arc<Fill>, oneshot::Receiver<Relayed>) {
+    let fill = Fill::new(clean_through, gateway.clock.boot(), false);
+    let (response_time, asked_at) = (gateway.clock.wall(), gateway.clock.boot());
+    cleanse(fetched.response.headers_mut(), response_time);
+    let received = Received { fetched, request_time, response_time, asked_at, end_to_end: false, clean_through };
+    let (relay, relayed) = oneshot::channel();
+    // Among the others, so that a later invalidation finds it.
+    gateway.fills.join(&asked.key, |_| false, || Arc::clone(&fill));
+    let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
+    tokio::task::spawn_local(async move {
+        if let Err(error) = receive(&gateway, &asked, &of_task, received, Some(relay)).await {
+            of_task.fail(error);
+        }
+        gateway.fills.remove(&asked.key, &of_task);
+    });
+    (fill, relayed)
 }
 
 fn freshness(asked: &Asked, status: StatusCode, headers: &HeaderMap, received: &Received) -> Freshness {
@@ -175,6 +219,7 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
         fields::strip_for_client(&mut news);
     }
     // The cache's own additions to the stored head stay as they are.
+    news.remove(header::SET_COOKIE);
     for own in [header::VIA, fields::CACHE_STATUS, header::AGE] {
         if own != header::AGE || !news.contains_key(header::AGE) {
             news.remove(own);
@@ -211,7 +256,7 @@ async fn receive<U: Upstream>(
     asked: &Asked,
     fill: &Arc<Fill>,
     mut received: Received,
-    relay: Option<oneshot::Sender<Own>>,
+    relay: Option<oneshot::Sender<Relayed>>,
 ) -> Result<(), FetchError> {
     let status = received.fetched.response.status();
     let length = content_length(received.fetched.response.headers());
@@ -225,7 +270,8 @@ async fn receive<U: Upstream>(
             }
             if let Some(relay) = relay {
                 let Fetched { response, close_delimited, .. } = received.fetched;
-                let _ = relay.send(Own { response, clean_through: received.clean_through, unframed: close_delimited });
+                let own = Own { response, clean_through: received.clean_through, unframed: close_delimited };
+                let _ = relay.send(Relayed::Whole(own));
             }
             fill.unshared();
             return Ok(());
@@ -237,6 +283,8 @@ async fn receive<U: Upstream>(
     let head = FillHead { status, headers, freshness, tags, vary, clean_through: received.clean_through, length };
     let head = Arc::new(head);
     let asked_at = asked_origin_at(&received);
+    // Before the head wakes who waits for it.
+    relay_cookies(relay, received.fetched.response.headers());
     fill.head(Arc::clone(&head));
     if !stream(gateway, asked, fill, received.fetched.response.body_mut(), length, most).await? {
         return Ok(());
@@ -329,6 +377,7 @@ fn remembered(why: NotStorable) -> bool {
 fn stored_headers<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
     kept.remove(header::AGE);
+    kept.remove(header::SET_COOKIE);
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut kept);
     }

@@ -3,12 +3,12 @@
 use crate::answering::Answering;
 use crate::body::{RequestBody, ResponseBody};
 use crate::deliver;
-use crate::fetch::{self, Own, Validating};
+use crate::fetch::{self, Own, Relayed, Validating};
 use crate::fields;
 use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
 use crate::site::{Counters, Site};
-use crate::upstream::{Fetch, FetchError, Upstream};
+use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -68,6 +68,15 @@ pub struct Answer {
 impl Answer {
     pub(crate) fn new(response: Response<ResponseBody>, status: CacheStatus) -> Self {
         Self { response, status, tunnel: None }
+    }
+
+    /// With the cookies that came for the one who asked.
+    fn with_cookies(mut self, relayed: Option<Relayed>) -> Self {
+        if let Some(Relayed::Cookies(cookies)) = relayed {
+            let headers = self.response.headers_mut();
+            headers.extend(cookies.into_iter().map(|c| (http::header::SET_COOKIE, c)));
+        }
+        self
     }
 }
 
@@ -410,14 +419,16 @@ impl<U: Upstream> Gateway<U> {
                     }
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
                     if let Some(answer) = deliver::stored(self, &asked, &stored, status) {
-                        return answer;
+                        return answer.with_cookies(relayed.try_recv().ok());
                     }
                     // A piece of the body that was confirmed is gone: fetch it whole.
                     self.store.drop_response(&asked.key, &stored);
                     validating = None;
                 }
                 Ok(Arrived::Unshared) => match relayed.try_recv() {
-                    Ok(own) if !collapsed && !self.own_was_purged(&asked, &own, arrival) => return self.relay(&asked, own, status),
+                    Ok(Relayed::Whole(own)) if !collapsed && !self.own_was_purged(&asked, &own, arrival) => {
+                        return self.relay(&asked, own, status);
+                    }
                     // Another's answer, not to be shared, or one from before a purge: this request goes its own way.
                     _ => return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await,
                 },
@@ -430,7 +441,7 @@ impl<U: Upstream> Gateway<U> {
                         continue;
                     }
                     let status = CacheStatus { forward_status: Some(head.status.as_u16()), stored: true, ..status };
-                    return deliver::fill(self, &asked, &head, fill, status);
+                    return deliver::fill(self, &asked, &head, fill, status).with_cookies(relayed.try_recv().ok());
                 }
             }
         }
@@ -460,7 +471,7 @@ impl<U: Upstream> Gateway<U> {
         self.purged_before_arrival(asked, &field::tags(own.response.headers()), own.clean_through, arrival)
     }
 
-    fn failed(self: &Rc<Self>, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
+    fn failed(&self, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
         if let Some(v) = validating
             .filter(|v| v.or_stale && !matches!(self.standing(asked.site.name(), &v.stored), Standing::Purged | Standing::Unvouched))
         {
@@ -486,6 +497,17 @@ impl<U: Upstream> Gateway<U> {
         let fill = self.new_fill(demand, end_to_end);
         let run = fetch::run(Rc::clone(self), Rc::clone(asked), Arc::clone(&fill), demand, end_to_end, None, Some(relay));
         tokio::task::spawn_local(run);
+        self.answer_alone(asked, fill, relayed, status).await
+    }
+
+    /// From a fill that this request alone began, and nobody joins.
+    async fn answer_alone(
+        &self,
+        asked: &Rc<Asked>,
+        fill: Arc<Fill>,
+        mut relayed: oneshot::Receiver<Relayed>,
+        status: CacheStatus,
+    ) -> Answer {
         match fill.arrived().await {
             Err(error) => self.failed(asked, None, error, status),
             Ok(Arrived::Head(head)) => deliver::fill(
@@ -494,11 +516,12 @@ impl<U: Upstream> Gateway<U> {
                 &head,
                 fill,
                 CacheStatus { collapsed: false, forward_status: Some(head.status.as_u16()), stored: true, ..status },
-            ),
+            )
+            .with_cookies(relayed.try_recv().ok()),
             Ok(Arrived::Stored(..)) => deliver::failed(self, FetchError::Broken, status),
             Ok(Arrived::Unshared) => match relayed.await {
-                Ok(own) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
-                Err(_) => deliver::failed(self, FetchError::Broken, status),
+                Ok(Relayed::Whole(own)) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
+                _ => deliver::failed(self, FetchError::Broken, status),
             },
         }
     }
@@ -540,6 +563,7 @@ impl<U: Upstream> Gateway<U> {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
             request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
+        let request_time = self.clock.wall();
         // What is purged while the answer is under way, it may not know; all that was purged before, by whatever tag, it must.
         let before = self.revision();
         let demand = self.demand(&asked).max_index(before);
@@ -555,6 +579,11 @@ impl<U: Upstream> Gateway<U> {
                 if storable::invalidates(&asked.method, code) {
                     self.invalidate(&asked, fetched.response.headers());
                 }
+                if self.answers_get(&asked, &fetched) {
+                    let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
+                    let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, request_time, clean);
+                    return self.answer_alone(&asked, fill, relayed, CacheStatus { forward_status: Some(code.as_u16()), ..status }).await;
+                }
                 let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
                 let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
                 let own =
@@ -568,6 +597,12 @@ impl<U: Upstream> Gateway<U> {
                 answer
             }
         }
+    }
+
+    /// Whether the answer to a POST may be kept for a GET of the same target.
+    fn answers_get(&self, asked: &Asked, fetched: &Fetched) -> bool {
+        let headers = fetched.response.headers();
+        storable::answers_get(&asked.method, fetched.response.status(), headers, &cache_control::of_response(headers), &asked.target)
     }
 
     /// RFC 9111 section 4.4: the target, and what Location and Content-Location name on the same host.

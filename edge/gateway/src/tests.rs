@@ -541,3 +541,58 @@ fn a_range_is_answered_from_a_fill_that_is_under_way() {
         assert_eq!(text(whole).await, "0123456789");
     });
 }
+
+fn cookies(answer: &Answer) -> Vec<&str> {
+    answer.response.headers().get_all("set-cookie").iter().filter_map(|v| v.to_str().ok()).collect()
+}
+
+#[test]
+fn a_cookie_goes_to_the_one_client_that_it_was_meant_for() {
+    for shared in ["max-age=100", "public, max-age=100", "s-maxage=100"] {
+        test(Tier::Edge, async |w| {
+            let readers = [w.get("/a"), w.get("/a"), w.get("/a")];
+            let said = [("cache-control", shared), ("set-cookie", "who=1"), ("set-cookie", "b=2"), ("etag", "\"1\"")];
+            w.fetch().await.answer(200, &said, "page");
+            let mut got = Vec::new();
+            for reader in readers {
+                got.push(cookies(&reader.await.unwrap()).len());
+            }
+            got.sort_unstable();
+            assert_eq!(got, [0, 0, 2], "{shared}");
+            assert_eq!(cookies(&w.get("/a").await.unwrap()), Vec::<&str>::new(), "a hit");
+            // A confirmation brings another one.
+            w.clock.0.store(200_000, Ordering::SeqCst);
+            let (a, b) = (w.get("/a"), w.get("/a"));
+            w.fetch().await.answer(304, &[("set-cookie", "who=3"), ("etag", "\"1\"")], "");
+            let (a, b) = (a.await.unwrap(), b.await.unwrap());
+            assert_eq!((cookies(&a), cookies(&b)), (vec!["who=3"], vec![]));
+            assert_eq!(cookies(&w.get("/a").await.unwrap()), Vec::<&str>::new());
+        });
+    }
+}
+
+#[test]
+fn a_post_that_says_that_it_answers_a_get_is_kept_for_it_until_the_next_one() {
+    test(Tier::Edge, async |w| {
+        let post = || w.start(Asked { method: Method::POST, ..w.asked("/a", &[]) });
+        let first = post();
+        let says = [CACHED, ("content-location", "/a"), ("content-length", "3")];
+        w.fetch().await.answer(200, &says, "one");
+        assert_eq!(text(first).await, "one");
+        assert_eq!(text(w.get("/a")).await, "one");
+        assert!(w.nothing_fetched());
+        // Its body comes slowly, and another POST overtakes it: what it said is no longer so.
+        let slow = post();
+        let body = w.fetch().await.begin(200, &says, None);
+        settle().await;
+        let other = post();
+        w.fetch().await.answer(200, &[("content-length", "2")], "ok");
+        assert_eq!(text(other).await, "ok");
+        body.send(Ok(Bytes::from_static(b"two"))).unwrap();
+        drop(body);
+        assert_eq!(text(slow).await, "two");
+        let get = w.get("/a");
+        w.fetch().await.answer(200, &[CACHED], "three");
+        assert_eq!(text(get).await, "three");
+    });
+}
