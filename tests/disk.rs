@@ -4,93 +4,13 @@
 
 mod support;
 
-use std::collections::HashMap;
-use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::network::{Network, Plan};
-use support::{Http, get, get_with, request_head, wait_for};
-
-/// An origin whose bodies name their page and version at every line, so that a wrong byte is seen.
-struct Origin {
-    port: u16,
-    /// Whole bodies.
-    gave: Arc<AtomicUsize>,
-    versions: Arc<Mutex<HashMap<String, u64>>>,
-    slow: Arc<AtomicBool>,
-}
-
-/// `/size/...`: the body of a page in one version.
-fn body(path: &str, version: u64) -> Vec<u8> {
-    let size: usize = path.split('/').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-    let mut out = Vec::with_capacity(size + 64);
-    while out.len() < size {
-        writeln!(out, "{path} {version} {}", out.len()).unwrap();
-    }
-    out.truncate(size);
-    out
-}
-
-impl Origin {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let origin =
-            Self { port: listener.local_addr().unwrap().port(), gave: Arc::default(), versions: Arc::default(), slow: Arc::default() };
-        let (gave, versions, slow) = (Arc::clone(&origin.gave), Arc::clone(&origin.versions), Arc::clone(&origin.slow));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (gave, versions, slow) = (Arc::clone(&gave), Arc::clone(&versions), Arc::clone(&slow));
-                std::thread::spawn(move || serve(stream, &gave, &versions, &slow));
-            }
-        });
-        origin
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn gave(&self) -> usize {
-        self.gave.load(Ordering::Relaxed)
-    }
-
-    fn change(&self, path: &str) -> u64 {
-        let mut versions = self.versions.lock().unwrap();
-        let version = versions.entry(path.to_owned()).or_default();
-        *version += 1;
-        *version
-    }
-}
-
-fn serve(mut stream: TcpStream, gave: &AtomicUsize, versions: &Mutex<HashMap<String, u64>>, slow: &AtomicBool) {
-    loop {
-        let head = request_head(&mut stream);
-        let Some(path) = head.split(' ').nth(1).map(str::to_owned) else { return };
-        let version = versions.lock().unwrap().get(&path).copied().unwrap_or(0);
-        let etag = format!("ETag: \"{path}-{version}\"\r\nCache-Control: max-age=10000\r\n");
-        if head.to_ascii_lowercase().contains(&format!("if-none-match: \"{path}-{version}\"")) {
-            if stream.write_all(format!("HTTP/1.1 304 Not Modified\r\n{etag}\r\n").as_bytes()).is_err() {
-                return;
-            }
-            continue;
-        }
-        gave.fetch_add(1, Ordering::Relaxed);
-        let body = body(&path, version);
-        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{etag}\r\n", body.len()).into_bytes();
-        answer.extend_from_slice(&body);
-        for piece in answer.chunks(32 << 10) {
-            if slow.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            if stream.write_all(piece).is_err() {
-                return;
-            }
-        }
-    }
-}
+use support::origin::{Origin, body, right};
+use support::{Http, get, get_with, wait_for};
 
 const DISK: &str = "disk = { path = \"{data}/cache\", size = \"64MiB\" }\nmemory = \"4MiB\"";
 
@@ -98,12 +18,6 @@ fn network(dir: &std::path::Path, origin: &Origin) -> Network {
     let network = Network::planned(dir, Plan { lease: "1s", edge_more: DISK, ..Plan::default() });
     network.site("shop", "\"shop.example\"", &origin.url(), "[cache]\nwhen_detached = \"serve\"");
     network
-}
-
-/// The body of a page is one that the origin gave, whole; its version.
-fn right(path: &str, got: &[u8], newest: u64) -> u64 {
-    let found = (0..=newest).rev().find(|version| body(path, *version) == got);
-    found.unwrap_or_else(|| panic!("{path}: {} bytes that the origin never gave", got.len()))
 }
 
 fn paths() -> Vec<String> {
@@ -223,7 +137,7 @@ fn an_edge_that_is_killed_in_the_middle_of_fills_serves_no_torn_body() {
     let kills = std::env::var("TIDEGATE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
     let mut network = network(dir.path(), &origin);
-    origin.slow.store(true, Ordering::Relaxed);
+    origin.be_slow();
     let (mut read, mut hits) = (0, 0);
     for n in 0..kills {
         let edge = network.node("edge-1").address();

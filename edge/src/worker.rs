@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tidegate_control_types::purge::without_port;
+use tidegate_control_types::purge::host_and_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
 use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, RequestBody, ResponseBody, Site, Store, fields};
@@ -251,7 +251,7 @@ impl Worker {
 
     fn answer_routed(self: &Rc<Self>, request: Request<Incoming>, client: &Client, upgrading: bool) -> Answering<Tunnelled> {
         let started = self.shared.log.as_ref().map(|_| self.shared.clock.boot());
-        let Routed { site, authority, host } = match self.route(&request, client) {
+        let Routed { site, host, port } = match self.route(&request, client) {
             Ok(r) => r,
             Err((status, why)) => {
                 self.shared.refused.fetch_add(1, Ordering::Relaxed);
@@ -263,14 +263,14 @@ impl Worker {
             }
         };
         if site.state.spec.tls.redirect && !client.https {
-            return Answering::now((self.redirect(&authority, request.uri()), None));
+            return Answering::now((self.redirect(&host, request.uri()), None));
         }
         if request.method() == "PURGE" {
             let this = Rc::clone(self);
             return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
         }
-        let logged = started.map(|at| (at, Seen::of(&request, client, &site, &authority)));
-        let answering = self.forward(site, authority, &host, request, client, upgrading);
+        let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
+        let answering = self.forward(site, (&host, port), request, client, upgrading);
         let Some((started, seen)) = logged else { return answering.then(|(answer, tunnel)| (answer.response, tunnel)) };
         let this = Rc::clone(self);
         answering.then(move |(mut answer, tunnel)| {
@@ -283,8 +283,7 @@ impl Worker {
     fn forward(
         &self,
         site: Rc<Site>,
-        authority: String,
-        host: &str,
+        (host, port): (&str, Option<u16>),
         mut request: Request<Incoming>,
         client: &Client,
         upgrading: bool,
@@ -298,10 +297,9 @@ impl Worker {
             headers.remove(header::UPGRADE);
         }
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-        let target = site.target(client.https, host, path);
+        let target = site.target(client.https, host, path).on_port(port);
         let key = tidegate_gateway::key(site.name(), &target);
-        let asked =
-            Asked { site, method: parts.method, target, key, headers, authority, client: Some(client.ip), demand: None, end_to_end: false };
+        let asked = Asked { site, method: parts.method, target, key, headers, client: Some(client.ip), demand: None, end_to_end: false };
         self.gateway.answer(asked, RequestBody::of(body, self.limits.get().body)).then(|mut answer| {
             let tunnel = answer.tunnel.take().zip(ours);
             (answer, tunnel)
@@ -336,7 +334,7 @@ impl Worker {
                 return Err((StatusCode::PAYLOAD_TOO_LARGE, "the body of the request is too large"));
             }
         }
-        let host = without_port(authority).filter(|_| !authority.contains('@')).ok_or(bad("Host is not a host"))?;
+        let (host, port) = host_and_port(authority).filter(|_| !authority.contains('@')).ok_or(bad("Host is not a host"))?;
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err((StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"));
         }
@@ -353,7 +351,7 @@ impl Worker {
         if client.server_name.as_ref().is_some_and(other) {
             return Err((StatusCode::MISDIRECTED_REQUEST, "this connection was made for another site"));
         }
-        Ok(Routed { site: Rc::clone(site), authority: authority.to_owned(), host })
+        Ok(Routed { site: Rc::clone(site), host, port })
     }
 
     fn page(&self, status: StatusCode, why: &str) -> Response<ResponseBody> {
@@ -367,8 +365,7 @@ impl Worker {
         response
     }
 
-    fn redirect(&self, authority: &str, uri: &Uri) -> Response<ResponseBody> {
-        let host = without_port(authority).unwrap_or_default();
+    fn redirect(&self, host: &str, uri: &Uri) -> Response<ResponseBody> {
         let port = self.shared.settings.https.first().map(|a| a.port()).filter(|p| *p != 443).map(|p| format!(":{p}")).unwrap_or_default();
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         let mut response = self.page(StatusCode::PERMANENT_REDIRECT, "this site is served over https");
@@ -445,10 +442,9 @@ type Tunnelled = (Response<ResponseBody>, Option<Tunnel>);
 
 struct Routed {
     site: Rc<Site>,
-    /// As the client wrote it.
-    authority: String,
     /// Lower-case, without port.
     host: String,
+    port: Option<u16>,
 }
 
 /// What the access log says of a request.

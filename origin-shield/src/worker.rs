@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_control_types::purge::without_port;
+use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::{AllCounters, Answering, Asked, Gateway, Local, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
@@ -175,13 +175,13 @@ pub fn asked(parts: http::request::Parts, sites: &HashMap<String, Rc<Site>>) -> 
     let (site, scheme) = (text(&fields::SITE)?, text(&fields::SCHEME));
     let site = Rc::clone(sites.get(&site)?);
     let authority = parts.uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
-    let host = without_port(&authority)?;
+    let (host, port) = host_and_port(&authority)?;
     let (demand, end_to_end) = Asked::internal(&headers);
     headers.remove(header::HOST);
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-    let target = site.target(scheme.as_deref() == Some("https"), &host, path);
+    let target = site.target(scheme.as_deref() == Some("https"), &host, path).on_port(port);
     let key = tidegate_gateway::key(site.name(), &target);
-    Some(Asked { site, method: parts.method, target, key, headers, authority, client: None, demand, end_to_end })
+    Some(Asked { site, method: parts.method, target, key, headers, client: None, demand, end_to_end })
 }
 
 /// What a shield calls itself.

@@ -6,6 +6,7 @@
 
 pub mod hosts;
 pub mod network;
+pub mod origin;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};

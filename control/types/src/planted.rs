@@ -127,13 +127,13 @@ impl Bug {
 
 #[cfg(feature = "planted-bugs")]
 thread_local! {
-    static PLANTED: std::cell::Cell<Option<Bug>> = std::cell::Cell::new(of_environment());
+    static PLANTED: std::cell::Cell<Option<Bug>> = std::cell::Cell::new(of_build());
 }
 
-/// What a process is started with: the name of a bug in `TIDEGATE_PLANTED`.
+/// What a program is built with: the name of a bug in `TIDEGATE_PLANTED`.
 #[cfg(feature = "planted-bugs")]
-fn of_environment() -> Option<Bug> {
-    let name = std::env::var("TIDEGATE_PLANTED").ok()?;
+fn of_build() -> Option<Bug> {
+    let name = option_env!("TIDEGATE_PLANTED")?;
     Bug::ALL.into_iter().find(|b| format!("{b:?}") == name)
 }
 

@@ -157,16 +157,26 @@ fn split_host(text: &str) -> Result<(String, &str), String> {
     Ok((host, path))
 }
 
-/// The host of an authority, lower-case: `Example.com:8080` -> `example.com`, `[::1]:80` -> `[::1]`. `None` where it is no
-/// host, or what follows it is no port.
+/// The host of an authority, lower-case, and its port where it names one: `Example.com:8080` -> `example.com` and 8080, `[::1]` ->
+/// `[::1]`. `None` where it is no host, or what follows it is no port.
 #[must_use]
-pub fn without_port(authority: &str) -> Option<String> {
+pub fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
     let end = if authority.starts_with('[') { authority.find(']')? + 1 } else { authority.find(':').unwrap_or(authority.len()) };
     let (host, port) = (authority.get(..end)?, authority.get(end..)?);
-    let digits = port.strip_prefix(':').unwrap_or(port);
-    let port_is_one = digits.is_empty() || digits.bytes().all(|b| b.is_ascii_digit()) && port.starts_with(':');
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => None,
+        Some("") => None,
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some(digits.parse().ok()?),
+        _ => return None,
+    };
     let host = host.strip_suffix('.').unwrap_or(host);
-    (port_is_one && is_host(host)).then(|| host.to_ascii_lowercase())
+    is_host(host).then(|| (host.to_ascii_lowercase(), port))
+}
+
+/// The host alone.
+#[must_use]
+pub fn without_port(authority: &str) -> Option<String> {
+    host_and_port(authority).map(|(host, _)| host)
 }
 
 impl fmt::Display for Selector {
@@ -191,7 +201,9 @@ mod tests {
         for (authority, host) in [("Example.com:8080", "example.com"), ("a.example.", "a.example"), ("[::1]:80", "[::1]"), ("a:", "a")] {
             assert_eq!(without_port(authority).as_deref(), Some(host), "{authority}");
         }
-        for none in ["", ":80", "a:b", "a:1:2", "<..", "a..b", "[::1", "[::1]80", "a b", "a/b", "u@h", "[x]"] {
+        assert_eq!(host_and_port("A:8080"), Some(("a".into(), Some(8080))));
+        assert_eq!(host_and_port("a:"), Some(("a".into(), None)));
+        for none in ["a:65536", "a:+1", "", ":80", "a:b", "a:1:2", "<..", "a..b", "[::1", "[::1]80", "a b", "a/b", "u@h", "[x]"] {
             assert_eq!(without_port(none), None, "{none}");
         }
     }

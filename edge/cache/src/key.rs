@@ -2,6 +2,7 @@
 //! lists of parts make one key, and the site comes first, so that no tenant reaches another's.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Scheme, host, path and query of a request in normal form: what is stored under, what is sent to the origin, and
@@ -11,6 +12,8 @@ pub struct Target {
     pub https: bool,
     /// Lower-case, without port.
     pub host: String,
+    /// Where it is not the scheme's own.
+    port: Option<u16>,
     /// Path and query, beginning with `/`.
     pub path_and_query: String,
     path_len: usize,
@@ -30,7 +33,28 @@ impl Target {
         if let Some(query) = query {
             push_query(&mut text, query, keeps);
         }
-        Self { https, host: host.to_ascii_lowercase(), path_and_query: text, path_len }
+        Self { https, host: host.to_ascii_lowercase(), port: None, path_and_query: text, path_len }
+    }
+
+    /// On a port of its own, where `port` is not the scheme's.
+    #[must_use]
+    pub fn on_port(mut self, port: Option<u16>) -> Self {
+        self.port = port.filter(|p| *p != if self.https { 443 } else { 80 });
+        self
+    }
+
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// Host and port as the origin is told: no other text that means the same reaches it.
+    #[must_use]
+    pub fn authority(&self) -> Cow<'_, str> {
+        match self.port {
+            None => Cow::Borrowed(&self.host),
+            Some(port) => Cow::Owned(format!("{}:{port}", self.host)),
+        }
     }
 
     #[must_use]
@@ -136,7 +160,7 @@ impl CacheKey {
     pub fn write(out: &mut Vec<u8>, site: &str, target: &Target) {
         out.clear();
         let scheme = if target.https { "https" } else { "http" };
-        for part in [site, scheme, &target.host, &target.path_and_query] {
+        for part in [site, scheme, &target.authority(), &target.path_and_query] {
             out.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
             out.extend_from_slice(part.as_bytes());
         }
@@ -202,6 +226,15 @@ mod tests {
         let t = |keeps: &dyn Fn(&str) -> bool| Target::new(false, "H", "/p?a=1&utm_x=2&b", Some(keeps)).path_and_query;
         assert_eq!(t(&|n| !n.starts_with("utm_")), "/p?a=1&b");
         assert_eq!(t(&|_| false), "/p");
+    }
+
+    #[test]
+    fn a_port_of_its_own_is_part_of_the_key_and_of_what_the_origin_is_told() {
+        let on = |https, port| Target::new(https, "H", "/", None).on_port(port);
+        assert_eq!((on(false, Some(80)).authority().as_ref(), on(true, Some(80)).authority().as_ref()), ("h", "h:80"));
+        let key = |t: &Target| CacheKey::new("s", t);
+        assert_eq!(key(&on(true, Some(443))), key(&on(true, None)));
+        assert_ne!(key(&on(true, Some(8443))), key(&on(true, None)));
     }
 
     proptest! {

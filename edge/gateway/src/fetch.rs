@@ -59,11 +59,12 @@ pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method
         fields::strip_selection(&mut headers);
     }
     if gateway.node.tier == Tier::Edge {
-        fields::add_forwarding(&mut headers, asked.client, asked.target.https, &asked.authority, &gateway.node.via, &gateway.node.cdn_id);
+        fields::strip_reflected(&mut headers, method);
+        fields::add_forwarding(&mut headers, asked.client, &asked.target, &gateway.node.via, &gateway.node.cdn_id);
     } else {
         headers.append(header::VIA, gateway.node.via.clone());
     }
-    fields::insert(&mut headers, header::HOST, &asked.authority);
+    fields::insert(&mut headers, header::HOST, &asked.target.authority());
     request.method_mut().clone_from(method);
     // In origin form; whoever sends it adds scheme and authority where its protocol wants them. A target that is no URI
     // cannot come from an admitted request.

@@ -1,8 +1,9 @@
 //! The one place where headers are edited hop by hop, and where fields that nodes use among themselves come and go.
 
 use bytes::BytesMut;
+use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use tidegate_cache::{Revision, cache_control, field};
+use tidegate_cache::{Revision, Target, cache_control, field};
 
 /// Edge to shield: the fetch must have begun at or after this revision.
 pub const DEMAND: HeaderName = HeaderName::from_static("tidegate-demand");
@@ -92,24 +93,53 @@ pub fn compact(headers: &HeaderMap) -> HeaderMap {
     out
 }
 
+/// Fields by which a client could make an origin answer as if it had been asked something else, which the key would not show.
+/// Frameworks and proxies are known to believe them.
+const REFLECTED: [&str; 15] = [
+    "forwarded",
+    "front-end-https",
+    "true-client-ip",
+    "x-client-ip",
+    "x-host",
+    "x-original-host",
+    "x-original-uri",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-uri",
+    "x-rewrite-url",
+    "x-scheme",
+    "x-script-name",
+    "x-url-scheme",
+    "x-wap-profile",
+];
+/// Of methods that are not cached, an API may want them.
+const METHOD_OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
+
+/// Drops what a client says about the way it came, and what would change the meaning of its request.
+pub fn strip_reflected(headers: &mut HeaderMap, method: &Method) {
+    let forwarded: Vec<HeaderName> = headers.keys().filter(|n| n.as_str().starts_with("x-forwarded-")).cloned().collect();
+    forwarded.into_iter().for_each(|name| drop(headers.remove(name)));
+    REFLECTED.into_iter().for_each(|name| drop(headers.remove(name)));
+    if matches!(*method, Method::GET | Method::HEAD) {
+        METHOD_OVERRIDES.into_iter().for_each(|name| drop(headers.remove(name)));
+    }
+}
+
 /// Tells the origin about the client, and proxies about this one.
 pub fn add_forwarding(
     headers: &mut HeaderMap,
     client: Option<std::net::IpAddr>,
-    https: bool,
-    host: &str,
+    target: &Target,
     via: &HeaderValue,
     cdn_loop: &HeaderValue,
 ) {
     headers.append(header::VIA, via.clone());
     headers.append(CDN_LOOP, cdn_loop.clone());
     if let Some(client) = client {
-        let earlier = headers.get(FORWARDED_FOR).and_then(|v| v.to_str().ok());
-        let all = earlier.map_or_else(|| client.to_string(), |e| format!("{e}, {client}"));
-        insert(headers, FORWARDED_FOR, &all);
+        insert(headers, FORWARDED_FOR, &client.to_string());
     }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
-    insert(headers, FORWARDED_HOST, host);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if target.https { "https" } else { "http" }));
+    insert(headers, FORWARDED_HOST, &target.authority());
 }
 
 /// Inserts a value that is made of checked parts; one that is not a field value after all is left out.
@@ -144,6 +174,21 @@ mod tests {
         }
         assert_eq!(compact(&h), h);
         assert_eq!(compact(&HeaderMap::new()), HeaderMap::new());
+    }
+
+    #[test]
+    fn what_a_client_says_about_its_way_does_not_reach_the_origin() {
+        let names = ["x-forwarded-for", "x-forwarded-anything", "forwarded", "x-original-url", "x-http-method-override", "accept"];
+        let left = |method: &Method| {
+            let mut h = HeaderMap::new();
+            names.iter().for_each(|n| drop(h.insert(*n, HeaderValue::from_static("v"))));
+            strip_reflected(&mut h, method);
+            let mut left: Vec<_> = h.keys().map(|n| n.as_str().to_owned()).collect();
+            left.sort();
+            left
+        };
+        assert_eq!(left(&Method::GET), ["accept"]);
+        assert_eq!(left(&Method::POST), ["accept", "x-http-method-override"]);
     }
 
     #[test]

@@ -50,8 +50,6 @@ pub struct Asked {
     pub key: CacheKey,
     /// As they came, end to end.
     pub headers: HeaderMap,
-    /// Host as the client wrote it.
-    pub authority: String,
     pub client: Option<IpAddr>,
     /// At a shield: what the edge demands.
     pub demand: Option<Revision>,
@@ -609,7 +607,7 @@ impl<U: Upstream> Gateway<U> {
     fn invalidate(&self, asked: &Asked, response: &HeaderMap) {
         let drop_target = |path: &str| {
             for https in [false, true] {
-                let target = asked.site.target(https, &asked.target.host, path);
+                let target = asked.site.target(https, &asked.target.host, path).on_port(asked.target.port());
                 let key = CacheKey::new(asked.site.name(), &target);
                 self.fills.forget(&key);
                 self.store.remove(&key);
@@ -738,7 +736,6 @@ impl Asked {
             target: self.target.clone(),
             key: self.key.clone(),
             headers: self.headers.clone(),
-            authority: self.authority.clone(),
             client: self.client,
             demand: self.demand,
             end_to_end: self.end_to_end,

@@ -158,7 +158,6 @@ impl World {
             method: Method::GET,
             target,
             headers: fields,
-            authority: "h.example".into(),
             client: None,
             demand: None,
             end_to_end: false,

@@ -447,7 +447,6 @@ impl World {
             method: ask.method.clone(),
             target,
             headers,
-            authority: host,
             client: None,
             demand: None,
             end_to_end: false,
