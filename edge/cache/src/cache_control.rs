@@ -67,9 +67,10 @@ pub fn of_request(headers: &HeaderMap) -> RequestDirectives {
     }
     for (name, value) in directives(headers, &CACHE_CONTROL) {
         match name.as_str() {
-            "max-age" => d.max_age = Some(seconds(value).unwrap_or(0)),
-            "max-stale" => d.max_stale = Some(if value.is_none() { u64::MAX } else { seconds(value).unwrap_or(0) }),
-            "min-fresh" => d.min_fresh = Some(seconds(value).unwrap_or(0)),
+            // The first of a doubled directive counts.
+            "max-age" => d.max_age = d.max_age.or(Some(seconds(value).unwrap_or(0))),
+            "max-stale" => d.max_stale = d.max_stale.or(Some(if value.is_none() { u64::MAX } else { seconds(value).unwrap_or(0) })),
+            "min-fresh" => d.min_fresh = d.min_fresh.or(Some(seconds(value).unwrap_or(0))),
             "no-cache" => d.no_cache = true,
             "no-store" => d.no_store = true,
             "only-if-cached" => d.only_if_cached = true,

@@ -16,6 +16,7 @@ mod fill;
 mod gateway;
 mod hot;
 mod in_flight;
+mod intake;
 mod local;
 mod site;
 #[cfg(test)]
