@@ -46,6 +46,8 @@ pub fn storable(
 ) -> Result<(), NotStorable> {
     let shared = said.public || said.s_maxage.is_some();
     let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
+    // Said of a response with a cookie: kept for a while, for whoever comes.
+    let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
     if method != Method::GET {
         Err(NotStorable::Method)
     } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) {
@@ -60,7 +62,7 @@ pub fn storable(
         Err(NotStorable::Authorization)
     } else if vary_star {
         Err(NotStorable::VaryStar)
-    } else if response.contains_key(SET_COOKIE) && !(explicit || shared || said.targeted) {
+    } else if response.contains_key(SET_COOKIE) && !for_others_too {
         Err(NotStorable::SetCookie)
     } else if !(explicit || said.public || heuristically_cacheable(status)) {
         Err(NotStorable::NoFreshness)
@@ -138,6 +140,10 @@ mod tests {
             (&[("authorization", "x")], 200, &[(cc, "max-age=1, must-revalidate")], Ok(())),
             (&[], 200, &[("set-cookie", "a=b")], Err(NotStorable::SetCookie)),
             (&[], 200, &[("set-cookie", "a=b"), (cc, "max-age=1")], Ok(())),
+            (&[], 200, &[("set-cookie", "a=b"), (cc, "no-cache, max-age=1")], Err(NotStorable::SetCookie)),
+            (&[], 200, &[("set-cookie", "a=b"), (cc, "max-age=0")], Err(NotStorable::SetCookie)),
+            (&[], 200, &[("set-cookie", "a=b"), (cc, "public, max-age=0")], Err(NotStorable::SetCookie)),
+            (&[], 200, &[("set-cookie", "a=b"), ("expires", "0")], Err(NotStorable::SetCookie)),
             (&[], 200, &[("set-cookie", "a=b"), (cc, "public, max-age=1")], Ok(())),
         ] {
             assert_eq!(check(request, status, response), want, "{request:?} {status} {response:?}");

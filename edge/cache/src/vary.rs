@@ -70,20 +70,18 @@ fn only_language(response: &HeaderMap) -> Option<Box<str>> {
     all.next().is_none().then(|| only.to_ascii_lowercase().into())
 }
 
-/// The members of a negotiating field, the most wanted first: weight in thousandths, and the rest in lower case without spaces
-/// (RFC 9110 section 12.4.2). Among equals their order says nothing (section 12.5.4).
+/// The members of a negotiating field, the most wanted first: weight in thousandths, and the rest in lower case (RFC 9110 section
+/// 12.4.2). Among equals their order says nothing (section 12.5.4).
 fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
     let mut all = Vec::new();
     for value in headers.get_all(name) {
         for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
-            let plain: String = member.chars().filter(|c| *c != ' ' && *c != '\t').map(|c| c.to_ascii_lowercase()).collect();
-            let (what, weight) = match plain.rsplit_once(";q=") {
-                Some((what, q)) => (what.to_owned(), q.parse::<f32>().ok().filter(|q| (0.0..=1.0).contains(q))),
-                None => (plain.clone(), Some(1.0)),
-            };
-            // A weight that is none is part of the name, which then equals no other.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to 1,000.
-            all.push(weight.map_or((1000, plain), |q| ((q * 1000.0) as u16, what)));
+            let parts: Vec<String> = member.split(';').map(|p| p.trim_matches([' ', '\t']).to_ascii_lowercase()).collect();
+            // What is no weight is part of the name, which then equals no other.
+            all.push(match parts.split_last().and_then(|(last, before)| Some((weight(last.strip_prefix("q=")?)?, before))) {
+                Some((weight, before)) if !before.is_empty() => (weight, before.join(";")),
+                _ => (1000, parts.join(";")),
+            });
         }
     }
     all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
@@ -91,26 +89,39 @@ fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
     all
 }
 
+/// A qvalue (RFC 9110 section 12.4.2), in thousandths.
+fn weight(text: &str) -> Option<u16> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    if part.len() > 3 || !part.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let thousandths = format!("{part:0<3}").parse::<u16>().ok()?;
+    match whole {
+        "0" => Some(thousandths),
+        "1" if thousandths == 0 => Some(1000),
+        _ => None,
+    }
+}
+
 /// The lines of a field combined, members trimmed, and for the negotiating fields in one order: what RFC 9111 allows to be taken as
-/// equal.
+/// equal. What stands between the parts can be in none of them.
 fn normal_value(headers: &HeaderMap, name: &str) -> Option<Box<str>> {
     let mut values = headers.get_all(name).iter().peekable();
     values.peek()?;
     let mut out = String::new();
     if matches!(name, "accept-encoding" | "accept-language" | "accept-charset") {
         for (weight, what) in preferences(headers, name) {
-            out.push_str(if out.is_empty() { "" } else { "," });
             out.push_str(&what);
-            if weight < 1000 {
-                out.push_str(&format!(";{weight}"));
-            }
+            out.push('\r');
+            out.push_str(&weight.to_string());
+            out.push('\n');
         }
         return Some(out.into());
     }
     for value in values {
         for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
-            out.push_str(if out.is_empty() { "" } else { "," });
             out.push_str(member);
+            out.push('\n');
         }
     }
     Some(out.into())
@@ -145,6 +156,8 @@ mod tests {
         let key = |value: &str| VaryKey::new(&response, &headers(&[("accept-language", value)])).unwrap();
         let same = |a: &str, b: &str| key(a).matches(&headers(&[("accept-language", b)]));
         assert!(same("en, de", "de,EN") && same("en;q=1.0, de;q=0.50", "de;q=0.5, en") && same("a, a", "a"));
+        assert!(!same("de;900,en;700", "de;q=0.9,en;q=0.7") && !same("e n", "en") && !same("en;q=5e-1", "en;q=0.5"), "made up");
+        assert!(same("en ;q=0.5 , de", "de,en;Q=0.500") && !same("en;q=1.001", "en") && !same("en;q=+1", "en"));
         assert!(!same("en, de;q=0.5", "en;q=0.5, de") && !same("en", "en, de") && !same("en;q=2", "en") && !same("en;q=0", "en"));
     }
 

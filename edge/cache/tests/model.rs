@@ -177,7 +177,9 @@ impl Case {
         let date = |seconds: u64| tidegate_cache::field::show_date(seconds).parse().unwrap();
         let (mut request, mut response) = (HeaderMap::new(), HeaderMap::new());
         // Over several lines, as it may come.
-        self.response.iter().for_each(|d| drop(response.append("cache-control", d.parse().unwrap())));
+        for line in &self.response {
+            response.append("cache-control", line.parse().unwrap());
+        }
         if !self.request.is_empty() {
             request.insert("cache-control", self.request.join(" ,").parse().unwrap());
         }

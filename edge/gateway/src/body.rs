@@ -11,8 +11,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tidegate_store::{Piece, Store};
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 /// Called once when a body is over: bytes handed over, and whether it was all of it.
 pub type Finished = Box<dyn FnOnce(u64, bool)>;
@@ -29,9 +31,13 @@ enum Kind {
 struct StoredBody {
     store: Arc<Store>,
     rest: VecDeque<Piece>,
-    reading: Option<oneshot::Receiver<Bytes>>,
+    /// With the time at which the disk has taken too long.
+    reading: Option<(oneshot::Receiver<Bytes>, Pin<Box<Sleep>>)>,
     left: u64,
 }
+
+/// For one piece of a body.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 impl StoredBody {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
@@ -41,11 +47,17 @@ impl StoredBody {
             self.read_ahead();
             return Poll::Ready(Some(Ok(bytes)));
         }
-        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
-        let read = ready!(Pin::new(reading).poll(cx));
+        let Some((reading, too_late)) = &mut self.reading else { return Poll::Ready(None) };
+        let read = match Pin::new(reading).poll(cx) {
+            Poll::Ready(read) => read.ok(),
+            Poll::Pending => {
+                ready!(too_late.as_mut().poll(cx));
+                None
+            }
+        };
         self.reading = None;
         // The disk failed in the middle of a body: its client has to see it.
-        let Ok(bytes) = read else { return Poll::Ready(Some(Err(FetchError::Broken))) };
+        let Some(bytes) = read else { return Poll::Ready(Some(Err(FetchError::Broken))) };
         self.left -= bytes.len() as u64;
         self.read_ahead();
         Poll::Ready(Some(Ok(bytes)))
@@ -54,7 +66,7 @@ impl StoredBody {
     /// Begins to read the next piece, where that is on the disk.
     fn read_ahead(&mut self) -> bool {
         if let Some(Piece::OnDisk(piece)) = self.rest.pop_front_if(|p| matches!(p, Piece::OnDisk(_))) {
-            self.reading = Some(self.store.read(piece));
+            self.reading = Some((self.store.read(piece), Box::pin(tokio::time::sleep(READ_WITHIN))));
         }
         self.reading.is_some()
     }

@@ -176,21 +176,20 @@ fn cleanse(headers: &mut HeaderMap, response_time: WallTime) {
     }
 }
 
-/// The answer to a POST that is what its target gives from now on: a fill for all who come.
+/// The answer to a POST, sent at these times, that is what its target gives from now on: a fill for all who come.
 pub fn keep_answer<U: Upstream>(
     gateway: &Rc<Gateway<U>>,
     asked: &Rc<Asked>,
     mut fetched: Fetched,
-    request_time: WallTime,
+    (request_time, asked_at): (WallTime, BootTime),
     clean_through: Revision,
 ) -> (Arc<Fill>, oneshot::Receiver<Relayed>) {
-    let fill = Fill::new(clean_through, gateway.clock.boot(), false);
-    let (response_time, asked_at) = (gateway.clock.wall(), gateway.clock.boot());
+    // Among the others, so that a later invalidation finds it.
+    let fill = gateway.fills.add(&asked.key, Fill::new(clean_through, asked_at, false));
+    let response_time = gateway.clock.wall();
     cleanse(fetched.response.headers_mut(), response_time);
     let received = Received { fetched, request_time, response_time, asked_at, end_to_end: false, clean_through };
     let (relay, relayed) = oneshot::channel();
-    // Among the others, so that a later invalidation finds it.
-    gateway.fills.join(&asked.key, |_| false, || Arc::clone(&fill));
     let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
     tokio::task::spawn_local(async move {
         if let Err(error) = receive(&gateway, &asked, &of_task, received, Some(relay)).await {

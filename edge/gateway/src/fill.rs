@@ -351,6 +351,12 @@ impl Fills {
         Joined::Began(fill)
     }
 
+    /// Begins `fill`, whatever else is under way.
+    pub fn add(&self, key: &CacheKey, fill: Arc<Fill>) -> Arc<Fill> {
+        self.0.lock().entry(key.clone()).or_default().push(Arc::clone(&fill));
+        fill
+    }
+
     /// It is over, or no longer to be joined.
     pub fn remove(&self, key: &CacheKey, fill: &Arc<Fill>) {
         let mut table = self.0.lock();

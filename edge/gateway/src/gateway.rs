@@ -367,7 +367,8 @@ impl<U: Upstream> Gateway<U> {
         let passed = self.store.is_passed(&asked.key);
         for _ in 0..MOST_FETCHES {
             let (relay, mut relayed) = oneshot::channel();
-            let joined = if passed { Joined::Began(self.new_fill(demand, end_to_end)) } else { self.join(&asked, demand, end_to_end) };
+            let joined =
+                if passed { Joined::Began(self.own_fill(&asked, demand, end_to_end)) } else { self.join(&asked, demand, end_to_end) };
             let (fill, collapsed) = match joined {
                 Joined::Joined(fill) => (fill, true),
                 Joined::Began(fill) => {
@@ -491,7 +492,7 @@ impl<U: Upstream> Gateway<U> {
     /// shares nothing, so that unrelated purges keep it from nothing.
     async fn alone(self: &Rc<Self>, asked: &Rc<Asked>, demand: Revision, end_to_end: bool, status: CacheStatus) -> Answer {
         let (relay, relayed) = oneshot::channel();
-        let fill = self.new_fill(demand, end_to_end);
+        let fill = self.own_fill(asked, demand, end_to_end);
         let run = fetch::run(Rc::clone(self), Rc::clone(asked), Arc::clone(&fill), demand, end_to_end, None, Some(relay));
         tokio::task::spawn_local(run);
         self.answer_alone(asked, fill, relayed, status).await
@@ -534,6 +535,11 @@ impl<U: Upstream> Gateway<U> {
         Fill::new(demand, self.clock.boot(), end_to_end)
     }
 
+    /// One that waits for no other; among the others all the same, so that an invalidation finds it.
+    fn own_fill(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Arc<Fill> {
+        self.fills.add(&asked.key, self.new_fill(demand, end_to_end))
+    }
+
     fn join(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Joined {
         let now = self.clock.boot();
         // An edge counts its second from when it asked: at a shield it joins nothing that began before.
@@ -560,7 +566,7 @@ impl<U: Upstream> Gateway<U> {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
             request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        let request_time = self.clock.wall();
+        let sent = (self.clock.wall(), self.clock.boot());
         // What is purged while the answer is under way, it may not know; all that was purged before, by whatever tag, it must.
         let before = self.revision();
         let demand = self.demand(&asked).max_index(before);
@@ -578,7 +584,7 @@ impl<U: Upstream> Gateway<U> {
                 }
                 if self.answers_get(&asked, &fetched) {
                     let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
-                    let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, request_time, clean);
+                    let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
                     return self.answer_alone(&asked, fill, relayed, CacheStatus { forward_status: Some(code.as_u16()), ..status }).await;
                 }
                 let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);

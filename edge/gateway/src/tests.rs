@@ -595,3 +595,43 @@ fn a_post_that_says_that_it_answers_a_get_is_kept_for_it_until_the_next_one() {
         assert_eq!(text(get).await, "three");
     });
 }
+
+/// A cut-off node that has to revalidate counts from when a POST went out, as it does for a GET.
+#[test]
+fn the_second_of_a_post_counts_from_when_it_was_sent() {
+    let text_of_site = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n[cache]\nwhen_detached = \"revalidate\"\n";
+    test(Tier::Edge, async |w| {
+        let spec = site_file::read("s.toml", text_of_site).unwrap();
+        let state = Arc::new(SiteState { spec, revision: 2, created: 1, keys_since: 1 });
+        let site = Rc::new(Site::new(state, Arc::default()));
+        let asked = |method| Asked { site: Rc::clone(&site), method, ..w.asked("/a", &[]) };
+        w.clock.0.store(ATTACHED_UNTIL, Ordering::SeqCst);
+        let post = w.start(asked(Method::POST));
+        let sent = w.fetch().await;
+        w.clock.0.store(ATTACHED_UNTIL + 5000, Ordering::SeqCst);
+        sent.answer(200, &[CACHED, ("content-location", "/a"), ("content-length", "3")], "old");
+        assert_eq!(text(post).await, "old");
+        let get = w.start(asked(Method::GET));
+        w.fetch().await.answer(200, &[CACHED], "new");
+        assert_eq!(text(get).await, "new");
+    });
+}
+
+#[test]
+fn an_invalidation_finds_a_fill_that_waits_for_no_other() {
+    test(Tier::Edge, async |w| {
+        let vary = [CACHED, ("vary", "accept-language")];
+        let ask = |language: &'static str| w.start(w.asked("/a", &[("accept-language", language)]));
+        let (en, de) = (ask("en"), ask("de"));
+        w.fetch().await.answer(200, &vary, "en");
+        let slow = w.fetch().await;
+        let post = w.start(Asked { method: Method::POST, ..w.asked("/a", &[]) });
+        w.fetch().await.answer(200, &[("content-length", "2")], "ok");
+        text(post).await;
+        slow.answer(200, &vary, "de before the post");
+        assert_eq!((text(en).await, text(de).await), ("en".into(), "de before the post".into()));
+        let again = ask("de");
+        w.fetch().await.answer(200, &vary, "de after it");
+        assert_eq!(text(again).await, "de after it");
+    });
+}

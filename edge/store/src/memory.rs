@@ -3,7 +3,7 @@
 use crate::stored::{Body, StoredResponse};
 use bytes::Bytes;
 use http::HeaderMap;
-use moka::ops::compute::{CompResult, Op};
+use moka::ops::compute::Op;
 use moka::sync::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate_cache::CacheKey;
 
 /// Responses of one key that differ by Vary; more push out the oldest.
-const MOST_VARIANTS: usize = 16;
+pub const MOST_VARIANTS: usize = 16;
 /// What an entry takes beside its own bytes, in moka and the allocator.
 const ENTRY_OVERHEAD: usize = 200;
 /// How long a key is remembered as not storable (hit-for-miss), and how many such keys are.
@@ -164,17 +164,20 @@ impl MemoryTier {
     }
 
     /// Puts `response` in the place of what matched the same requests. One that is older by the log does not displace a
-    /// newer one: `false` then.
-    pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) -> bool {
+    /// newer one.
+    pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
         self.passed.invalidate(key);
-        let done = self.entries.entry_by_ref(key).and_compute_with(|old| {
+        self.entries.entry_by_ref(key).and_compute_with(|old| {
             let (mut list, mut all) = (vec![Arc::clone(response)], false);
             if let Some(Entry::Head(variants)) = old.map(moka::Entry::into_value) {
                 for other in &variants.list {
                     if other.vary != response.vary {
                         list.push(Arc::clone(other));
                     } else if other.incarnation == response.incarnation && other.begun > response.begun {
+                        response.replace();
                         return Op::Nop;
+                    } else if !Arc::ptr_eq(other, response) {
+                        other.replace();
                     }
                 }
                 all = variants.all;
@@ -183,7 +186,6 @@ impl MemoryTier {
             }
             Op::Put(Entry::Head(Variants::new(list, all)))
         });
-        !matches!(done, CompResult::Unchanged(_) | CompResult::StillNone(_))
     }
 
     /// Adds what the disk holds of a key, but for what is here already: that is newer. Returns all of them.

@@ -18,6 +18,9 @@ use std::sync::Arc;
 use tidegate_cache::CacheKey;
 use tokio::sync::oneshot;
 
+/// Keys that are being loaded at once, at most: a disk that hangs must not take all requests with it.
+const MOST_LOADING: usize = 1024;
+
 /// A key that is being loaded.
 #[derive(Default)]
 struct Loading {
@@ -118,6 +121,9 @@ impl Store {
         let (sender, receiver) = oneshot::channel();
         {
             let mut loading = disk.loading.lock();
+            if loading.len() >= MOST_LOADING && !loading.contains_key(key) {
+                return None;
+            }
             let mine = loading.entry(key.clone()).or_default();
             mine.waiting.push(sender);
             if mine.waiting.len() > 1 {
@@ -167,7 +173,7 @@ impl Store {
     /// Keeps the pieces of a body that is stored under `key`: all but the last are [`CHUNK`] bytes long.
     #[must_use]
     pub fn keep_body(&self, key: &CacheKey, pieces: &[Bytes]) -> Body {
-        let on_disk = self.disk.as_ref().map(|d| &d.tier).filter(|_| pieces.len() > 1).filter(|tier| tier.admits(key));
+        let on_disk = self.disk.as_ref().map(|d| &d.tier).filter(|_| pieces.len() > 1).filter(|tier| tier.admits(key) && tier.has_room());
         let mut body = self.memory.keep_body(pieces.to_vec());
         if let (Some(tier), Body::Chunked { object, on_disk, .. }) = (on_disk, &mut body) {
             *on_disk = true;
@@ -224,22 +230,21 @@ impl Store {
     /// Puts `response` in the place of what matched the same requests. One that is older by the log does not displace a
     /// newer one.
     pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
-        if self.memory.put(key, response)
-            && let Some(disk) = &self.disk
-        {
+        // To the disk first: a removal that comes after it is in memory finds it there too.
+        if let Some(disk) = &self.disk {
             let wanted = match response.body {
-                Body::Whole(_) => disk.tier.admits(key),
+                Body::Whole(_) => disk.tier.admits(key) && disk.tier.has_room(),
                 Body::Chunked { on_disk, .. } => on_disk,
             };
             if wanted {
                 disk.tier.put(key, response);
-                self.wake_writer();
-            } else if disk.tier.has(key.as_bytes()) {
+            } else if disk.tier.may_hold(key) {
                 // What it takes the place of must not come back.
                 disk.tier.drop_response(key, response);
-                self.wake_writer();
             }
         }
+        self.memory.put(key, response);
+        self.wake_writer();
     }
 
     /// Drops all responses of a key.
@@ -256,7 +261,9 @@ impl Store {
 
     fn forget(&self, key: &CacheKey, of_disk: impl FnOnce(&disk::Tier)) {
         let Some(disk) = &self.disk else { return };
-        of_disk(&disk.tier);
+        if disk.tier.may_hold(key) {
+            of_disk(&disk.tier);
+        }
         if let Some(loading) = disk.loading.lock().get_mut(key) {
             loading.removed = true;
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tidegate_cache::{BootTime, Incarnation, Revision};
 use tidegate_cache::{Freshness, Target, VaryKey};
 
@@ -64,12 +64,23 @@ pub struct StoredResponse {
     pub asked_origin_at: Option<BootTime>,
     /// It came from the disk tier: perhaps from an earlier life of this node, which knew of purges that this one does not.
     pub from_disk: bool,
+    /// A newer one has taken its place.
+    replaced: AtomicBool,
 }
 
 impl StoredResponse {
     #[must_use]
     pub fn clean_through(&self) -> Revision {
         Revision::new(self.incarnation, self.clean_through.load(Ordering::Acquire))
+    }
+
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn replace(&self) {
+        self.replaced.store(true, Ordering::Release);
     }
 
     /// It passed the purge check against a ledger that knows all through `index`.
@@ -105,6 +116,7 @@ impl StoredResponse {
             clean_through: AtomicU64::new(0),
             asked_origin_at: None,
             from_disk: false,
+            replaced: AtomicBool::new(false),
         }
     }
 

@@ -23,6 +23,15 @@ impl Index {
         }
     }
 
+    /// Forgets the oldest variants of a key, so that it has `most` of them.
+    pub fn keep_variants(&mut self, hash: u64, most: usize) {
+        let mut all = self.variants(hash);
+        if all.len() > most {
+            all.sort_unstable_by_key(|(_, p)| std::cmp::Reverse((p.segment, p.offset)));
+            all.into_iter().skip(most).for_each(|(name, _)| self.remove(name));
+        }
+    }
+
     #[must_use]
     pub fn get(&self, name: Name) -> Option<Place> {
         Some(self.table.find(name.hash, |e| e.name == name)?.place)

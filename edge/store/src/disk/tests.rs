@@ -242,6 +242,56 @@ fn a_full_disk_costs_hits_alone() {
     assert_eq!(versions(&start(&disk, 8 << 20), 900), vec![(1, 0)]);
 }
 
+#[test]
+fn what_was_forgotten_while_nothing_could_be_written_does_not_come_back() {
+    let disk = Disk::default();
+    let tier = start(&disk, 64 << 20);
+    for n in 0..3 {
+        tier.put(&key(n), &response(n, 1, 0, 100));
+    }
+    tier.close();
+    *disk.room.lock() = Some(0);
+    let tier = start(&disk, 64 << 20);
+    tier.remove(&key(0));
+    // A newer one that is lost leaves no older one behind.
+    tier.put(&key(1), &response(1, 2, 0, 100));
+    tier.work();
+    assert_eq!((versions(&tier, 0), versions(&tier, 1)), (vec![], vec![]));
+    *disk.room.lock() = None;
+    tier.close();
+    assert_eq!(versions(&start(&disk, 64 << 20), 0), vec![]);
+}
+
+#[test]
+fn of_many_variants_the_latest_are_kept() {
+    let tier = start(&Disk::default(), 64 << 20);
+    for language in 0..40 {
+        tier.put(&key(1), &response(1, language + 1, language, 10));
+        tier.work();
+    }
+    let languages: Vec<_> = versions(&tier, 1).into_iter().map(|(_, l)| l).collect();
+    assert!(languages.len() == crate::memory::MOST_VARIANTS && languages.iter().all(|l| *l >= 24), "{languages:?}");
+}
+
+#[test]
+fn a_disk_that_was_made_smaller_keeps_to_it_from_the_start() {
+    let disk = Disk::default();
+    let tier = start(&disk, 64 << 20);
+    for n in 0..400 {
+        tier.put(&key(n), &response(n, 1, 0, 50_000));
+        tier.work();
+    }
+    tier.close();
+    assert!(disk.size() > 16 << 20);
+    let tier = start(&disk, 8 << 20);
+    assert!(disk.size() <= 8 << 20, "{}", disk.size());
+    assert!((0..400).any(|n| tier.has(key(n).as_bytes())));
+    assert!(
+        (0..400).all(|n| tier.has(key(n).as_bytes()) != tier.load(&key(n)).is_empty()),
+        "nothing is left in the index that is not there"
+    );
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put { key: u64, language: u64, size: usize },

@@ -10,6 +10,7 @@
 use super::medium::{Medium, Segment};
 use super::record::{self, HEAD, Kind, Listed, Name, Place, SEGMENT_HEADER};
 use super::{index::Index, response};
+use crate::memory::MOST_VARIANTS;
 use crate::sketch::Sketch;
 use crate::stored::{Body, StoredResponse};
 use bytes::Bytes;
@@ -17,15 +18,17 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use tidegate_cache::CacheKey;
 
 /// Bytes that are handed to the disk at once.
 const WRITE_AT: usize = 1 << 20;
-/// Bytes that may wait for the disk; what comes on top is not kept there.
+/// Bytes that may wait for the disk; an object that comes on top of as much is not kept there.
 const MOST_WAITING: usize = 32 << 20;
 const LEAST_SEGMENT: u64 = 1 << 20;
 const MOST_SEGMENT: u64 = 256 << 20;
+/// What was forgotten while nothing could be written.
+const MOST_OWED: usize = 100_000;
 /// A full disk keeps what is asked for this often at least.
 const WANTED: u8 = 2;
 
@@ -63,6 +66,8 @@ struct Waiting {
     jobs: VecDeque<Job>,
     bytes: usize,
     ticket: u64,
+    /// How many responses of each key's hash wait, or are in the writer's buffer.
+    responses: HashMap<u64, u32>,
 }
 
 /// What look-ups need.
@@ -92,12 +97,17 @@ impl Active {
     }
 }
 
+/// What is written anew: where it was, and the record.
+type Kept = (Listed, Place, Vec<u8>);
+
 #[derive(Default)]
 struct Log {
     active: Option<Active>,
     next: u32,
     /// Bytes of the segments that are written no more.
     sealed: BTreeMap<u32, u64>,
+    /// What was forgotten and could not be written down: the next segment begins with it.
+    owed: Vec<(Kind, Name)>,
 }
 
 /// What happened since the start.
@@ -136,6 +146,7 @@ pub struct Tier {
     sketch: Sketch,
     /// A new response has to be asked for this often at least; 0 while there is room.
     least_wanted: AtomicU8,
+    ready: AtomicBool,
     pub figures: DiskFigures,
 }
 
@@ -152,6 +163,7 @@ impl Tier {
             log: Mutex::default(),
             sketch: Sketch::new(size / (4 << 10)),
             least_wanted: AtomicU8::new(0),
+            ready: AtomicBool::new(false),
             figures: DiskFigures::default(),
         }
     }
@@ -190,16 +202,35 @@ impl Tier {
         let mut waiting = self.waiting.lock();
         waiting.ticket += 1;
         let job = make(waiting.ticket);
-        let weight = job.weight();
-        if weight > 0 && waiting.bytes + weight > MOST_WAITING {
-            return add(&self.figures.overrun, 1);
-        }
-        waiting.bytes += weight;
+        waiting.bytes += job.weight();
         waiting.jobs.push_back(job);
+    }
+
+    /// Whether the disk follows: what comes while it does not is not kept there.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let follows = self.waiting.lock().bytes < MOST_WAITING;
+        if !follows {
+            add(&self.figures.overrun, 1);
+        }
+        follows
+    }
+
+    /// Whether anything of this key is here, or will be.
+    #[must_use]
+    pub fn may_hold(&self, key: &CacheKey) -> bool {
+        let hash = record::hash(key.as_bytes());
+        self.waiting.lock().responses.contains_key(&hash) || self.found.lock().index.has(hash) || !self.is_ready()
+    }
+
+    /// What an earlier life left behind has been found.
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     /// To be kept.
     pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
+        *self.waiting.lock().responses.entry(record::hash(key.as_bytes())).or_default() += 1;
         self.queue(|_| Job::Response { key: key.clone(), response: Arc::clone(response) });
     }
 
@@ -237,6 +268,7 @@ impl Tier {
     /// Does all that waits. Errors cost what they struck, and are counted.
     pub fn work(&self) {
         let mut log = self.log.lock();
+        let mut done = Vec::new();
         loop {
             let next = {
                 let mut waiting = self.waiting.lock();
@@ -244,16 +276,31 @@ impl Tier {
                 waiting.bytes -= next.as_ref().map_or(0, Job::weight);
                 next
             };
-            let done = match next {
-                None => break,
-                Some(job) => self.job(&mut log, job),
-            };
-            self.note(done);
+            let Some(job) = next else { break };
+            if let Job::Response { key, .. } = &job {
+                done.push(record::hash(key.as_bytes()));
+            }
+            let worked = self.job(&mut log, job);
+            self.note(worked);
         }
-        let done = self.flush(&mut log);
-        self.note(done);
+        let flushed = self.flush(&mut log);
+        self.note(flushed);
+        self.written(&done);
         self.sketch.fade();
         self.measure(&log);
+    }
+
+    /// These wait no more: they are in the index, or lost.
+    fn written(&self, hashes: &[u64]) {
+        let mut waiting = self.waiting.lock();
+        for hash in hashes {
+            if let Some(count) = waiting.responses.get_mut(hash) {
+                *count -= 1;
+                if *count == 0 {
+                    waiting.responses.remove(hash);
+                }
+            }
+        }
     }
 
     fn note(&self, done: io::Result<()>) {
@@ -268,6 +315,8 @@ impl Tier {
 
     fn job(&self, log: &mut Log, job: Job) -> io::Result<()> {
         match job {
+            // It was overtaken.
+            Job::Response { response, .. } if response.is_replaced() => Ok(()),
             Job::Response { key, response } => {
                 let name = response::name(&key, &response);
                 let head = response::encode(&key, &response);
@@ -288,7 +337,11 @@ impl Tier {
                         found.barred.remove(&name.hash);
                     }
                 }
-                flushed.and(self.append(log, None, kind, name, &[]))
+                let appended = self.append(log, None, kind, name, &[]);
+                if appended.is_err() {
+                    self.owe(log, kind, name);
+                }
+                flushed.and(appended)
             }
         }
     }
@@ -317,13 +370,18 @@ impl Tier {
         let Some(active) = log.active.as_mut().filter(|a| !a.buffer.is_empty()) else { return Ok(()) };
         if let Err(e) = active.file.write(active.written, &active.buffer) {
             // What of it was written nobody knows: this segment ends before it.
-            (active.buffer, active.pending) = (Vec::new(), Vec::new());
+            active.buffer.clear();
+            for (listed, _) in std::mem::take(&mut active.pending) {
+                match listed.kind {
+                    // Nor must what it would have taken the place of be found.
+                    Kind::Response | Kind::Chunk => self.found.lock().index.remove(listed.name),
+                    Kind::Dropped | Kind::Removed => self.owe(log, listed.kind, listed.name),
+                }
+            }
             let _ = self.seal(log);
-            if e.kind() == io::ErrorKind::StorageFull
-                && let Some((oldest, _)) = log.sealed.pop_first()
-            {
+            if e.kind() == io::ErrorKind::StorageFull {
                 // Others use this disk too: what is kept has to shrink.
-                let _ = self.release(oldest);
+                self.shrink(log);
             }
             return Err(e);
         }
@@ -336,11 +394,40 @@ impl Tier {
             let place = Place { segment: active.number, offset: listed.offset, length: listed.length };
             match (listed.kind, from) {
                 (Kind::Response | Kind::Chunk, Some(old)) => found.index.moved(listed.name, old, place),
-                (Kind::Response | Kind::Chunk, None) => found.index.put(listed.name, place),
+                (Kind::Chunk, None) => found.index.put(listed.name, place),
+                (Kind::Response, None) => {
+                    found.index.put(listed.name, place);
+                    found.index.keep_variants(listed.name.hash, MOST_VARIANTS);
+                }
                 (Kind::Dropped | Kind::Removed, _) => {}
             }
         }
         Ok(())
+    }
+
+    /// Writes it down with the next segment. Where that takes too long, nothing is kept that could come back.
+    fn owe(&self, log: &mut Log, kind: Kind, name: Name) {
+        log.owed.push((kind, name));
+        if log.owed.len() > MOST_OWED {
+            log.owed.clear();
+            let active = log.active.take().map(|a| a.number);
+            for segment in std::mem::take(&mut log.sealed).into_keys().chain(active) {
+                let removed = self.medium.remove(segment);
+                self.note(removed);
+            }
+            let mut found = self.found.lock();
+            (found.index, found.segments) = (Index::default(), BTreeMap::new());
+        }
+    }
+
+    /// Forgets the oldest segment.
+    fn shrink(&self, log: &mut Log) {
+        if let Some((oldest, _)) = log.sealed.pop_first() {
+            self.leave(oldest, false);
+            self.found.lock().segments.remove(&oldest);
+            let removed = self.medium.remove(oldest);
+            self.note(removed);
+        }
     }
 
     fn seal(&self, log: &mut Log) -> io::Result<()> {
@@ -359,13 +446,24 @@ impl Tier {
     fn begin(&self, log: &mut Log) -> io::Result<()> {
         let number = log.next;
         log.next = number.checked_add(1).ok_or_else(|| io::Error::other("no more segments can be numbered: empty the folder"))?;
-        let mut kept = Vec::new();
-        let mut leaving = Vec::new();
+        let (mut leaving, mut kept) = (Vec::new(), Vec::new());
+        let begun = self.begin_in_place_of(log, number, &mut leaving, &mut kept);
+        // What moved is where it went by now; what did not is gone.
+        let mut found = self.found.lock();
+        leaving.iter().for_each(|segment| drop(found.segments.remove(segment)));
+        kept.iter().for_each(|(listed, old, _)| found.index.remove_at(listed.name, *old));
+        begun
+    }
+
+    fn begin_in_place_of(&self, log: &mut Log, number: u32, leaving: &mut Vec<u32>, kept: &mut Vec<Kept>) -> io::Result<()> {
         // Room for this one, and its list.
         while log.sealed.values().sum::<u64>() + self.segment_size * 9 / 8 > self.size {
             let Some((oldest, _)) = log.sealed.pop_first() else { break };
             // What is kept of the first goes into the new one; of further ones there would be no room for it.
-            kept = self.leave(oldest, leaving.is_empty());
+            let of_this = self.leave(oldest, leaving.is_empty());
+            if leaving.is_empty() {
+                *kept = of_this;
+            }
             leaving.push(oldest);
             // Whoever reads it still can.
             self.medium.remove(oldest)?;
@@ -374,18 +472,18 @@ impl Tier {
         self.found.lock().segments.insert(number, Arc::clone(&file));
         let buffer = record::segment_header(number).to_vec();
         log.active = Some(Active { number, file, written: 0, buffer, pending: Vec::new(), list: Vec::new() });
-        for (listed, old, record) in kept {
-            let payload = record.get(HEAD..).unwrap_or_default();
-            self.append(log, Some(old), listed.kind, listed.name, &[payload])?;
+        for (kind, name) in std::mem::take(&mut log.owed) {
+            self.append(log, None, kind, name, &[])?;
         }
-        self.flush(log)?;
-        let mut found = self.found.lock();
-        leaving.iter().for_each(|segment| drop(found.segments.remove(segment)));
-        Ok(())
+        for (listed, old, record) in &*kept {
+            let payload = record.get(HEAD..).unwrap_or_default();
+            self.append(log, Some(*old), listed.kind, listed.name, &[payload])?;
+        }
+        self.flush(log)
     }
 
     /// Forgets what a segment holds, but for what is asked for most; returns that.
-    fn leave(&self, segment: u32, keep: bool) -> Vec<(Listed, Place, Vec<u8>)> {
+    fn leave(&self, segment: u32, keep: bool) -> Vec<Kept> {
         let Some(file) = self.found.lock().segments.get(&segment).map(Arc::clone) else { return Vec::new() };
         let mut room = if keep { self.segment_size / 4 * 3 } else { 0 };
         let all = self.list(segment, &*file).into_iter().map(|listed| {
@@ -443,17 +541,16 @@ impl Tier {
         })
     }
 
-    /// Its room is free. What it held is found no more.
-    fn release(&self, segment: u32) -> io::Result<()> {
-        self.found.lock().segments.remove(&segment);
-        self.medium.remove(segment)
-    }
-
     /// Finds what an earlier life left behind.
     pub fn recover(&self) {
         let mut log = self.log.lock();
         let done = self.recover_log(&mut log);
         self.note(done);
+        self.ready.store(true, Ordering::Release);
+        // The size may be another one than before.
+        while log.sealed.values().sum::<u64>() > self.size {
+            self.shrink(&mut log);
+        }
         self.measure(&log);
     }
 
@@ -461,33 +558,34 @@ impl Tier {
         let mut segments = self.medium.segments()?;
         segments.sort_unstable();
         log.next = segments.last().map_or(1, |last| last.saturating_add(1));
+        // Seen as a whole, once all of it is there: what comes later may say that what came before is gone.
+        let (mut index, mut files) = (Index::default(), BTreeMap::new());
         for segment in segments {
             let Ok(file) = self.medium.open(segment) else { continue };
             let listed = self.medium.read_list(segment).ok().and_then(|bytes| record::read_list(segment, &bytes));
             let was_listed = listed.is_some();
             let list = listed.unwrap_or_else(|| self.list(segment, &*file));
             if list.is_empty() {
-                self.medium.remove(segment)?;
+                let removed = self.medium.remove(segment);
+                self.note(removed);
                 continue;
             }
-            let mut size = file.length()?;
-            size += (list.len() * 24) as u64;
+            log.sealed.insert(segment, file.length().unwrap_or(0) + (list.len() * 24) as u64);
             if !was_listed {
-                self.medium.write_list(segment, &record::write_list(segment, &list))?;
+                let written = self.medium.write_list(segment, &record::write_list(segment, &list));
+                self.note(written);
             }
-            let mut found = self.found.lock();
             for l in list {
                 match l.kind {
-                    Kind::Response | Kind::Chunk => {
-                        found.index.put(l.name, Place { segment, offset: l.offset, length: l.length });
-                    }
-                    Kind::Dropped => found.index.remove(l.name),
-                    Kind::Removed => found.index.remove_variants(l.name.hash),
+                    Kind::Response | Kind::Chunk => index.put(l.name, Place { segment, offset: l.offset, length: l.length }),
+                    Kind::Dropped => index.remove(l.name),
+                    Kind::Removed => index.remove_variants(l.name.hash),
                 }
             }
-            found.segments.insert(segment, file);
-            log.sealed.insert(segment, size);
+            files.insert(segment, file);
         }
+        let mut found = self.found.lock();
+        (found.index, found.segments) = (index, files);
         Ok(())
     }
 
@@ -501,6 +599,10 @@ impl Tier {
     pub fn close(&self) {
         self.work();
         let mut log = self.log.lock();
+        if !log.owed.is_empty() {
+            let begun = self.begin(&mut log);
+            self.note(begun);
+        }
         let done = self.seal(&mut log);
         self.note(done);
     }
@@ -538,6 +640,7 @@ impl Tier {
             variants.into_iter().filter_map(with_file).collect()
         };
         places.sort_unstable_by_key(|(_, p, _)| std::cmp::Reverse((p.segment, p.offset)));
+        places.truncate(MOST_VARIANTS);
         let mut responses = Vec::new();
         for (name, place, file) in places {
             match self.read(&*file, place) {
@@ -545,6 +648,8 @@ impl Tier {
                 None => self.found.lock().index.remove_at(name, place),
             }
         }
+        // Where they lie does not say which is the newest: what is asked for often was moved.
+        responses.sort_by_key(|r| std::cmp::Reverse((r.freshness.response_time, r.begun)));
         responses
     }
 
