@@ -19,6 +19,7 @@ type File = Arc<Mutex<Vec<u8>>>;
 pub struct Disk {
     segments: Arc<Mutex<BTreeMap<u32, File>>>,
     lists: Arc<Mutex<BTreeMap<u32, Vec<u8>>>>,
+    /// Bytes that can still be written; with none at all the disk is broken rather than full.
     room: Arc<Mutex<Option<usize>>>,
 }
 
@@ -35,6 +36,9 @@ impl Segment for Open {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if let Some(room) = &mut *self.1.lock() {
+            if *room == 0 {
+                return Err(io::Error::other("broken"));
+            }
             *room = room.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
         }
         let mut file = self.0.lock();
@@ -259,7 +263,8 @@ fn what_was_forgotten_while_nothing_could_be_written_does_not_come_back() {
     assert_eq!((versions(&tier, 0), versions(&tier, 1)), (vec![], vec![]));
     *disk.room.lock() = None;
     tier.close();
-    assert_eq!(versions(&start(&disk, 64 << 20), 0), vec![]);
+    let tier = start(&disk, 64 << 20);
+    assert_eq!((versions(&tier, 0), versions(&tier, 1), versions(&tier, 2)), (vec![], vec![], vec![(1, 0)]));
 }
 
 #[test]

@@ -321,9 +321,9 @@ impl Tier {
                 let name = response::name(&key, &response);
                 let head = response::encode(&key, &response);
                 let body = if let Body::Whole(b) = &response.body { b.clone() } else { Bytes::new() };
-                self.append(log, None, Kind::Response, name, &[&head, &body])
+                self.append_or_lose(log, Kind::Response, name, &[&head, &body])
             }
-            Job::Chunk { name, head, bytes } => self.append(log, None, Kind::Chunk, name, &[&head, &bytes]),
+            Job::Chunk { name, head, bytes } => self.append_or_lose(log, Kind::Chunk, name, &[&head, &bytes]),
             Job::Forget { ticket, kind, name } => {
                 // What was queued before it and still is in the buffer must not be found after it.
                 let flushed = self.flush(log);
@@ -337,13 +337,17 @@ impl Tier {
                         found.barred.remove(&name.hash);
                     }
                 }
-                let appended = self.append(log, None, kind, name, &[]);
-                if appended.is_err() {
-                    self.owe(log, kind, name);
-                }
-                flushed.and(appended)
+                flushed.and(self.append_or_lose(log, kind, name, &[]))
             }
         }
+    }
+
+    fn append_or_lose(&self, log: &mut Log, kind: Kind, name: Name, parts: &[&[u8]]) -> io::Result<()> {
+        let appended = self.append(log, None, kind, name, parts);
+        if appended.is_err() {
+            self.lost(log, kind, name);
+        }
+        appended
     }
 
     fn append(&self, log: &mut Log, from: Option<Place>, kind: Kind, name: Name, parts: &[&[u8]]) -> io::Result<()> {
@@ -372,11 +376,7 @@ impl Tier {
             // What of it was written nobody knows: this segment ends before it.
             active.buffer.clear();
             for (listed, _) in std::mem::take(&mut active.pending) {
-                match listed.kind {
-                    // Nor must what it would have taken the place of be found.
-                    Kind::Response | Kind::Chunk => self.found.lock().index.remove(listed.name),
-                    Kind::Dropped | Kind::Removed => self.owe(log, listed.kind, listed.name),
-                }
+                self.lost(log, listed.kind, listed.name);
             }
             let _ = self.seal(log);
             if e.kind() == io::ErrorKind::StorageFull {
@@ -403,6 +403,18 @@ impl Tier {
             }
         }
         Ok(())
+    }
+
+    /// A record could not be written. What it would have taken the place of must not be found either, now or after a restart.
+    fn lost(&self, log: &mut Log, kind: Kind, name: Name) {
+        match kind {
+            Kind::Chunk => self.found.lock().index.remove(name),
+            Kind::Response => {
+                self.found.lock().index.remove(name);
+                self.owe(log, Kind::Dropped, name);
+            }
+            Kind::Dropped | Kind::Removed => self.owe(log, kind, name),
+        }
     }
 
     /// Writes it down with the next segment. Where that takes too long, nothing is kept that could come back.
@@ -472,8 +484,11 @@ impl Tier {
         self.found.lock().segments.insert(number, Arc::clone(&file));
         let buffer = record::segment_header(number).to_vec();
         log.active = Some(Active { number, file, written: 0, buffer, pending: Vec::new(), list: Vec::new() });
-        for (kind, name) in std::mem::take(&mut log.owed) {
-            self.append(log, None, kind, name, &[])?;
+        while let Some((kind, name)) = log.owed.pop() {
+            if let Err(e) = self.append(log, None, kind, name, &[]) {
+                log.owed.push((kind, name));
+                return Err(e);
+            }
         }
         for (listed, old, record) in &*kept {
             let payload = record.get(HEAD..).unwrap_or_default();
