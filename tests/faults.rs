@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::hosts::{self, Entered, Hosts};
 use support::network::{Api, Network, Plan};
-use support::{Http, request_head, wait_for};
+use support::{Http, Numbers, request_head, wait_for};
 use tidegate_control_types::{PurgeOrder, Selector};
 
 const SITES: [(&str, &str); 2] = [("shop", "revalidate"), ("blog", "serve")];
@@ -29,19 +29,6 @@ const PAGES: u64 = 6;
 const TAGS: [&str; 3] = ["red", "green", "blue"];
 
 const DISK: &str = "disk = { path = \"{data}/cache\", size = \"16MiB\" }";
-
-/// A stream of numbers that its seed decides (SplitMix64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % most
-    }
-}
 
 /// What everybody here shares.
 struct World {
@@ -122,8 +109,8 @@ fn origin_connection(world: &World, mut stream: TcpStream) {
 
 fn client(world: &World, edges: &[(String, SocketAddr)], mut r: Numbers) {
     while !world.is_over() {
-        let (name, address) = &edges[usize::try_from(r.below(edges.len() as u64)).unwrap()];
-        let host = format!("{}.example", SITES[usize::try_from(r.below(2)).unwrap()].0);
+        let (name, address) = &edges[r.index(edges.len())];
+        let host = format!("{}.example", SITES[r.index(2)].0);
         let path = format!("/p/{}", r.below(PAGES));
         let Ok(mut http) = Http::connect(*address) else {
             std::thread::sleep(Duration::from_millis(20));
@@ -178,13 +165,13 @@ type Asked = Mutex<HashMap<u64, (Vec<PurgeOrder>, u64)>>;
 
 fn purger(world: &World, apis: &[Api], asked: &Asked, mut r: Numbers) {
     while !world.is_over() {
-        let site = SITES[usize::try_from(r.below(2)).unwrap()].0;
+        let site = SITES[r.index(2)].0;
         let (host, path) = (format!("{site}.example"), format!("/p/{}", r.below(PAGES)));
         for _ in 0..r.below(3) {
             let page = (host.clone(), format!("/p/{}", r.below(PAGES)));
             *world.versions.lock().unwrap().entry(page).or_default() += 1;
         }
-        let tag = TAGS[usize::try_from(r.below(3)).unwrap()];
+        let tag = TAGS[r.index(3)];
         let (kind, selectors, selector) = match r.below(10) {
             0..4 => ("url", format!("[\"{host}{path}\"]"), Selector::Url { host, target: path }),
             4..7 => ("tag", format!("[\"{tag}\"]"), Selector::Tag { tag: tag.into() }),
@@ -195,7 +182,7 @@ fn purger(world: &World, apis: &[Api], asked: &Asked, mut r: Numbers) {
         let body = format!("{{\"type\":\"{kind}\",\"selectors\":{selectors},\"site\":\"{site}\"}}");
         let orders = vec![PurgeOrder { site: site.parse().ok(), selector, soft: false }];
         let called_at = world.now();
-        let api = &apis[usize::try_from(r.below(apis.len() as u64)).unwrap()];
+        let api = &apis[r.index(apis.len())];
         match call(world, api, "POST", "/v1/purges?wait=8s", &body) {
             Some((status @ (200 | 202), receipt)) => {
                 let count = if status == 200 { &world.purges_200 } else { &world.purges_202 };
@@ -227,7 +214,7 @@ impl Fault {
             1 => Self::Stopped,
             2 => Self::Cut(cuts(network, at, r)),
             3 => Self::DiskFull,
-            _ => Self::Clock([-3600, -40, 15, 7200][usize::try_from(r.below(4)).unwrap()]),
+            _ => Self::Clock([-3600, -40, 15, 7200][r.index(4)]),
         }
     }
 
@@ -317,7 +304,7 @@ fn faults(network: &mut Network, world: &World, mut r: Numbers, lasts: Duration)
         // One cut at a time: they share what they mend.
         let cut = to_mend.iter().any(|(.., f)| matches!(f, Fault::Cut(_)));
         if now < end && to_mend.len() < 3 && r.below(8) == 0 && world.violations.lock().unwrap().is_empty() {
-            let at = usize::try_from(r.below(network.nodes.len() as u64)).unwrap();
+            let at = r.index(network.nodes.len());
             let struck = to_mend.iter().any(|(_, n, _)| *n == at);
             let fault = Fault::random(network, at, &mut r);
             if !(struck || cut && matches!(fault, Fault::Cut(_))) {

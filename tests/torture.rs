@@ -12,23 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::network::{Network, Plan};
 use support::origin::{Origin, body};
-use support::{Http, Response};
+use support::{Http, Numbers, Response};
 
 const DISK: &str = "disk = { path = \"{data}/cache\", size = \"16MiB\" }\nmemory = \"4MiB\"";
 const LANGUAGES: [&str; 3] = ["de", "en", "fr"];
-
-/// A stream of numbers that its seed decides (SplitMix64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % most as u64).unwrap()
-    }
-}
 
 /// Bodies that were asked for already, since making one takes longer than reading it.
 #[derive(Default)]
@@ -48,11 +35,11 @@ impl Known {
 
 /// Mostly small, some of several pieces; more of them than memory holds, and than the disk holds.
 fn page(r: &mut Numbers) -> String {
-    let kind = if r.below(20) == 0 { "private" } else { ["plain", "plain", "plain", "vary", "chunked"][r.below(5)] };
-    match r.below(20) {
-        0 => format!("/{}/{kind}/{}", [262_143, 262_144, 262_145, 700_000][r.below(4)], r.below(8)),
-        1 | 2 => format!("/{}/{kind}/{}", 20_000 + r.below(3) * 7_001, r.below(20)),
-        _ => format!("/{}/{kind}/{}", [0, 1, 77, 900, 4096][r.below(5)], r.below(30)),
+    let kind = if r.index(20) == 0 { "private" } else { ["plain", "plain", "plain", "vary", "chunked"][r.index(5)] };
+    match r.index(20) {
+        0 => format!("/{}/{kind}/{}", [262_143, 262_144, 262_145, 700_000][r.index(4)], r.index(8)),
+        1 | 2 => format!("/{}/{kind}/{}", 20_000 + r.index(3) * 7_001, r.index(20)),
+        _ => format!("/{}/{kind}/{}", [0, 1, 77, 900, 4096][r.index(5)], r.index(30)),
     }
 }
 
@@ -106,27 +93,27 @@ fn check(known: &Known, path: &str, language: &str, range: Option<(usize, usize)
 fn reader(edges: &[SocketAddr], mut r: Numbers, known: &Known, score: &Score, until: u64, wrong: &Mutex<Vec<String>>) {
     let done = || score.reads.load(Ordering::Relaxed) >= until || !wrong.lock().unwrap().is_empty();
     while !done() {
-        let Ok(mut http) = Http::connect(edges[r.below(edges.len())]) else {
+        let Ok(mut http) = Http::connect(edges[r.index(edges.len())]) else {
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
-        for _ in 0..r.below(200) {
+        for _ in 0..r.index(200) {
             if done() {
                 return;
             }
-            let (path, language) = (page(&mut r), LANGUAGES[r.below(3)]);
+            let (path, language) = (page(&mut r), LANGUAGES[r.index(3)]);
             let size: usize = path.split('/').nth(1).unwrap().parse().unwrap();
             let mut fields = vec![("accept-language", language.to_owned())];
             let mut range = None;
-            match r.below(10) {
+            match r.index(10) {
                 0..=2 => {
-                    let first = r.below(size + 2);
-                    let last = first + r.below(size + 2);
+                    let first = r.index(size + 2);
+                    let last = first + r.index(size + 2);
                     range = Some((first, last));
                     fields.push(("range", format!("bytes={first}-{last}")));
                 }
                 3 => fields.push(("cache-control", "no-cache".into())),
-                4 => fields.push(("if-none-match", format!("\"{path}-{}\"", r.below(3)))),
+                4 => fields.push(("if-none-match", format!("\"{path}-{}\"", r.index(3)))),
                 _ => {}
             }
             let fields: Vec<_> = fields.iter().map(|(n, v)| (*n, v.as_str())).collect();
@@ -147,13 +134,13 @@ fn reader(edges: &[SocketAddr], mut r: Numbers, known: &Known, score: &Score, un
 fn trouble(network: &mut Network, origin: &Origin, mut r: Numbers, done: &AtomicBool) -> (u64, u64) {
     let (mut purges, mut kills) = (0, 0);
     while !done.load(Ordering::Relaxed) {
-        for _ in 0..r.below(20) {
+        for _ in 0..r.index(20) {
             origin.change(&page(&mut r));
         }
         let path = page(&mut r);
         let url = format!("shop.example{path}");
-        let digit = r.below(10).to_string();
-        let arguments: &[&str] = match r.below(60) {
+        let digit = r.index(10).to_string();
+        let arguments: &[&str] = match r.index(60) {
             0..=39 => &["url", &url],
             40..=54 => &["tag", &digit],
             55 | 56 => &["prefix", "shop.example/4096"],
@@ -162,13 +149,13 @@ fn trouble(network: &mut Network, origin: &Origin, mut r: Numbers, done: &Atomic
         };
         network.tidegate(&[&["purge", "--no-wait"], arguments].concat());
         purges += 1;
-        if r.below(8) == 0 {
-            let edge = network.node(["edge-1", "edge-2"][r.below(2)]);
+        if r.index(8) == 0 {
+            let edge = network.node(["edge-1", "edge-2"][r.index(2)]);
             edge.kill();
             edge.start();
             kills += 1;
         }
-        std::thread::sleep(Duration::from_millis(r.below(300) as u64));
+        std::thread::sleep(Duration::from_millis(r.below(300)));
     }
     (purges, kills)
 }
