@@ -42,7 +42,7 @@ const SEEN_BY_STORIES: [Bug; 2] = [Bug::AnyFillIsJoined, Bug::RestartedNodeTrust
 
 #[test]
 fn every_planted_bug_is_caught() {
-    let (starts, most) = (number("TIDEGATE_STARTS", 1), number("TIDEGATE_SEEDS", 400));
+    let (starts, most) = (number("TIDEGATE_STARTS", 1), number("TIDEGATE_SEEDS", 1500));
     let only = std::env::var("TIDEGATE_ONLY").unwrap_or_default();
     let next = AtomicUsize::new(0);
     let table = Mutex::new(BTreeMap::new());
