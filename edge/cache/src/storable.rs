@@ -75,7 +75,8 @@ pub fn storable(
 /// so by its Content-Location, and for how long.
 #[must_use]
 pub fn answers_get(method: &Method, status: StatusCode, response: &HeaderMap, said: &ResponseDirectives, target: &Target) -> bool {
-    let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
+    // One that is stale at once must not be shared with those who wait for it either.
+    let explicit = said.s_maxage.or(said.max_age).map_or(!said.targeted && response.contains_key(EXPIRES), |seconds| seconds > 0);
     let location = response.get(CONTENT_LOCATION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<http::Uri>().ok());
     let same = location.is_some_and(|uri| {
         let host = uri.host().is_none_or(|h| h.eq_ignore_ascii_case(&target.host));
@@ -105,6 +106,7 @@ mod tests {
             answers_get(&Method::POST, StatusCode::OK, &h, &cache_control::of_response(&h), &target)
         };
         assert!(says("/a?b", "max-age=1") && says("http://H/a?b", "s-maxage=1"));
+        assert!(!says("/a?b", "max-age=0") && !says("/a?b", "max-age=5, s-maxage=0"));
         assert!(!says("/a", "max-age=1") && !says("http://other/a?b", "max-age=1") && !says("/a?b", "public") && !says("a?b", "max-age=1"));
     }
 

@@ -218,8 +218,9 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut news);
     }
-    // The cache's own additions to the stored head stay as they are.
+    // It is for the one who asked.
     news.remove(header::SET_COOKIE);
+    // The cache's own additions to the stored head stay as they are.
     for own in [header::VIA, fields::CACHE_STATUS, header::AGE] {
         if own != header::AGE || !news.contains_key(header::AGE) {
             news.remove(own);
