@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::cache_control::{self, RequestDirectives};
 use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
-use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Ledger, Standing, Target, field, storable};
+use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Freshness, Ledger, Standing, Target, field, storable};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
@@ -411,7 +411,8 @@ impl<U: Upstream> Gateway<U> {
                     if collapsed && !stored.vary.matches(&asked.headers) {
                         return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await;
                     }
-                    if self.purged_before_arrival(&asked, &stored.tags, stored.clean_through(), arrival) {
+                    let freshness = Some((&stored.freshness, demand));
+                    if self.purged_before_arrival(&asked, &stored.tags, stored.clean_through(), freshness, arrival) {
                         demand = demand.max_index(arrival);
                         continue;
                     }
@@ -434,7 +435,8 @@ impl<U: Upstream> Gateway<U> {
                     if collapsed && !head.vary.matches(&asked.headers) {
                         return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await;
                     }
-                    if self.purged_before_arrival(&asked, &head.tags, head.clean_through, arrival) {
+                    let freshness = Some((&head.freshness, demand));
+                    if self.purged_before_arrival(&asked, &head.tags, head.clean_through, freshness, arrival) {
                         demand = demand.max_index(arrival);
                         continue;
                     }
@@ -447,8 +449,15 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Whether a purge that this request must honour, seen only by the tags in the head, came after the response was known
-    /// to be clean: a shield that has not heard of it answers in good faith.
-    fn purged_before_arrival(&self, asked: &Asked, tags: &[Box<str>], clean_through: Revision, arrival: Revision) -> bool {
+    /// to be clean: a shield that has not heard of it answers in good faith. `freshness` of what is shared, with what was demanded.
+    fn purged_before_arrival(
+        &self,
+        asked: &Asked,
+        tags: &[Box<str>],
+        clean_through: Revision,
+        freshness: Option<(&Freshness, Revision)>,
+        arrival: Revision,
+    ) -> bool {
         if clean_through.reaches(arrival) || Bug::TagsInTheHeadIgnored.is_planted() {
             return false;
         }
@@ -461,12 +470,30 @@ impl<U: Upstream> Gateway<U> {
             return false;
         }
         let clean = if clean_through.incarnation == arrival.incarnation { clean_through.index } else { 0 };
-        // Softly, too: it is stale for who came after. Nor is one good that the ledger has forgotten too much to vouch for.
-        self.ledger.borrow().check(asked.site.name(), &asked.target, tags, clean) != Standing::Current
+        // Nor is one good that the ledger has forgotten too much to vouch for.
+        match self.ledger.borrow().check(asked.site.name(), &asked.target, tags, clean) {
+            Standing::Current => false,
+            // It is stale for who came after.
+            Standing::SoftlyPurged => {
+                !freshness.is_some_and(|(freshness, demand)| self.may_be_stale(asked, freshness, demand.reaches(arrival)))
+            }
+            Standing::Purged | Standing::Unvouched => true,
+        }
+    }
+
+    /// Whether what a shield answered may be given although it was softly purged. `knowing`: the shield knew that, so that it answered
+    /// as it did because its own upstream failed, or because it asks it meanwhile.
+    fn may_be_stale(&self, asked: &Asked, freshness: &Freshness, knowing: bool) -> bool {
+        let directives = cache_control::of_request(&asked.headers);
+        match reuse::decide(freshness, &directives, Standing::SoftlyPurged, Attachment::Attached, self.clock.wall()) {
+            Reuse::StaleWhileRevalidating => true,
+            Reuse::Validate { or_stale, .. } => or_stale && knowing,
+            Reuse::Fresh | Reuse::Gone => false,
+        }
     }
 
     fn own_was_purged(&self, asked: &Asked, own: &Own, arrival: Revision) -> bool {
-        self.purged_before_arrival(asked, &field::tags(own.response.headers()), own.clean_through, arrival)
+        self.purged_before_arrival(asked, &field::tags(own.response.headers()), own.clean_through, None, arrival)
     }
 
     fn failed(&self, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {

@@ -397,7 +397,13 @@ impl World {
         });
         self.checker.stats.hits += u64::from(how.contains("; hit"));
         self.checker.stats.detached += u64::from(how.contains("detached"));
-        let Some(exchange) = number.and_then(|n| self.origin.exchanges.get(n)).cloned() else { return };
+        let Some(exchange) = number.and_then(|n| self.origin.exchanges.get(n)).cloned() else {
+            // Nothing has happened yet that a client might suffer from.
+            if self.checker.stats.faults == 0 && matches!(what.2, 502 | 504) {
+                self.must(Err(format!("an error without a cause: {name} answered {}{} with {}", what.0, what.1, what.2)));
+            }
+            return;
+        };
         let says = PAGES[exchange.page].1;
         let may_be_stale = says.contains("stale-");
         let checked = self.checker.answered(&name, begun, &exchange, may_be_stale);

@@ -144,6 +144,12 @@ pub enum Action {
         worker: usize,
         ask: Ask,
     },
+    /// As soon as the node is attached, if that is before `until` (nanoseconds).
+    GetOnceAttached {
+        edge: Host,
+        ask: Ask,
+        until: u64,
+    },
     Purge {
         at: Host,
         orders: Vec<PurgeOrder>,
@@ -212,6 +218,8 @@ impl Action {
         !matches!(
             self,
             Self::Get { .. }
+                | Self::GetOnceAttached { .. }
+                | Self::OriginTakes { .. }
                 | Self::Purge { .. }
                 | Self::Detached { .. }
                 | Self::Read { .. }
@@ -419,14 +427,18 @@ impl Plan {
 
     /// What rarely happens by chance alone.
     fn drama(&mut self, r: &mut Rng) {
-        let at = r.u64(4 * SECOND..self.until);
-        match r.u8(0..10) {
+        // Some take their time, and all of them must be over before the end.
+        let at = if r.bool() { r.u64(4 * SECOND..6 * SECOND) } else { r.u64(4 * SECOND..self.until) };
+        match r.u8(0..15) {
+            10 => self.seconds_in_a_row(r, at),
+            8 => self.failing_while_away(r, at),
+            7 => self.forgotten_purge(r, at),
             5 => self.lagging_shields(r, at),
             6 => self.rush(r, at),
             3 => self.restored_meanwhile(r, at, true),
             4 => self.restored_meanwhile(r, at, false),
             0 => self.two_leaders(r, at),
-            1 => self.lagging_friend(r, at),
+            1 | 9 => self.lagging_friend(r, at),
             2 => self.forgotten_rules(r, at),
             _ => self.alone(r, at),
         }
@@ -450,6 +462,11 @@ impl Plan {
                 self.add(at + lasts, Action::Heal(a, b));
             }
         }
+    }
+
+    /// Nobody asks a node for anything meanwhile.
+    fn quiet(&mut self, node: Host, meanwhile: std::ops::Range<u64>) {
+        self.actions.retain(|(at, action)| !meanwhile.contains(at) || !matches!(action, Action::Get { edge, .. } if *edge == node));
     }
 
     fn order_of(site: usize, page: usize) -> Vec<PurgeOrder> {
@@ -481,18 +498,63 @@ impl Plan {
         self.add(at - SECOND, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
         self.leave_only(at, 20 * SECOND, edge, Some(friend));
         let parted = at + 7 * SECOND;
-        self.add(parted - 1, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
         self.part(parted, 9 * SECOND, friend);
+        self.add(parted - 1, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
         let purge = Action::Purge { at: s.control(friend.0 + other), orders: Self::order_of(site, page), wait_ms: 10_000 };
         self.add(parted + 3 * SECOND, purge);
         let mut then = parted + 9 * SECOND;
+        // Before it is attached it would ask the origin, and learn what is new.
+        self.quiet(edge, parted..then + 5 * SECOND);
+        self.add(then, Action::GetOnceAttached { edge, ask: Ask::get(site, page), until: then + 5 * SECOND });
         while then < parted + 11 * SECOND {
             then += r.u64(2..20) * MS;
             self.add(then, Action::Lag(edge));
-            // Seldom before it may be attached: it would ask the origin, and learn what is new.
-            if r.u8(0..20) == 0 {
-                self.add(then + r.u64(0..500) * MS, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        }
+    }
+
+    /// A node acknowledges a purge, is killed, and starts without the control plane, while the shields have not heard of it.
+    fn forgotten_purge(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let (edge, other, to) = (s.edge(r.usize(0..8)), s.edge(r.usize(0..8)), s.control(r.usize(0..8)));
+        let (site, page) = (r.usize(0..SITES.len()), r.usize(0..2));
+        self.add(at - SECOND, Action::Detached { at: to, site, mode: WhenDetached::Serve });
+        self.add(at - 500 * MS, Action::Get { edge: other, worker: 0, ask: Ask::get(site, page) });
+        for shield in (0..s.shields).map(|n| s.shield(n)) {
+            for control in (0..s.controls).map(Host) {
+                self.add(at, Action::Cut(control, shield));
+                self.add(at + 800 * MS, Action::Heal(control, shield));
             }
+        }
+        self.add(at + 10 * MS, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+        let struck = at + r.u64(100..500) * MS;
+        self.leave_only(struck, 8 * SECOND, edge, None);
+        self.add(struck, Action::Kill(edge));
+        self.add(struck + MS, Action::Start(edge));
+        let mut then = struck;
+        while then < at + 4 * SECOND {
+            then += r.u64(10..100) * MS;
+            self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
+        }
+    }
+
+    /// A node is cut off, what it holds is purged, and the origin fails where stale answers might help.
+    fn failing_while_away(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let (edge, to, site) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(0..SITES.len()));
+        let stands_in = |(_, says, _): &(&str, &str, usize)| says.contains("stale-if-error");
+        let page = PAGES.iter().position(stands_in).unwrap_or(0);
+        self.add(at - SECOND, Action::Detached { at: to, site, mode: WhenDetached::Revalidate });
+        self.add(at - 300 * MS, Action::Get { edge, worker: 0, ask: Ask::get(site, page) });
+        self.leave_only(at, 14 * SECOND, edge, None);
+        // No lease lasts longer.
+        let alone = at + 6 * SECOND;
+        self.add(alone, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+        self.add(alone, Action::Origin(if r.bool() { Health::Failing } else { Health::Down }));
+        self.add(at + 13 * SECOND, Action::Origin(Health::Well));
+        let mut then = alone;
+        while then < at + 13 * SECOND {
+            then += r.u64(100..600) * MS;
+            self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
         }
     }
 
@@ -578,11 +640,41 @@ impl Plan {
         }
     }
 
+    /// Both tiers are cut off and have to revalidate, of a slow origin: what one asked for, another might take for its own.
+    fn seconds_in_a_row(&mut self, r: &mut Rng, at: u64) {
+        let s = self.setup.clone();
+        let (edge, to) = (r.usize(0..8), s.control(r.usize(0..8)));
+        let (site, page) = (r.usize(0..SITES.len()), r.usize(0..2));
+        self.add(at - SECOND, Action::Detached { at: to, site, mode: WhenDetached::Revalidate });
+        let edges = [s.edge(edge), s.edge(edge + 1)];
+        for node in (0..s.shields).map(|n| s.shield(n)).chain(edges) {
+            self.leave_only(at, 14 * SECOND, node, None);
+        }
+        // No lease lasts longer.
+        let alone = at + 6 * SECOND;
+        self.add(alone, Action::OriginTakes { ms: r.u64(400..1200) });
+        self.add(at + 13 * SECOND, Action::OriginTakes { ms: 5 });
+        for n in 0..3 {
+            let purged = alone + n * 2 * SECOND + r.u64(0..SECOND);
+            self.add(purged, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
+        }
+        let mut then = alone;
+        while then < at + 13 * SECOND {
+            then += r.u64(20..200) * MS;
+            let edge = edges[r.usize(0..edges.len())];
+            self.add(then, Action::Get { edge, worker: r.usize(0..s.workers), ask: Ask::get(site, page) });
+        }
+    }
+
     /// Purges one after the other, and requests at all workers at once.
     fn rush(&mut self, r: &mut Rng, at: u64) {
         let s = self.setup.clone();
         let (edge, to, site, page) = (s.edge(r.usize(0..8)), s.control(r.usize(0..8)), r.usize(0..SITES.len()), r.usize(0..2));
         let mut then = at;
+        if r.bool() {
+            self.add(at, Action::OriginTakes { ms: r.u64(100..1000) });
+            self.add(at + 5 * SECOND, Action::OriginTakes { ms: 5 });
+        }
         while then < at + 5 * SECOND {
             self.add(then, Action::Purge { at: to, orders: Self::order_of(site, page), wait_ms: 10_000 });
             for _ in 0..20 {

@@ -517,12 +517,15 @@ impl World {
             Action::Cut(h, _) | Action::Heal(h, _) | Action::Disk(h, _) | Action::Reset(h) | Action::Lag(h) | Action::Learner(h) => *h,
             _ => self.setup.outside(),
         };
-        if !matches!(action, Action::Get { .. } | Action::Purge { .. } | Action::Read { .. }) {
+        if !matches!(action, Action::Get { .. } | Action::GetOnceAttached { .. } | Action::Purge { .. } | Action::Read { .. }) {
             let text = if self.story.told.is_some() { self.in_words(&action) } else { String::new() };
             self.tell(at, || text);
         }
         match action {
             Action::Get { edge, worker, ask } => drop(self.get(edge, worker, ask)),
+            Action::GetOnceAttached { edge, ask, .. } if self.is_attached(edge) => drop(self.get(edge, 0, ask)),
+            Action::GetOnceAttached { until, .. } if self.now() < until => self.at(MS, Event::Act(action)),
+            Action::GetOnceAttached { .. } => {}
             Action::Purge { at, orders, wait_ms } => drop(self.call(at, Call::purge(orders, wait_ms))),
             Action::Detached { at, site, mode } => drop(self.call(at, Call::detached(site, mode))),
             Action::Read { at } => drop(self.call(at, Call::read())),

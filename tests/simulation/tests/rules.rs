@@ -949,3 +949,18 @@ fn voters_come_and_go_while_purges_are_answered() {
     };
     assert_eq!(once(&setup, None, &story).map(|(why, _)| why), None);
 }
+
+/// Found by the simulation: an edge that held nothing asked for a page three times that its shield may give stale, and gave up.
+#[test]
+fn what_was_softly_purged_and_may_be_stale_is_an_answer_for_an_edge_that_holds_nothing() {
+    let told = once(&Setup::calm(1), None, &|w: &mut World| {
+        for (n, health) in [(1, Health::Well), (3, Health::Failing)] {
+            let path = if health == Health::Well { "/swr" } else { "/images" };
+            stored(w, 2, SHOP, path);
+            must_be_true(&w.purge(soft(url(SHOP, path)), 10_000));
+            w.do_now(Action::Origin(health));
+            stored(w, n, SHOP, path);
+        }
+    });
+    assert!(told.is_none(), "{told:?}");
+}
