@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
-use tidegate_gateway::{Figures, Fills, Gateway, MOST_SELECTORS, Node, Store, Tier};
+use tidegate_gateway::{Caches, Coder, Figures, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
 use tidegate_node::network::SavedFile;
 use tidegate_node::watch::{Removed, Watched, Watcher};
-use tidegate_node::workers::Workers;
+use tidegate_node::workers::{Workers, cores};
 use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen};
 use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, ShieldTls, Shields, probe_all};
 
@@ -100,11 +100,11 @@ pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mu
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
     let log = settings.access_log.clone().map(Log::start).transpose()?;
     let store = Arc::new(Store::open(settings.memory, node.disk(), random_u64()).map_err(|e| node.disk_error(e))?);
+    let coder = Coder::start(cores() / 2).map_err(|e| NodeError::Runtime(format!("cannot start a thread: {e}")))?;
     let shared = Arc::new(Shared {
         node: node.name.to_string(),
         limits: RwLock::new(Arc::new(settings.limits)),
-        store: Arc::clone(&store),
-        fills: Arc::default(),
+        caches: Caches { store: Arc::clone(&store), fills: Arc::default(), coder: Some(coder) },
         counters: Arc::default(),
         clock: Arc::clone(&clock),
         tls: tls_config(&certificates, rustls::ALL_VERSIONS)?,
@@ -202,9 +202,8 @@ fn start_workers(
         async move {
             let origin = OriginUpstream::new(pools, Arc::clone(&shared.clock));
             let upstream = EdgeUpstream::new(shields, way, origin, Arc::clone(&shared.clock));
-            let (store, fills): (_, Arc<Fills>) = (Arc::clone(&shared.store), Arc::clone(&shared.fills));
-            let gateway =
-                Gateway::new(Rc::new(node), store, fills, Arc::clone(&shared.clock), Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
+            let (caches, clock, lease) = (shared.caches.clone(), Arc::clone(&shared.clock), Arc::clone(&watched.lease));
+            let gateway = Gateway::new(Rc::new(node), caches, clock, lease, upstream, MOST_SELECTORS);
             worker::run(shared, gateway, listeners, watched.begun.subscribe(), inbox).await;
         }
     })
@@ -255,7 +254,7 @@ fn set_certificates(certificates: &SiteCertificates, network: &Network) {
 }
 
 fn figures(shared: &Shared) -> Figures {
-    Figures { counters: Arc::clone(&shared.counters), store: Arc::clone(&shared.store), fills: Arc::clone(&shared.fills) }
+    Figures { counters: Arc::clone(&shared.counters), store: Arc::clone(&shared.caches.store), fills: Arc::clone(&shared.caches.fills) }
 }
 
 fn client_figures(shared: &Shared) -> ClientFigures {
@@ -280,7 +279,7 @@ fn readiness(watched: &Arc<Watched>, own: NodeName) -> admin::Readiness {
 fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {
     let shared = Arc::clone(shared);
     move || {
-        let (stored_bytes, stored_limit_bytes) = shared.store.usage();
+        let (stored_bytes, stored_limit_bytes) = shared.caches.store.usage();
         NodeReport {
             requests: shared.counters.sum(|c| &c.requests),
             hits: shared.counters.sum(|c| &c.hits),

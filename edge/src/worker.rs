@@ -21,7 +21,7 @@ use std::time::Duration;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{AllCounters, Answer, Answering, Asked, Fills, Gateway, RequestBody, ResponseBody, Site, Store, fields};
+use tidegate_gateway::{Accepted, AllCounters, Answer, Answering, Asked, Caches, Gateway, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -40,8 +40,7 @@ pub struct Shared {
     pub settings: EdgeSettings,
     pub node: String,
     pub limits: RwLock<Arc<Limits>>,
-    pub store: Arc<Store>,
-    pub fills: Arc<Fills>,
+    pub caches: Caches,
     pub counters: Arc<AllCounters>,
     pub clock: Arc<dyn Clock>,
     pub tls: Arc<ServerConfig>,
@@ -299,7 +298,8 @@ impl Worker {
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(client.https, host, path).on_port(port);
         let key = tidegate_gateway::key(site.name(), &target);
-        let asked = Asked { site, method: parts.method, target, key, headers, client: Some(client.ip), demand: None, end_to_end: false };
+        let (method, client, accepted) = (parts.method, Some(client.ip), Accepted::default());
+        let asked = Asked { site, method, target, key, headers, accepted, client, demand: None, end_to_end: false };
         self.gateway.answer(asked, RequestBody::of(body, self.limits.get().body)).then(|mut answer| {
             let tunnel = answer.tunnel.take().zip(ours);
             (answer, tunnel)

@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use tidegate_cache::range::Selected;
-use tidegate_cache::{Freshness, FreshnessDefaults, Target, VaryKey, WallTime, cache_control, conditional, field, range, validation};
+use tidegate_cache::{Accepted, Freshness, FreshnessDefaults, Target, VaryKey, WallTime, cache_control, conditional, field, range, validation};
 
 fn headers(lines: &[u8]) -> HeaderMap {
     let mut out = HeaderMap::new();
@@ -32,6 +32,8 @@ fuzz_target!(|data: (&[u8], &[u8], &str, u64)| {
     if let Some(vary) = VaryKey::new(&response, &request) {
         assert!(vary.matches(&request));
     }
+    let accepted = Accepted::of(&request);
+    let _ = (accepted.wanted().count(), accepted.normal());
     let _ = (conditional::not_modified(&request, &response), conditional::range_applies(&request, &response));
     let _ = (validation::conditions(&response), validation::confirms(&response, &request), field::tags(&response));
     let once = Target::new(false, "h", target, None).path_and_query;

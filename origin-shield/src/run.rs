@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
-use tidegate_gateway::{AllCounters, Figures, Fills, Gateway, MOST_SELECTORS, Node, Store, Tier};
+use tidegate_gateway::{AllCounters, Caches, Figures, Fills, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::Links;
@@ -74,19 +74,19 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let counters: Arc<AllCounters> = Arc::default();
     let name = node.name.to_string();
     let (workers, outbox) = Workers::start("shield", bound.workers, {
-        let (store, fills, counters, pools, watched) =
-            (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
+        let caches = Caches { store: Arc::clone(&store), fills: Arc::clone(&fills), coder: None };
+        let (counters, pools, watched) = (Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
         let (clock, stopping, tls, drain, name) =
             (Arc::clone(&clock), stopping.clone(), mutual_tls(credentials.clone(), false), settings.drain, name.clone());
         move |listeners, inbox| {
             let node =
                 Node { name: name.clone(), tier: Tier::Shield, via: worker::via(&name), cdn_id: HeaderValue::from_static("tidegate") };
             let upstream = (Arc::clone(&pools), Arc::clone(&clock));
-            let (store, fills, clock, watched) = (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&clock), Arc::clone(&watched));
+            let (caches, clock, watched) = (caches.clone(), Arc::clone(&clock), Arc::clone(&watched));
             let (counters, tls, stopping) = (Arc::clone(&counters), Arc::clone(&tls), stopping.clone());
             async move {
                 let upstream = OriginUpstream::new(upstream.0, upstream.1);
-                let gateway = Gateway::new(Rc::new(node), store, fills, clock, Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
+                let gateway = Gateway::new(Rc::new(node), caches, clock, Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
                 let worker = Rc::new(Worker { gateway, sites: RefCell::default(), counters, tls, stopping, drain, open: Cell::new(0) });
                 worker::run(worker, listeners, watched.begun.subscribe(), inbox).await;
             }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::purge::host_and_port;
-use tidegate_gateway::{AllCounters, Answering, Asked, Gateway, Local, RequestBody, ResponseBody, Site, fields};
+use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, Local, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox};
@@ -181,7 +181,7 @@ pub fn asked(parts: http::request::Parts, sites: &HashMap<String, Rc<Site>>) -> 
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
     let target = site.target(scheme.as_deref() == Some("https"), &host, path).on_port(port);
     let key = tidegate_gateway::key(site.name(), &target);
-    Some(Asked { site, method: parts.method, target, key, headers, client: None, demand, end_to_end })
+    Some(Asked { site, method: parts.method, target, key, headers, accepted: Accepted::default(), client: None, demand, end_to_end })
 }
 
 /// What a shield calls itself.

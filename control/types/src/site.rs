@@ -12,6 +12,7 @@ pub struct SiteSpec {
     pub hosts: Vec<HostPattern>,
     pub origin: OriginSpec,
     pub cache: CacheSpec,
+    pub compression: CompressionSpec,
     pub tls: TlsSpec,
 }
 
@@ -157,6 +158,16 @@ pub struct CacheSpec {
     pub when_detached: WhenDetached,
     /// Bytes.
     pub max_object: u64,
+}
+
+/// What edges code for clients that accept it (RFC 9110 section 8.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompressionSpec {
+    pub enabled: bool,
+    /// Media types in lower case; one may begin or end in `*`.
+    pub types: Vec<String>,
+    /// Bytes: shorter bodies are left as they are.
+    pub min_size: u64,
 }
 
 /// Which parameters of the query are part of the key, and sent to the origin.

@@ -2,8 +2,8 @@
 
 use crate::settings::{self, Mistakes, Section, boolean, duration, number, one_of, parsed, size, string};
 use crate::site::{
-    Balance, CacheSpec, CertificateChoice, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls, QueryRule, SiteSpec,
-    TlsSpec, TlsVersion, WhenDetached, is_host,
+    Balance, CacheSpec, CertificateChoice, CompressionSpec, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls,
+    QueryRule, SiteSpec, TlsSpec, TlsVersion, WhenDetached, is_host,
 };
 use std::time::Duration;
 use toml::de::DeValue;
@@ -30,8 +30,9 @@ pub fn read(file: &str, text: &str) -> Result<SiteSpec, Mistakes> {
         }
         let origin = origin(&root.table("origin"));
         let cache = cache(&root.table("cache"));
+        let compression = compression(&root.table("compression"));
         let tls = tls(&root.table("tls"));
-        Some(SiteSpec { name: name?, hosts, origin, cache, tls })
+        Some(SiteSpec { name: name?, hosts, origin, cache, compression, tls })
     })
 }
 
@@ -155,6 +156,51 @@ fn cache(s: &Section<'_>) -> CacheSpec {
     }
 }
 
+/// What text is served as; other types gain nothing, or are compressed already.
+const TEXT_TYPES: [&str; 18] = [
+    "text/*",
+    "*+json",
+    "*+xml",
+    "application/javascript",
+    "application/json",
+    "application/manifest",
+    "application/ndjson",
+    "application/rtf",
+    "application/vnd.ms-fontobject",
+    "application/wasm",
+    "application/x-javascript",
+    "application/xml",
+    "font/otf",
+    "font/ttf",
+    "image/bmp",
+    "image/vnd.microsoft.icon",
+    "image/x-icon",
+    "model/gltf-binary",
+];
+const MOST_TYPES: usize = 100;
+
+fn compression(s: &Section<'_>) -> CompressionSpec {
+    let types = s.list("types", media_type);
+    if types.len() > MOST_TYPES {
+        s.wrong("types", format!("should list at most {MOST_TYPES} types"));
+    }
+    CompressionSpec {
+        enabled: s.or("enabled", true, boolean),
+        types: if s.has("types") { types } else { TEXT_TYPES.map(str::to_owned).to_vec() },
+        min_size: s.or("min_size", 1 << 10, size(0, 1 << 40)),
+    }
+}
+
+fn media_type(v: &DeValue<'_>) -> Result<String, String> {
+    let text = string(v)?.to_ascii_lowercase();
+    let rest = text.strip_prefix('*').or_else(|| text.strip_suffix('*')).unwrap_or(&text);
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~/".contains(&b);
+    if rest.is_empty() || !rest.bytes().all(is_token) || !(text.contains('/') || text.starts_with('*')) {
+        return Err(format!("{text:?} is not a media type such as \"application/json\", \"text/*\" or \"*+xml\""));
+    }
+    Ok(text)
+}
+
 fn query(s: &Section<'_>) -> QueryRule {
     let is_table = s.optional("query", |v| Ok(v.is_table())).unwrap_or(false);
     if !is_table {
@@ -233,6 +279,10 @@ mod tests {
             default_ttl = "5m"
             when_detached = "refuse"
             max_object = "1MiB"
+            [compression]
+            enabled = false
+            types = ["Text/*", "*+json"]
+            min_size = "2KiB"
             [tls]
             certificate = "internal"
             redirect = false
@@ -243,12 +293,14 @@ mod tests {
         assert_eq!(s.origin.health.unwrap().expect, [200, 204]);
         assert_eq!(s.cache.query, QueryRule::Drop(vec!["utm_*".into()]));
         assert_eq!((s.cache.when_detached, s.cache.default_ttl), (WhenDetached::Refuse, Some(Duration::from_secs(300))));
+        let types = ["text/*", "*+json"].map(str::to_owned).to_vec();
+        assert_eq!(s.compression, CompressionSpec { enabled: false, types, min_size: 2 << 10 });
         assert_eq!((s.tls.certificate, s.tls.min_version), (CertificateChoice::Internal, TlsVersion::V1_3));
     }
 
     #[test]
     fn mistakes_are_named_where_they_stand() {
-        let text = "name = \"Shop\"\nhosts = [\"a b\"]\n[origin]\nservers = [{ url = \"o.example.com\" }]\nretires = 3\n[cache]\nquery = { keep = [\"a&b\"] }\n";
+        let text = "name = \"Shop\"\nhosts = [\"a b\"]\n[origin]\nservers = [{ url = \"o.example.com\" }]\nretires = 3\n[cache]\nquery = { keep = [\"a&b\"] }\n[compression]\ntypes = [\"text\"]\n";
         let shown = read("shop.toml", text).unwrap_err().to_string();
         for want in [
             "shop.toml:1: name: \"Shop\"",
@@ -256,6 +308,7 @@ mod tests {
             "shop.toml:4: origin.servers[0].url",
             "shop.toml:5: origin.retires: no such key; did you mean retries?",
             "shop.toml:7: cache.query.keep[0]",
+            "shop.toml:9: compression.types[0]: \"text\" is not a media type",
         ] {
             assert!(shown.contains(want), "{want} not in\n{shown}");
         }

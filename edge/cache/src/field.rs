@@ -68,6 +68,21 @@ pub fn show_date(seconds: u64) -> String {
     httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799)))
 }
 
+/// A qvalue (RFC 9110 section 12.4.2), in thousandths.
+#[must_use]
+pub fn weight(text: &str) -> Option<u16> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    if part.len() > 3 || !part.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let thousandths = format!("{part:0<3}").parse::<u16>().ok()?;
+    match whole {
+        "0" => Some(thousandths),
+        "1" if thousandths == 0 => Some(1000),
+        _ => None,
+    }
+}
+
 /// Tags of a response from all four fields that origins use for them, in no order. Surrogate-Key and xkey are
 /// separated by spaces, Cache-Tag by commas, Cache-Groups is a list of strings (RFC 9875).
 #[must_use]

@@ -5,6 +5,7 @@
 
 pub mod cache_control;
 pub mod cache_status;
+pub mod coding;
 pub mod conditional;
 pub mod field;
 pub mod freshness;
@@ -17,6 +18,7 @@ pub mod validation;
 pub mod vary;
 
 pub use cache_status::{CacheStatus, ForwardReason};
+pub use coding::{Accepted, Coding};
 pub use freshness::{Freshness, FreshnessDefaults};
 pub use key::{CacheKey, Target};
 pub use ledger::{Ledger, Scope, Standing};

@@ -78,7 +78,7 @@ fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
         for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
             let parts: Vec<String> = member.split(';').map(|p| p.trim_matches([' ', '\t']).to_ascii_lowercase()).collect();
             // What is no weight is part of the name, which then equals no other.
-            all.push(match parts.split_last().and_then(|(last, before)| Some((weight(last.strip_prefix("q=")?)?, before))) {
+            all.push(match parts.split_last().and_then(|(last, before)| Some((field::weight(last.strip_prefix("q=")?)?, before))) {
                 Some((weight, before)) if !before.is_empty() => (weight, before.join(";")),
                 _ => (1000, parts.join(";")),
             });
@@ -89,24 +89,14 @@ fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
     all
 }
 
-/// A qvalue (RFC 9110 section 12.4.2), in thousandths.
-fn weight(text: &str) -> Option<u16> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    if part.len() > 3 || !part.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let thousandths = format!("{part:0<3}").parse::<u16>().ok()?;
-    match whole {
-        "0" => Some(thousandths),
-        "1" if thousandths == 0 => Some(1000),
-        _ => None,
-    }
-}
-
 /// The lines of a field combined, members trimmed, and for the negotiating fields in one order: what RFC 9111 allows to be taken as
 /// equal. What stands between the parts can be in none of them.
 fn normal_value(headers: &HeaderMap, name: &str) -> Option<Box<str>> {
     let mut values = headers.get_all(name).iter().peekable();
+    if name == "accept-encoding" && values.peek().is_none() {
+        // Whoever names no coding is answered as one that wants none, and upstream is asked so.
+        return Some("identity\r1000\n".into());
+    }
     values.peek()?;
     let mut out = String::new();
     if matches!(name, "accept-encoding" | "accept-language" | "accept-charset") {

@@ -13,9 +13,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use std::sync::Arc;
 use tidegate_cache::range::{self, Selected};
-use tidegate_cache::{CacheStatus, conditional, field};
+use tidegate_cache::{CacheStatus, Coding, coding, conditional, field};
 use tidegate_control_types::Revision;
-use tidegate_store::StoredResponse;
+use tidegate_store::{Body, StoredResponse};
 
 /// What this node adds to every response.
 fn mark<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, status: CacheStatus) {
@@ -102,23 +102,29 @@ pub fn hit<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<Stored
     let age = stored.freshness.current_age(moment.wall);
     let how = CacheStatus { detail: moment.detail(), ..CacheStatus::hit(int(stored.freshness.lifetime).saturating_sub(int(age))) };
     let through = if gateway.node.tier == Tier::Shield { stored.clean_through().index } else { 0 };
-    let said = Said::new(stored, age, how.detail, through);
-    let headers = gateway.hot.head(&asked.key, said, || stored_head(gateway, stored, age, how));
-    part_of(gateway, asked, stored, headers, how)
+    let coded = gateway.coded(asked, stored);
+    let said = Said::new(stored, age, how.detail, through, coded.map(|(coding, _)| coding));
+    let headers = gateway.hot.head(&asked.key, said, || stored_head(gateway, stored, coded, age, how));
+    part_of(gateway, asked, stored, coded, headers, how)
 }
 
 /// A stored response that upstream was asked about; `None` where a piece of its body is gone.
 pub fn stored<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>, how: CacheStatus) -> Option<Answer> {
     let age = stored.freshness.current_age(gateway.clock.wall());
-    part_of(gateway, asked, stored, stored_head(gateway, stored, age, how), how)
+    let coded = gateway.coded(asked, stored);
+    part_of(gateway, asked, stored, coded, stored_head(gateway, stored, coded, age, how), how)
 }
 
-fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, age: u64, how: CacheStatus) -> HeaderMap {
+type Coded<'a> = Option<(Coding, &'a Body)>;
+
+fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, coded: Coded<'_>, age: u64, how: CacheStatus) -> HeaderMap {
     let mut headers = stored.headers.clone();
     set_age(&mut headers, age);
     mark(gateway, &mut headers, how);
     vouch(gateway, &mut headers, stored.clean_through());
-    if !headers.contains_key(header::CONTENT_LENGTH) && stored.status != StatusCode::NO_CONTENT {
+    if let Some((coding, body)) = coded {
+        coding::describe(&mut headers, coding, body.len());
+    } else if !headers.contains_key(header::CONTENT_LENGTH) && stored.status != StatusCode::NO_CONTENT {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(stored.body.len()));
     }
     headers
@@ -129,10 +135,12 @@ fn part_of<U: Upstream>(
     gateway: &Gateway<U>,
     asked: &Asked,
     stored: &StoredResponse,
+    coded: Coded<'_>,
     mut headers: HeaderMap,
     how: CacheStatus,
 ) -> Option<Answer> {
-    let length = stored.body.len();
+    let content = coded.map_or(&stored.body, |(_, body)| body);
+    let length = content.len();
     let (status, body) = match select(asked, stored.status, &stored.headers, Some(length)) {
         Part::NotModified => {
             not_modified(&mut headers, gateway.node.tier);
@@ -147,9 +155,9 @@ fn part_of<U: Upstream>(
                 set_range(&mut headers, first, last, length);
             }
             let body = match bounds {
-                Some((first, last)) if asked.method != Method::HEAD => match stored.body.of_whole(first, last) {
+                Some((first, last)) if asked.method != Method::HEAD => match content.of_whole(first, last) {
                     Some(piece) => ResponseBody::whole(piece),
-                    None => ResponseBody::stored(&gateway.store, gateway.store.body(&stored.body, first, last)?),
+                    None => ResponseBody::stored(&gateway.store, gateway.store.body(content, first, last)?),
                 },
                 _ => ResponseBody::empty(),
             };

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::storable::NotStorable;
-use tidegate_cache::{Freshness, VaryKey, cache_control, field, storable, validation};
+use tidegate_cache::{Freshness, VaryKey, cache_control, coding, field, storable, validation};
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, Revision, WallTime};
 use tidegate_store::StoredResponse;
@@ -59,6 +59,9 @@ pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method
         fields::strip_selection(&mut headers);
     }
     if gateway.node.tier == Tier::Edge {
+        if !for_store || !headers.contains_key(header::ACCEPT_ENCODING) {
+            headers.insert(header::ACCEPT_ENCODING, asked.accepted.normal());
+        }
         fields::strip_reflected(&mut headers, method);
         fields::add_forwarding(&mut headers, asked.client, &asked.target, &gateway.node.via, &gateway.node.cdn_id);
     } else {
@@ -240,12 +243,23 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
         }
         freshness(asked, stored.status, &dated, received)
     };
+    let codable = is_codable(gateway, asked, stored.status, &headers, Some(stored.body.len()));
+    if codable {
+        coding::vary(&mut headers);
+    }
     let mut confirmed =
         StoredResponse::new(stored.target.clone(), stored.status, headers, stored.vary.clone(), freshness, stored.body.clone());
     let tags = field::tags(received.fetched.response.headers());
     confirmed.tags = if tags.is_empty() { stored.tags.clone() } else { tags };
     confirmed.asked_origin_at = asked_origin_at(received);
+    confirmed.codings = codable.then(|| Arc::new(stored.codings.as_ref().map(|c| c.anew()).unwrap_or_default()));
     Some(confirmed.with_clean_through(received.clean_through))
+}
+
+/// Whether this node may give it in other codings.
+fn is_codable<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> bool {
+    let rule = &asked.site.state.spec.compression;
+    gateway.codes(&asked.site) && coding::is_codable(status, headers, length, &rule.types, rule.min_size)
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -280,7 +294,10 @@ async fn receive<U: Upstream>(
     };
     let freshness = freshness(asked, status, received.fetched.response.headers(), &received);
     let tags = field::tags(received.fetched.response.headers());
-    let headers = stored_headers(gateway, received.fetched.response.headers());
+    let mut headers = stored_headers(gateway, received.fetched.response.headers());
+    if is_codable(gateway, asked, status, &headers, length) {
+        coding::vary(&mut headers);
+    }
     let head = FillHead { status, headers, freshness, tags, vary, clean_through: received.clean_through, length };
     let head = Arc::new(head);
     let asked_at = asked_origin_at(&received);
@@ -294,7 +311,12 @@ async fn receive<U: Upstream>(
     let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
     response.tags.clone_from(&head.tags);
     response.asked_origin_at = asked_at;
-    keep(gateway, asked, fill, &Arc::new(response.with_clean_through(head.clean_through)));
+    response.codings = is_codable(gateway, asked, status, &head.headers, Some(response.body.len())).then(Arc::default);
+    let response = Arc::new(response.with_clean_through(head.clean_through));
+    keep(gateway, asked, fill, &response);
+    if let (Some(_), Some(coding)) = (&response.codings, asked.accepted.wanted().next()) {
+        gateway.code(asked, &response, coding);
+    }
     Ok(())
 }
 

@@ -45,13 +45,14 @@ impl std::fmt::Debug for Figures {
 }
 
 type Read = fn(&Counters) -> &AtomicU64;
-const OF_SITES: [(&str, &str, Read); 7] = [
+const OF_SITES: [(&str, &str, Read); 8] = [
     ("site_requests", "Requests", |c| &c.requests),
     ("site_hits", "Requests answered fresh from the cache", |c| &c.hits),
     ("site_stale", "Requests answered stale from the cache", |c| &c.stale),
     ("site_fetches", "Requests sent upstream", |c| &c.fetches),
     ("site_collapsed", "Requests that shared another's fetch", |c| &c.collapsed),
     ("site_errors", "Requests that upstream left without an answer", |c| &c.errors),
+    ("site_codings", "Codings made of stored bodies", |c| &c.codings),
     ("site_body_bytes", "Bytes of bodies handed over", |c| &c.body_bytes),
 ];
 

@@ -2,6 +2,7 @@
 
 use crate::answering::Answering;
 use crate::body::{RequestBody, ResponseBody};
+use crate::coder::{Coder, Job};
 use crate::deliver;
 use crate::fetch::{self, Own, Relayed, Validating};
 use crate::fields;
@@ -9,6 +10,7 @@ use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
 use crate::site::{Counters, Site};
 use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
+use http::header::{ACCEPT_ENCODING, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -17,12 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::cache_control::{self, RequestDirectives};
 use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
-use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Freshness, Ledger, Standing, Target, field, storable};
+use tidegate_cache::{Accepted, CacheKey, CacheStatus, Coding, ForwardReason, Freshness, Ledger, Standing, Target, field, storable};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::{BootTime, Clock, Incarnation, Revision, WallTime};
-use tidegate_store::{Store, StoredResponse, Variants};
+use tidegate_store::{Body, Store, StoredResponse, Variants};
 use tokio::sync::{Notify, oneshot};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub struct Asked {
     pub key: CacheKey,
     /// As they came, end to end.
     pub headers: HeaderMap,
+    /// At an edge, filled in by [`Gateway::answer`]: the codings that the client accepts.
+    pub accepted: Accepted,
     pub client: Option<IpAddr>,
     /// At a shield: what the edge demands.
     pub demand: Option<Revision>,
@@ -77,10 +81,20 @@ impl Answer {
     }
 }
 
+/// What all workers of a node share.
+#[derive(Clone)]
+pub struct Caches {
+    pub store: Arc<Store>,
+    pub fills: Arc<Fills>,
+    /// Where bodies are coded for clients: at edges.
+    pub coder: Option<Coder>,
+}
+
 pub struct Gateway<U> {
     pub node: Rc<Node>,
     pub store: Arc<Store>,
     pub fills: Arc<Fills>,
+    coder: Option<Coder>,
     pub clock: Arc<dyn Clock>,
     pub lease: Arc<LeaseEnd>,
     pub upstream: U,
@@ -133,8 +147,7 @@ impl<U: Upstream> Gateway<U> {
     #[must_use]
     pub fn new(
         node: Rc<Node>,
-        store: Arc<Store>,
-        fills: Arc<Fills>,
+        Caches { store, fills, coder }: Caches,
         clock: Arc<dyn Clock>,
         lease: Arc<LeaseEnd>,
         upstream: U,
@@ -144,6 +157,7 @@ impl<U: Upstream> Gateway<U> {
             node,
             store,
             fills,
+            coder,
             clock,
             lease,
             upstream,
@@ -156,7 +170,8 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Answers one request: look up, fetch if need be, store while streaming, deliver. What memory holds is answered at once.
-    pub fn answer(self: &Rc<Self>, asked: Asked, body: RequestBody) -> Answering<Answer> {
+    pub fn answer(self: &Rc<Self>, mut asked: Asked, body: RequestBody) -> Answering<Answer> {
+        self.negotiate(&mut asked);
         let Some(moment) = self.moment(&asked.site) else { return Answering::now(deliver::detached(self)) };
         Counters::add(&asked.site.counters.requests, 1);
         if !matches!(asked.method, Method::GET | Method::HEAD) {
@@ -175,6 +190,47 @@ impl<U: Upstream> Gateway<U> {
             });
         }
         self.from_store(asked, body, moment, true)
+    }
+
+    /// Whether this node codes what it stores of a site; upstream is asked for what has no coding then.
+    pub(crate) fn codes(&self, site: &Site) -> bool {
+        self.coder.is_some() && site.state.spec.compression.enabled
+    }
+
+    /// At an edge: what codings a client accepts is put into one form, so that it makes few variants, or none.
+    fn negotiate(&self, asked: &mut Asked) {
+        if self.node.tier == Tier::Edge && asked.headers.contains_key(ACCEPT_ENCODING) {
+            asked.accepted = Accepted::of(&asked.headers);
+            let codings = if self.codes(&asked.site) { Accepted::default() } else { asked.accepted };
+            asked.headers.insert(ACCEPT_ENCODING, codings.normal());
+        }
+    }
+
+    /// The coded form of a stored response that this request gets. The one that the client wants most is made, if there is none.
+    pub(crate) fn coded<'a>(&self, asked: &Asked, stored: &'a Arc<StoredResponse>) -> Option<(Coding, &'a Body)> {
+        let codings = stored.codings.as_ref().filter(|_| !asked.accepted.is_none() && !asked.headers.contains_key(RANGE))?;
+        if !self.codes(&asked.site) {
+            return None;
+        }
+        let mut wanted = asked.accepted.wanted();
+        let first = wanted.next()?;
+        if let Some(body) = codings.get(first) {
+            return Some((first, body));
+        }
+        self.code(asked, stored, first);
+        wanted.find_map(|coding| Some((coding, codings.get(coding)?)))
+    }
+
+    pub(crate) fn code(&self, asked: &Asked, stored: &Arc<StoredResponse>, coding: Coding) {
+        if let Some(coder) = &self.coder {
+            coder.make(Job {
+                store: Arc::clone(&self.store),
+                key: asked.key.clone(),
+                response: Arc::clone(stored),
+                coding,
+                counters: Arc::clone(&asked.site.counters),
+            });
+        }
     }
 
     /// From what is stored, as far as that goes. `caught_up`: the ledger knows all that this request demands.
@@ -355,7 +411,7 @@ impl<U: Upstream> Gateway<U> {
     /// Joins a fill that is under way or begins one, and answers from it as it grows.
     async fn fetch(
         self: &Rc<Self>,
-        asked: Asked,
+        mut asked: Asked,
         mut validating: Option<Validating>,
         reason: ForwardReason,
         attachment: Attachment,
@@ -363,8 +419,12 @@ impl<U: Upstream> Gateway<U> {
         let arrival = self.revision();
         let end_to_end = self.past_caches(&asked) || matches!(attachment, Attachment::AloneRevalidating { .. });
         let mut demand = self.demand(&asked);
-        let asked = Rc::new(asked);
         let passed = self.store.is_passed(&asked.key);
+        if passed && self.node.tier == Tier::Edge {
+            // It will not be shared, most likely, and nobody here would code it.
+            asked.headers.insert(ACCEPT_ENCODING, asked.accepted.normal());
+        }
+        let asked = Rc::new(asked);
         for _ in 0..MOST_FETCHES {
             let (relay, mut relayed) = oneshot::channel();
             let joined =
@@ -706,6 +766,7 @@ impl Asked {
             target: self.target.clone(),
             key: self.key.clone(),
             headers: self.headers.clone(),
+            accepted: self.accepted,
             client: self.client,
             demand: self.demand,
             end_to_end: self.end_to_end,

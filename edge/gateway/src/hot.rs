@@ -9,7 +9,7 @@ use http::HeaderMap;
 use std::cell::RefCell;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use tidegate_cache::CacheKey;
+use tidegate_cache::{CacheKey, Coding};
 use tidegate_store::{Store, StoredResponse, Variants};
 
 const SLOTS: usize = 4096;
@@ -43,14 +43,15 @@ pub struct Said {
     pub detail: Option<&'static str>,
     /// At a shield, the index through which it vouches.
     pub through: u64,
-    /// Which of the variants.
+    /// Which of the variants, and in which coding.
     response: usize,
+    coding: Option<Coding>,
 }
 
 impl Said {
     #[must_use]
-    pub fn new(stored: &Arc<StoredResponse>, age: u64, detail: Option<&'static str>, through: u64) -> Self {
-        Self { age, detail, through, response: Arc::as_ptr(stored).addr() }
+    pub fn new(stored: &Arc<StoredResponse>, age: u64, detail: Option<&'static str>, through: u64, coding: Option<Coding>) -> Self {
+        Self { age, detail, through, response: Arc::as_ptr(stored).addr(), coding }
     }
 }
 
@@ -174,7 +175,7 @@ mod tests {
         hot.get(&key, &store);
         let made = Cell::new(0);
         let ask = |age, through| {
-            hot.head(&key, Said::new(&response, age, None, through), || {
+            hot.head(&key, Said::new(&response, age, None, through, None), || {
                 made.set(made.get() + 1);
                 HeaderMap::new()
             });

@@ -8,6 +8,7 @@
 
 mod answering;
 mod body;
+mod coder;
 mod deliver;
 mod fetch;
 pub mod fields;
@@ -25,9 +26,10 @@ mod upstream;
 
 pub use answering::Answering;
 pub use body::{Finished, MULTIPLEXED_PIECE, RequestBody, ResponseBody};
+pub use coder::Coder;
 pub use figures::{AllCounters, Figures};
 pub use fill::{FillError, Fills};
-pub use gateway::{Answer, Asked, Gateway, Node, Tier, hash};
+pub use gateway::{Answer, Asked, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
 pub use local::Local;
 pub use site::{Counters, Site};
@@ -44,6 +46,7 @@ pub fn key(site: &str, target: &tidegate_cache::Target) -> tidegate_cache::Cache
 pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
     reason.token()
 }
+pub use tidegate_cache::Accepted;
 pub use tidegate_cache::ledger::MOST_SELECTORS;
 pub use tidegate_store as store;
 pub use tidegate_store::Store;

@@ -15,6 +15,8 @@ pub struct Counters {
     pub fetches: AtomicU64,
     pub collapsed: AtomicU64,
     pub errors: AtomicU64,
+    /// Codings made of stored bodies.
+    pub codings: AtomicU64,
     /// Bytes of bodies handed to clients.
     pub body_bytes: AtomicU64,
 }

@@ -2,7 +2,8 @@
 //! for.
 
 use crate::{
-    Answer, Asked, Fetch, FetchError, Fetched, Fills, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier, Upstream, UpstreamBody,
+    Accepted, Answer, Asked, Caches, Fetch, FetchError, Fetched, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier, Upstream,
+    UpstreamBody,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -123,7 +124,14 @@ impl World {
         let lease = Arc::new(LeaseEnd::default());
         lease.publish(Some(BootTime::from_nanos(ATTACHED_UNTIL * 1_000_000)));
         let store = Arc::new(Store::new(64 << 20));
-        let gateway = Gateway::new(Rc::new(node), store, Arc::new(Fills::default()), clock.clone(), lease, origin.clone(), MOST_SELECTORS);
+        let gateway = Gateway::new(
+            Rc::new(node),
+            Caches { store, fills: Arc::default(), coder: None },
+            clock.clone(),
+            lease,
+            origin.clone(),
+            MOST_SELECTORS,
+        );
         gateway.apply(revision(1), true, 0, &[(1, vec![Event::Site(Box::new((*state).clone()))])], &|_| None);
         let site = Rc::new(Site::new(state, Arc::default()));
         Self { gateway, origin, clock, site, at: std::cell::Cell::new(1) }
@@ -158,6 +166,7 @@ impl World {
             method: Method::GET,
             target,
             headers: fields,
+            accepted: Accepted::default(),
             client: None,
             demand: None,
             end_to_end: false,

@@ -14,7 +14,7 @@ mod trace;
 pub use disk::{DiskFigures, Executor, Folder, Medium, Segment, Threads, Tier};
 pub use memory::Variants;
 pub use store::{DiskPiece, Piece, Store};
-pub use stored::{Body, StoredResponse};
+pub use stored::{Body, Codings, StoredResponse};
 
 /// The longest piece of a body, in bytes.
 pub const CHUNK: usize = 256 << 10;

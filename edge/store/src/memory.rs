@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tidegate_cache::CacheKey;
+use tidegate_cache::{CacheKey, Coding};
 
 /// Responses of one key that differ by Vary; more push out the oldest.
 pub const MOST_VARIANTS: usize = 16;
@@ -176,7 +176,7 @@ impl MemoryTier {
                     } else if other.incarnation == response.incarnation && other.begun > response.begun {
                         response.replace();
                         return Op::Nop;
-                    } else if !Arc::ptr_eq(other, response) {
+                    } else if !other.is(response) {
                         other.replace();
                     }
                 }
@@ -185,6 +185,22 @@ impl MemoryTier {
                 variants.leave();
             }
             Op::Put(Entry::Head(Variants::new(list, all)))
+        });
+    }
+
+    /// Puts a coding beside the response that it was made of, where that or one with the very same bytes is still there. `then`
+    /// is called with the response that has it now, before anybody can remove that.
+    pub fn put_coding(&self, key: &CacheKey, of: &Body, coding: Coding, body: &Body, then: impl Fn(&Arc<StoredResponse>)) {
+        self.entries.entry_by_ref(key).and_compute_with(|old| match old.map(moka::Entry::into_value) {
+            Some(Entry::Head(v)) => {
+                let mut list = v.list.clone();
+                let Some(response) = list.iter_mut().find(|r| r.body.is(of)) else { return Op::Nop };
+                *response = Arc::new(response.with_coding(coding, body.clone()));
+                then(response);
+                v.leave();
+                Op::Put(Entry::Head(Variants::new(list, v.all)))
+            }
+            _ => Op::Nop,
         });
     }
 
@@ -229,7 +245,7 @@ impl MemoryTier {
         self.entries.entry_by_ref(key).and_compute_with(|old| match old.map(moka::Entry::into_value) {
             Some(Entry::Head(v)) => {
                 v.leave();
-                let rest: Vec<_> = v.list.iter().filter(|r| !Arc::ptr_eq(r, response)).cloned().collect();
+                let rest: Vec<_> = v.list.iter().filter(|r| !r.is(response)).cloned().collect();
                 if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Variants::new(rest, v.all))) }
             }
             _ => Op::Nop,

@@ -15,7 +15,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use tidegate_cache::CacheKey;
+use tidegate_cache::{CacheKey, Coding};
 use tokio::sync::oneshot;
 
 /// Keys that are being loaded at once, at most: a disk that hangs must not take all requests with it.
@@ -247,10 +247,27 @@ impl Store {
         self.wake_writer();
     }
 
+    /// Keeps what `of`, the body of a response under `key`, is in another coding; nothing where that response is gone.
+    pub fn put_coding(&self, key: &CacheKey, of: &Body, coding: Coding, pieces: &[Bytes]) {
+        let body = self.keep_body(key, pieces);
+        let on_disk = [of, &body].iter().all(|b| !matches!(b, Body::Chunked { on_disk: false, .. }));
+        let tier = self.disk.as_ref().map(|d| &d.tier).filter(|tier| on_disk && tier.admits(key) && tier.has_room());
+        self.memory.put_coding(key, of, coding, &body, |response| {
+            if let Some(tier) = tier {
+                tier.put(key, response);
+            }
+        });
+        self.wake_writer();
+    }
+
     /// Drops all responses of a key.
     pub fn remove(&self, key: &CacheKey) {
-        self.forget(key, |tier| tier.remove(key));
+        // First here: a coding goes to the disk while its response is in memory. And once more: the disk may have been read meanwhile.
         self.memory.remove(key);
+        if self.disk.is_some() {
+            self.forget(key, |tier| tier.remove(key));
+            self.memory.remove(key);
+        }
     }
 
     /// Drops one response, where it is still there: a purged one, whose room need not wait for its eviction.

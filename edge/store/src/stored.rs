@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use tidegate_cache::{BootTime, Incarnation, Revision};
-use tidegate_cache::{Freshness, Target, VaryKey};
+use tidegate_cache::{Coding, Freshness, Target, VaryKey};
 
 /// Where a body's bytes are.
 #[derive(Clone, Debug)]
@@ -42,6 +43,68 @@ impl Body {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Whether the bytes are the very same, and not only alike.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Whole(a), Self::Whole(b)) => a.as_ptr() == b.as_ptr() && a.len() == b.len(),
+            (Self::Chunked { object: a, .. }, Self::Chunked { object: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+
+    /// Bytes beside the head.
+    pub(crate) fn weight(&self) -> usize {
+        if let Self::Whole(bytes) = self { bytes.len() } else { 0 }
+    }
+}
+
+/// The same representation in other codings, made from it here: what is decided about the response is decided about these.
+#[derive(Clone, Debug, Default)]
+pub struct Codings {
+    /// In the order of [`Coding::ALL`].
+    bodies: [Option<Body>; 3],
+    /// Bit by coding: it is there, or on its way, or gains nothing. Shared by all that have grown out of one response.
+    begun: Arc<AtomicU8>,
+}
+
+impl Codings {
+    #[must_use]
+    pub fn get(&self, coding: Coding) -> Option<&Body> {
+        self.bodies.get(coding as usize)?.as_ref()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Coding, &Body)> {
+        Coding::ALL.into_iter().filter_map(|c| Some((c, self.get(c)?)))
+    }
+
+    #[must_use]
+    pub fn with(mut self, coding: Coding, body: Body) -> Self {
+        self.begun.fetch_or(1 << coding as u8, Ordering::AcqRel);
+        if let Some(slot) = self.bodies.get_mut(coding as usize) {
+            *slot = Some(body);
+        }
+        self
+    }
+
+    /// The same for a response that begins anew with the same bytes.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self { bodies: self.bodies.clone(), begun: Arc::new(AtomicU8::new(self.begun.load(Ordering::Acquire))) }
+    }
+
+    /// Whether nobody has begun to make it so far; the caller has now.
+    #[must_use]
+    pub fn begin(&self, coding: Coding) -> bool {
+        let bit = 1 << coding as u8;
+        self.begun.load(Ordering::Relaxed) & bit == 0 && self.begun.fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// It came to nothing, and may be tried again.
+    pub fn give_up(&self, coding: Coding) {
+        self.begun.fetch_and(!(1 << coding as u8), Ordering::AcqRel);
+    }
 }
 
 #[derive(Debug)]
@@ -54,6 +117,8 @@ pub struct StoredResponse {
     pub vary: VaryKey,
     pub freshness: Freshness,
     pub body: Body,
+    /// Where it may be given in other codings, which are made when they are first asked for.
+    pub codings: Option<Arc<Codings>>,
     /// Whose log `clean_through` counts in.
     pub incarnation: Incarnation,
     /// The index at or after which its fetch, or its confirmation, began: which of two responses is the newer one.
@@ -111,6 +176,7 @@ impl StoredResponse {
             vary,
             freshness,
             body,
+            codings: None,
             incarnation: Incarnation(0),
             begun: 0,
             clean_through: AtomicU64::new(0),
@@ -120,12 +186,41 @@ impl StoredResponse {
         }
     }
 
+    /// The same response, with one coding more.
+    #[must_use]
+    pub(crate) fn with_coding(&self, coding: Coding, body: Body) -> Self {
+        let codings = self.codings.as_ref().map(|c| Arc::new(Codings::clone(c).with(coding, body)));
+        Self {
+            target: self.target.clone(),
+            status: self.status,
+            headers: self.headers.clone(),
+            tags: self.tags.clone(),
+            vary: self.vary.clone(),
+            freshness: self.freshness,
+            body: self.body.clone(),
+            codings,
+            incarnation: self.incarnation,
+            begun: self.begun,
+            clean_through: AtomicU64::new(self.clean_through().index),
+            asked_origin_at: self.asked_origin_at,
+            from_disk: self.from_disk,
+            replaced: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it is `other`, or has grown out of the same by a coding.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let begun = |r: &Self| r.codings.as_ref().map(|c| Arc::as_ptr(&c.begun));
+        std::ptr::eq(self, other) || (self.codings.is_some() && begun(self) == begun(other))
+    }
+
     /// About how many bytes it takes beside its key, chunks apart.
     #[must_use]
     pub fn weight(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 32).sum();
         let tags: usize = self.tags.iter().map(|t| t.len() + 16).sum();
-        let body = if let Body::Whole(b) = &self.body { b.len() } else { 0 };
+        let body = self.body.weight() + self.codings.iter().flat_map(|c| c.iter()).map(|(_, body)| body.weight()).sum::<usize>();
         std::mem::size_of::<Self>() + headers + tags + self.vary.weight() + self.target.host.len() + self.target.path_and_query.len() + body
     }
 }

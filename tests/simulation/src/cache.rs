@@ -17,7 +17,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 use tidegate_control_types::{Clock, FromNode, NodeName, NodeReport, Role, ToNode};
 use tidegate_gateway::store::Tier as DiskTier;
-use tidegate_gateway::{Answer, Answering, Asked, Counters, Fills, Gateway, Node, RequestBody, Site, Store, Tier};
+use tidegate_gateway::{Accepted, Answer, Answering, Asked, Caches, Counters, Fills, Gateway, Node, RequestBody, Site, Store, Tier};
 use tidegate_node::watch::{ControlPlane, NotWatching, Saved, WatchStream, Watched, Watcher};
 use tidegate_node::workers::{Delivery, Outbox};
 use tidegate_node::{Network, NodeError, Update};
@@ -266,13 +266,14 @@ impl World {
             let tier = if node.shield { Tier::Shield } else { Tier::Edge };
             let via = HeaderValue::from_str(&format!("1.1 {}", node.name)).unwrap_or(HeaderValue::from_static("x"));
             let about = Rc::new(Node { name: node.name.to_string(), tier, via: via.clone(), cdn_id: via });
-            let (store, fills, lease) = (Arc::clone(&store), Arc::clone(&fills), Arc::clone(&watched.lease));
+            let caches = Caches { store: Arc::clone(&store), fills: Arc::clone(&fills), coder: None };
+            let lease = Arc::clone(&watched.lease);
             let origin = SimOrigin(Rc::clone(&out));
             let gateway = if node.shield {
-                Tiered::Shield(Gateway::new(about, store, fills, Arc::clone(&clock), lease, origin, setup.selectors))
+                Tiered::Shield(Gateway::new(about, caches, Arc::clone(&clock), lease, origin, setup.selectors))
             } else {
                 let upstream = EdgeUpstream::new(Arc::clone(&shields), SimWay(Rc::clone(&out)), origin, Arc::clone(&clock));
-                Tiered::Edge(Gateway::new(about, store, fills, Arc::clone(&clock), lease, upstream, setup.selectors))
+                Tiered::Edge(Gateway::new(about, caches, Arc::clone(&clock), lease, upstream, setup.selectors))
             };
             let (sender, inbox) = mpsc::unbounded_channel();
             let (gateway, sites) = (Rc::new(gateway), Sites::default());
@@ -447,6 +448,7 @@ impl World {
             method: ask.method.clone(),
             target,
             headers,
+            accepted: Accepted::default(),
             client: None,
             demand: None,
             end_to_end: false,

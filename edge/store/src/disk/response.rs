@@ -1,15 +1,17 @@
-//! A stored response as a record's payload: length of the head (u32, little endian), the head, the body where it is one piece.
+//! A stored response as a record's payload: length of the head (u32, little endian), the head, the body where it is one piece, and
+//! what of its codings is one piece each.
 //!
 //! The index through which it is known not to be purged, and the log that this index counts in, are part of the head: a purge
 //! that came while the response lay on the disk is seen when it is used again.
 
 use super::record::{Name, hash};
-use crate::stored::{Body, StoredResponse};
+use crate::stored::{Body, Codings, StoredResponse};
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use tidegate_cache::{CacheKey, Freshness, Incarnation, Revision, Target, VaryKey};
+use std::sync::Arc;
+use tidegate_cache::{CacheKey, Coding, Freshness, Incarnation, Revision, Target, VaryKey};
 
 #[derive(Serialize, Deserialize)]
 struct Head<'a> {
@@ -24,8 +26,23 @@ struct Head<'a> {
     incarnation: u64,
     begun: u64,
     clean_through: u64,
-    /// Object and length, where the body is in chunks.
-    chunked: Option<(u64, u64)>,
+    body: At,
+    /// Where it may be given in other codings: those that are there.
+    codings: Option<Vec<(Coding, At)>>,
+}
+
+/// Where a body is: so many bytes that follow, or an object of this number and length in chunks.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum At {
+    Here(usize),
+    Chunked(u64, u64),
+}
+
+fn at(body: &Body) -> At {
+    match body {
+        Body::Whole(bytes) => At::Here(bytes.len()),
+        Body::Chunked { object, length, .. } => At::Chunked(*object, *length),
+    }
 }
 
 #[must_use]
@@ -33,7 +50,14 @@ pub fn name(key: &CacheKey, response: &StoredResponse) -> Name {
     Name::response(hash(key.as_bytes()), &postcard::to_allocvec(&response.vary).unwrap_or_default())
 }
 
-/// The head's part of the payload; what follows it is the body.
+/// What follows the head in the payload.
+#[must_use]
+pub fn bodies(response: &StoredResponse) -> Vec<Bytes> {
+    let codings = response.codings.iter().flat_map(|c| c.iter()).map(|(_, body)| body);
+    std::iter::once(&response.body).chain(codings).filter_map(|b| if let Body::Whole(b) = b { Some(b.clone()) } else { None }).collect()
+}
+
+/// The head's part of the payload.
 #[must_use]
 pub fn encode(key: &CacheKey, response: &StoredResponse) -> Vec<u8> {
     let clean = response.clean_through();
@@ -48,10 +72,8 @@ pub fn encode(key: &CacheKey, response: &StoredResponse) -> Vec<u8> {
         incarnation: clean.incarnation.0,
         begun: response.begun,
         clean_through: clean.index,
-        chunked: match response.body {
-            Body::Whole(_) => None,
-            Body::Chunked { object, length, .. } => Some((object, length)),
-        },
+        body: at(&response.body),
+        codings: response.codings.as_ref().map(|c| c.iter().map(|(coding, body)| (coding, at(body))).collect()),
     };
     let mut out = postcard::to_extend(&head, vec![0; 4]).unwrap_or_default();
     let length = u32::try_from(out.len().saturating_sub(4)).unwrap_or(u32::MAX);
@@ -74,13 +96,20 @@ pub fn decode(key: &CacheKey, payload: &Bytes) -> Option<StoredResponse> {
     for (n, v) in &head.headers {
         headers.append(HeaderName::from_bytes(n.as_bytes()).ok()?, HeaderValue::from_bytes(v).ok()?);
     }
-    let body = match head.chunked {
-        Some((object, length)) => Body::Chunked { object, length, on_disk: true },
-        None => Body::Whole(payload.slice(4 + length..)),
+    let mut rest = payload.slice(4 + length..);
+    let mut take = |at: At| match at {
+        At::Chunked(object, length) => Some(Body::Chunked { object, length, on_disk: true }),
+        At::Here(length) => (length <= rest.len()).then(|| Body::Whole(rest.split_to(length))),
     };
+    let body = take(head.body)?;
+    let mut codings = head.codings.as_ref().map(|_| Codings::default());
+    for (coding, at) in head.codings.into_iter().flatten() {
+        codings = Some(codings.unwrap_or_default().with(coding, take(at)?));
+    }
     let status = StatusCode::from_u16(head.status).ok()?;
     let mut response = StoredResponse::new(head.target, status, headers, head.vary, head.freshness, body);
     response.tags = head.tags;
+    response.codings = codings.map(Arc::new);
     response.from_disk = true;
     let mut response = response.with_clean_through(Revision::new(Incarnation(head.incarnation), head.clean_through));
     response.begun = head.begun;

@@ -12,7 +12,7 @@ use super::record::{self, HEAD, Kind, Listed, Name, Place, SEGMENT_HEADER};
 use super::{index::Index, response};
 use crate::memory::MOST_VARIANTS;
 use crate::sketch::Sketch;
-use crate::stored::{Body, StoredResponse};
+use crate::stored::StoredResponse;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -320,8 +320,9 @@ impl Tier {
             Job::Response { key, response } => {
                 let name = response::name(&key, &response);
                 let head = response::encode(&key, &response);
-                let body = if let Body::Whole(b) = &response.body { b.clone() } else { Bytes::new() };
-                self.append_or_lose(log, Kind::Response, name, &[&head, &body])
+                let bodies = response::bodies(&response);
+                let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(bodies.iter().map(|b| &b[..])).collect();
+                self.append_or_lose(log, Kind::Response, name, &parts)
             }
             Job::Chunk { name, head, bytes } => self.append_or_lose(log, Kind::Chunk, name, &[&head, &bytes]),
             Job::Forget { ticket, kind, name } => {
