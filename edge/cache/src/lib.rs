@@ -11,6 +11,7 @@ pub mod field;
 pub mod freshness;
 pub mod key;
 pub mod ledger;
+pub mod partial;
 pub mod range;
 pub mod reuse;
 pub mod storable;

@@ -32,6 +32,18 @@ pub fn select(request: &HeaderMap, length: u64) -> Selected {
     }
 }
 
+/// The first byte that the request's one range selects of a body whose length is not known yet; 0 for the last bytes, since nobody
+/// knows where they begin. `None`: it asks for no range, or for several.
+#[must_use]
+pub fn first(request: &HeaderMap) -> Option<u64> {
+    let mut values = request.get_all(RANGE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    match bytes_spec(value.to_str().ok()?)? {
+        (Some(first), last) => last.is_none_or(|last| first <= last).then_some(first),
+        (None, _) => Some(0),
+    }
+}
+
 /// First and last position of `bytes=first-last`, or `(None, suffix length)`. `None` where it is anything else.
 fn bytes_spec(value: &str) -> Option<(Option<u64>, Option<u64>)> {
     let (unit, set) = value.split_once('=')?;

@@ -31,7 +31,7 @@ fn understood(status: StatusCode) -> bool {
     heuristically_cacheable(status) || matches!(status.as_u16(), 302 | 303 | 307 | 400 | 403 | 500 | 502 | 503 | 504)
 }
 
-/// `vary_star`: the response cannot be selected again. 206 is combined and not stored by this rule.
+/// `vary_star`: the response cannot be selected again. 206 is combined and not stored by this rule; 416 speaks of one request's range.
 ///
 /// # Errors
 /// Why not.
@@ -50,7 +50,7 @@ pub fn storable(
     let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
     if method != Method::GET {
         Err(NotStorable::Method)
-    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) {
+    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304 | 416) {
         Err(NotStorable::Status)
     } else if asked.no_store || (said.no_store && !(said.must_understand && understood(status))) {
         Err(NotStorable::NoStore)

@@ -2,6 +2,7 @@
 
 use crate::fill::FillReader;
 use crate::in_flight::OneInFlight;
+use crate::slices::SlicedBody;
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
@@ -24,6 +25,7 @@ enum Kind {
     Whole(Bytes),
     Stored(StoredBody),
     Fill(FillReader),
+    Sliced(SlicedBody),
     Relay { body: UpstreamBody, left: Option<u64> },
 }
 
@@ -122,6 +124,10 @@ impl ResponseBody {
         Self::of(Kind::Fill(reader))
     }
 
+    pub(crate) fn sliced(body: SlicedBody) -> Self {
+        Self::of(Kind::Sliced(body))
+    }
+
     #[must_use]
     pub fn relay(body: UpstreamBody, length: Option<u64>) -> Self {
         Self::of(Kind::Relay { body, left: length })
@@ -159,6 +165,7 @@ impl ResponseBody {
             }
             Kind::Stored(body) => ready!(body.poll_data(cx)),
             Kind::Fill(reader) => ready!(reader.poll_data(cx)),
+            Kind::Sliced(body) => ready!(body.poll_data(cx)),
             Kind::Relay { body, left } => {
                 let data = ready!(body.poll_data(cx));
                 if let (Some(left), Some(Ok(data))) = (left, &data) {
@@ -214,6 +221,7 @@ impl Body for ResponseBody {
             Kind::Relay { left, .. } => *left == Some(0),
             Kind::Stored(body) => body.left == 0,
             Kind::Fill(reader) => reader.left() == Some(0),
+            Kind::Sliced(body) => body.left() == 0,
         }
     }
 
@@ -223,6 +231,7 @@ impl Body for ResponseBody {
             Kind::Whole(b) => Some(b.len() as u64),
             Kind::Stored(body) => Some(body.left),
             Kind::Fill(reader) => reader.left(),
+            Kind::Sliced(body) => Some(body.left()),
             Kind::Relay { left, .. } => *left,
         };
         left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + self.held.len() as u64))

@@ -7,10 +7,12 @@ use crate::fill::{Fill, FillHead, FillReader};
 use crate::gateway::{Answer, Asked, Gateway, Moment, Tier};
 use crate::hot::Said;
 use crate::site::Counters;
+use crate::slices::{LARGE, SLICE, SlicedBody, Slices};
 use crate::upstream::{FetchError, Upstream};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
+use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_cache::range::{self, Selected};
 use tidegate_cache::{CacheStatus, Coding, coding, conditional, field};
@@ -97,7 +99,7 @@ fn set_age(headers: &mut HeaderMap, age: u64) {
 }
 
 /// A stored response that answers by itself; `None` where a piece of its body is gone.
-pub fn hit<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>, moment: Moment) -> Option<Answer> {
+pub fn hit<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>, moment: Moment) -> Option<Answer> {
     let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let age = stored.freshness.current_age(moment.wall);
     let how = CacheStatus { detail: moment.detail(), ..CacheStatus::hit(int(stored.freshness.lifetime).saturating_sub(int(age))) };
@@ -109,7 +111,7 @@ pub fn hit<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<Stored
 }
 
 /// A stored response that upstream was asked about; `None` where a piece of its body is gone.
-pub fn stored<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>, how: CacheStatus) -> Option<Answer> {
+pub fn stored<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>, how: CacheStatus) -> Option<Answer> {
     let age = stored.freshness.current_age(gateway.clock.wall());
     let coded = gateway.coded(asked, stored);
     part_of(gateway, asked, stored, coded, stored_head(gateway, stored, coded, age, how), how)
@@ -132,9 +134,9 @@ fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, coded
 
 /// What of a stored response this request gets.
 fn part_of<U: Upstream>(
-    gateway: &Gateway<U>,
+    gateway: &Rc<Gateway<U>>,
     asked: &Asked,
-    stored: &StoredResponse,
+    stored: &Arc<StoredResponse>,
     coded: Coded<'_>,
     mut headers: HeaderMap,
     how: CacheStatus,
@@ -157,7 +159,7 @@ fn part_of<U: Upstream>(
             let body = match bounds {
                 Some((first, last)) if asked.method != Method::HEAD => match content.of_whole(first, last) {
                     Some(piece) => ResponseBody::whole(piece),
-                    None => ResponseBody::stored(&gateway.store, gateway.store.body(content, first, last)?),
+                    None => pieces(gateway, asked, stored, content, first, last)?,
                 },
                 _ => ResponseBody::empty(),
             };
@@ -166,6 +168,35 @@ fn part_of<U: Upstream>(
     };
     count(asked, &body);
     Some(answer(status, headers, body, how))
+}
+
+/// From pieces, of which some may be on the disk, or upstream.
+fn pieces<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Asked,
+    stored: &Arc<StoredResponse>,
+    content: &Body,
+    first: u64,
+    last: u64,
+) -> Option<ResponseBody> {
+    let in_slices = stored.in_slices && content.is(&stored.body);
+    if let Some(pieces) = (!in_slices || last - first < LARGE).then(|| gateway.store.body(content, first, last)).flatten() {
+        return Some(ResponseBody::stored(&gateway.store, pieces));
+    }
+    let source = in_slices.then(|| Box::new(Slices::new(gateway, asked, stored)))?;
+    Some(ResponseBody::sliced(SlicedBody::new(source, &gateway.store, content, first, last + 1)))
+}
+
+/// The slice that a hit would begin with, where that is not here and can be fetched: whoever asks for it learns before the head
+/// goes out whether upstream still has the same.
+pub fn missing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResponse) -> Option<u64> {
+    if !stored.in_slices || asked.method != Method::GET {
+        return None;
+    }
+    match select(asked, stored.status, &stored.headers, Some(stored.body.len())) {
+        Part::Bytes(_, Some((first, _))) => gateway.store.piece(&stored.body, first, first).is_none().then_some(first / SLICE),
+        _ => None,
+    }
 }
 
 fn count(asked: &Asked, body: &ResponseBody) {

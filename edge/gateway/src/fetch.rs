@@ -4,6 +4,7 @@ use crate::body::RequestBody;
 use crate::fields;
 use crate::fill::{Fill, FillHead};
 use crate::gateway::{Asked, Gateway, Tier, UpstreamRequest};
+use crate::slices::{self, LARGE, SLICE};
 use crate::upstream::{FetchError, Fetched, Upstream, UpstreamBody};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -11,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::storable::NotStorable;
-use tidegate_cache::{Freshness, VaryKey, cache_control, coding, field, storable, validation};
+use tidegate_cache::{Freshness, VaryKey, cache_control, coding, field, partial, range, storable, validation};
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, Revision, WallTime};
 use tidegate_store::StoredResponse;
@@ -76,6 +77,17 @@ pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method
     request
 }
 
+/// What of a response is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it: parts of it are this node's own business.
+    Whole,
+    /// The slice that the client's range begins in.
+    Slice(u64),
+    /// What the client asked for: it will not be shared.
+    AsAsked,
+}
+
 struct Received {
     fetched: Fetched,
     request_time: WallTime,
@@ -113,9 +125,10 @@ async fn lead<U: Upstream>(
     mut validating: Option<Validating>,
     relay: Option<oneshot::Sender<Relayed>>,
 ) -> Result<(), FetchError> {
+    let mut wanted = wanted(gateway, asked);
     loop {
         let conditions = validating.as_ref().map(|v| validation::conditions(&v.stored.headers)).unwrap_or_default();
-        let received = ask(gateway, asked, demand, end_to_end, &conditions).await?;
+        let mut received = ask(gateway, asked, demand, end_to_end, &conditions, wanted).await?;
         let status = received.fetched.response.status();
         if status == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
             let Some(v) = validating.take() else { return Err(FetchError::Broken) };
@@ -132,7 +145,53 @@ async fn lead<U: Upstream>(
         if is_server_error(status) && validating.as_ref().is_some_and(|v| v.or_stale) {
             return Err(FetchError::ServerError);
         }
-        return receive(gateway, asked, fill, received, relay).await;
+        let part = match wanted {
+            Wanted::Slice(slice) if status == StatusCode::PARTIAL_CONTENT => match as_whole(gateway, asked, &mut received, slice) {
+                Ok(part) => part,
+                Err(instead) => {
+                    wanted = instead;
+                    continue;
+                }
+            },
+            _ => None,
+        };
+        return receive(gateway, asked, fill, received, relay, part).await;
+    }
+}
+
+fn wanted<U: Upstream>(gateway: &Gateway<U>, asked: &Asked) -> Wanted {
+    match range::first(&asked.headers) {
+        Some(_) if gateway.store.is_passed(&asked.key) => Wanted::AsAsked,
+        Some(first) if gateway.store.gives_ranges(&asked.key) => Wanted::Slice(first / SLICE),
+        _ => Wanted::Whole,
+    }
+}
+
+/// Makes the head of a 206 that of the whole; returns the slice that it is one of, or `None` where it is all of it.
+///
+/// # Errors
+/// It cannot be kept: what to ask for instead.
+fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Received, slice: u64) -> Result<Option<u64>, Wanted> {
+    let response = &mut received.fetched.response;
+    let Some(length) = slices::of_slice(response.headers(), slice).filter(|_| partial::strong_validator(response.headers()).is_some())
+    else {
+        // Parts that nothing ties together, or others than were asked for.
+        gateway.store.takes_no_ranges(&asked.key);
+        return Err(Wanted::Whole);
+    };
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_RANGE);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    match may_store(asked, received, Some(length), asked.site.state.spec.cache.max_object) {
+        Ok(_) => Ok((length > SLICE).then_some(slice)),
+        Err(why) => {
+            if remembered(why) {
+                gateway.store.pass(&asked.key);
+            }
+            Err(Wanted::AsAsked)
+        }
     }
 }
 
@@ -147,8 +206,18 @@ async fn ask<U: Upstream>(
     demand: Revision,
     end_to_end: bool,
     conditions: &[(HeaderName, HeaderValue)],
+    wanted: Wanted,
 ) -> Result<Received, FetchError> {
     let mut request = upstream_request(gateway, asked, &Method::GET, true);
+    match wanted {
+        Wanted::Whole => {}
+        Wanted::Slice(slice) => drop(request.headers_mut().insert(header::RANGE, slices::range(slice))),
+        Wanted::AsAsked => {
+            for name in [header::RANGE, header::IF_RANGE] {
+                request.headers_mut().extend(asked.headers.get(&name).map(|v| (name, v.clone())));
+            }
+        }
+    }
     for (name, value) in conditions {
         request.headers_mut().insert(name.clone(), value.clone());
     }
@@ -195,7 +264,7 @@ pub fn keep_answer<U: Upstream>(
     let (relay, relayed) = oneshot::channel();
     let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
     tokio::task::spawn_local(async move {
-        if let Err(error) = receive(&gateway, &asked, &of_task, received, Some(relay)).await {
+        if let Err(error) = receive(&gateway, &asked, &of_task, received, Some(relay), None).await {
             of_task.fail(error);
         }
         gateway.fills.remove(&asked.key, &of_task);
@@ -272,15 +341,22 @@ async fn receive<U: Upstream>(
     fill: &Arc<Fill>,
     mut received: Received,
     relay: Option<oneshot::Sender<Relayed>>,
+    part: Option<u64>,
 ) -> Result<(), FetchError> {
     let status = received.fetched.response.status();
     let length = content_length(received.fetched.response.headers());
-    let most = asked.site.state.spec.cache.max_object.min(gateway.store.most_body());
+    let in_slices = part.is_some()
+        || (status == StatusCode::OK
+            && length.is_some_and(|l| l > LARGE)
+            && !received.fetched.close_delimited
+            && partial::takes_ranges(received.fetched.response.headers()));
+    let max_object = asked.site.state.spec.cache.max_object;
+    let most = if in_slices { max_object } else { max_object.min(gateway.store.most_body()) };
     let verdict = may_store(asked, &received, length, most);
     let vary = match verdict {
         Ok(vary) => vary,
         Err(why) => {
-            if remembered(why) {
+            if remembered(why) && status != StatusCode::RANGE_NOT_SATISFIABLE {
                 gateway.store.pass(&asked.key);
             }
             if let Some(relay) = relay {
@@ -303,16 +379,30 @@ async fn receive<U: Upstream>(
     let asked_at = asked_origin_at(&received);
     // Before the head wakes who waits for it.
     relay_cookies(relay, received.fetched.response.headers());
+    let finished = |body| {
+        let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
+        response.tags.clone_from(&head.tags);
+        response.asked_origin_at = asked_at;
+        response.codings = is_codable(gateway, asked, status, &head.headers, Some(response.body.len())).then(Arc::default);
+        Arc::new(response.with_clean_through(head.clean_through))
+    };
+    if let (true, Some(length)) = (in_slices, length) {
+        let (first, body) = (part.unwrap_or(0), gateway.store.begin_body(&asked.key, length));
+        let slice = slices::coming(gateway, &body, first, fill.begun);
+        let response = finished(body);
+        keep(gateway, asked, fill, &response);
+        fill.stored(Arc::clone(&response), Some(status));
+        gateway.fills.remove(&asked.key, fill);
+        let from = received.fetched.response.body_mut();
+        // Whoever reads it learns how it ends; what came whole is kept.
+        let _ = slices::take_in(gateway, asked, &response.body, first, slice, from, part.is_none()).await;
+        return Ok(());
+    }
     fill.head(Arc::clone(&head));
     if !stream(gateway, asked, fill, received.fetched.response.body_mut(), length, most).await? {
         return Ok(());
     }
-    let body = gateway.store.keep_body(&asked.key, &fill.done());
-    let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
-    response.tags.clone_from(&head.tags);
-    response.asked_origin_at = asked_at;
-    response.codings = is_codable(gateway, asked, status, &head.headers, Some(response.body.len())).then(Arc::default);
-    let response = Arc::new(response.with_clean_through(head.clean_through));
+    let response = finished(gateway.store.keep_body(&asked.key, &fill.done()));
     keep(gateway, asked, fill, &response);
     if let (Some(_), Some(coding)) = (&response.codings, asked.accepted.wanted().next()) {
         gateway.code(asked, &response, coding);

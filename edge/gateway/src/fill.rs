@@ -52,6 +52,8 @@ struct State {
     wakers: Vec<Waker>,
     /// Where each reader is; `None` for one that has gone.
     readers: Vec<Option<u64>>,
+    /// Somebody waits for it, or will.
+    wanted: bool,
     /// Too large to keep after all: what every reader has passed is released.
     passing: bool,
 }
@@ -83,6 +85,7 @@ impl Fill {
             done: false,
             wakers: Vec::new(),
             readers: Vec::new(),
+            wanted: false,
             passing: false,
         };
         Arc::new(Self { begun, begun_at, end_to_end, forgotten: AtomicBool::new(false), state: Mutex::new(state) })
@@ -164,6 +167,42 @@ impl Fill {
             Poll::Pending
         })
         .await
+    }
+
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Failed(_))
+    }
+
+    /// Somebody will read it.
+    pub fn want(&self) {
+        self.change(|s| s.wanted = true);
+    }
+
+    /// Until somebody wants it.
+    pub async fn wanted(&self) {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            if s.wanted {
+                return Poll::Ready(());
+            }
+            s.wait(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Until nobody reads it.
+    pub async fn unread(&self) {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            if s.readers.iter().all(Option::is_none) {
+                return Poll::Ready(());
+            }
+            s.wait(cx);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Where each reader is now.
@@ -272,7 +311,7 @@ impl FillReader {
             if let Some(slot) = s.readers.get_mut(self.number) {
                 *slot = to;
             }
-            if s.passing { std::mem::take(&mut s.wakers) } else { Vec::new() }
+            if s.passing || to.is_none() { std::mem::take(&mut s.wakers) } else { Vec::new() }
         };
         wakers.into_iter().for_each(Waker::wake);
     }

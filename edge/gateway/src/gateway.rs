@@ -9,6 +9,7 @@ use crate::fields;
 use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
 use crate::site::{Counters, Site};
+use crate::slices::{Slices, Source};
 use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
 use http::header::{ACCEPT_ENCODING, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -260,6 +261,16 @@ impl<U: Upstream> Gateway<U> {
         directives: &RequestDirectives,
         found: Found,
     ) -> Answering<Answer> {
+        if let Found::Fresh(stored) | Found::StaleWhileRevalidating(stored) = &found
+            && !directives.only_if_cached
+            && let Some(slice) = deliver::missing(self, &asked, stored)
+        {
+            if let Found::StaleWhileRevalidating(_) = found {
+                self.revalidate_behind(&asked, stored);
+            }
+            let (this, stored) = (Rc::clone(self), Arc::clone(stored));
+            return Answering::later(async move { this.complete(asked, stored, slice, moment.attachment).await });
+        }
         let (reason, validating) = match found {
             Found::Fresh(stored) => match self.hit(&asked, &stored, moment) {
                 Some(answer) => return Answering::now(answer),
@@ -381,7 +392,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// `None`: a piece of its body was evicted, and it is as if it were not there.
-    fn hit(&self, asked: &Asked, stored: &Arc<StoredResponse>, moment: Moment) -> Option<Answer> {
+    fn hit(self: &Rc<Self>, asked: &Asked, stored: &Arc<StoredResponse>, moment: Moment) -> Option<Answer> {
         let answer = deliver::hit(self, asked, stored, moment);
         match &answer {
             Some(answer) => {
@@ -391,6 +402,19 @@ impl<U: Upstream> Gateway<U> {
             None => self.store.drop_response(&asked.key, stored),
         }
         answer
+    }
+
+    /// From what is stored, and upstream for what of it is missing.
+    async fn complete(self: &Rc<Self>, asked: Asked, stored: Arc<StoredResponse>, slice: u64, attachment: Attachment) -> Answer {
+        let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(ForwardReason::Partial) };
+        match Slices::new(self, &asked, &stored).fill(slice).arrived().await {
+            Ok(_) => {
+                let status = CacheStatus { forward_status: Some(206), stored: true, ..status };
+                deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status))
+            }
+            Err(FetchError::Changed) => self.fetch(asked, None, ForwardReason::Partial, attachment).await,
+            Err(error) => self.failed(&asked, None, error, status),
+        }
     }
 
     /// What Cache-Status says while this node is cut off.
@@ -556,7 +580,7 @@ impl<U: Upstream> Gateway<U> {
         self.purged_before_arrival(asked, &field::tags(own.response.headers()), own.clean_through, None, arrival)
     }
 
-    fn failed(&self, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
+    fn failed(self: &Rc<Self>, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
         if let Some(v) = validating
             .filter(|v| v.or_stale && !matches!(self.standing(asked.site.name(), &v.stored), Standing::Purged | Standing::Unvouched))
         {
@@ -587,7 +611,7 @@ impl<U: Upstream> Gateway<U> {
 
     /// From a fill that this request alone began, and nobody joins.
     async fn answer_alone(
-        &self,
+        self: &Rc<Self>,
         asked: &Rc<Asked>,
         fill: Arc<Fill>,
         mut relayed: oneshot::Receiver<Relayed>,
@@ -603,7 +627,11 @@ impl<U: Upstream> Gateway<U> {
                 CacheStatus { collapsed: false, forward_status: Some(head.status.as_u16()), stored: true, ..status },
             )
             .with_cookies(relayed.try_recv().ok()),
-            Ok(Arrived::Stored(..)) => deliver::failed(self, FetchError::Broken, status),
+            Ok(Arrived::Stored(stored, by)) => {
+                let status = CacheStatus { collapsed: false, forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
+                let answer = deliver::stored(self, asked, &stored, status);
+                answer.unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status)).with_cookies(relayed.try_recv().ok())
+            }
             Ok(Arrived::Unshared) => match relayed.await {
                 Ok(Relayed::Whole(own)) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
                 _ => deliver::failed(self, FetchError::Broken, status),
@@ -614,11 +642,11 @@ impl<U: Upstream> Gateway<U> {
     /// Whether no cache on the way may answer a fetch from what it stored: an edge says so, or this node has held no lease
     /// since it started. It may have forgotten purges then that its earlier life acknowledged, so that what it takes has to be
     /// younger than itself.
-    fn past_caches(&self, asked: &Asked) -> bool {
+    pub(crate) fn past_caches(&self, asked: &Asked) -> bool {
         asked.end_to_end || (!self.lease.was_held() && !Bug::RestartedNodeTrustsShields.is_planted())
     }
 
-    fn new_fill(&self, demand: Revision, end_to_end: bool) -> Arc<Fill> {
+    pub(crate) fn new_fill(&self, demand: Revision, end_to_end: bool) -> Arc<Fill> {
         Fill::new(demand, self.clock.boot(), end_to_end)
     }
 
@@ -716,7 +744,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// What a fetch for this request has to have begun at or after.
-    fn demand(&self, asked: &Asked) -> Revision {
+    pub(crate) fn demand(&self, asked: &Asked) -> Revision {
         let own = self.ledger.borrow().demand(asked.site.name(), &asked.target);
         let incarnation = self.incarnation.get();
         match asked.demand.filter(|_| !Bug::DemandIgnored.is_planted()) {
@@ -759,7 +787,7 @@ impl MaxIndex for Revision {
 
 impl Asked {
     /// The same request once more, for work that goes on behind it.
-    fn again(&self) -> Self {
+    pub(crate) fn again(&self) -> Self {
         Self {
             site: Rc::clone(&self.site),
             method: Method::GET,

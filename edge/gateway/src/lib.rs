@@ -20,6 +20,7 @@ mod in_flight;
 mod intake;
 mod local;
 mod site;
+mod slices;
 #[cfg(test)]
 mod tests;
 mod upstream;

@@ -36,6 +36,8 @@ pub enum FetchError {
     Tls,
     #[error("the origin did not answer in time")]
     Timeout,
+    #[error("the origin has something else by now")]
+    Changed,
     #[error("the origin broke off or answered what is not HTTP")]
     Broken,
     #[error("every origin server is down")]
@@ -55,6 +57,7 @@ impl FetchError {
             Self::Resolve => "resolve",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
+            Self::Changed => "changed",
             Self::Broken => "broken",
             Self::Down => "down",
             Self::Private => "private",
@@ -64,7 +67,7 @@ impl FetchError {
 
     #[must_use]
     pub fn of_token(token: &str) -> Option<Self> {
-        [Self::Connect, Self::Resolve, Self::Tls, Self::Timeout, Self::Broken, Self::Down, Self::Private, Self::ServerError]
+        [Self::Connect, Self::Resolve, Self::Tls, Self::Timeout, Self::Changed, Self::Broken, Self::Down, Self::Private, Self::ServerError]
             .into_iter()
             .find(|e| e.token() == token)
     }

@@ -65,6 +65,7 @@ enum Entry {
 pub struct MemoryTier {
     entries: Cache<CacheKey, Entry>,
     passed: Cache<CacheKey, ()>,
+    whole: Cache<CacheKey, ()>,
     limit: u64,
     next_object: AtomicU64,
 }
@@ -102,6 +103,7 @@ impl MemoryTier {
         Self {
             entries: Cache::builder().max_capacity(limit).weigher(weigh).eviction_listener(|_, entry, _| leave(&entry)).build(),
             passed: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
+            whole: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
             limit,
             next_object: AtomicU64::new(first),
         }
@@ -142,13 +144,18 @@ impl MemoryTier {
             Ok([only]) => Body::Whole(only),
             Err(pieces) if pieces.is_empty() => Body::Whole(Bytes::new()),
             Err(pieces) => {
-                let object = self.next_object.fetch_add(1, Ordering::Relaxed);
+                let object = self.next_object();
                 for (n, piece) in (0u64..).zip(pieces) {
                     self.put_chunk(&CacheKey::chunk(object, n), piece);
                 }
                 Body::Chunked { object, length, on_disk: false }
             }
         }
+    }
+
+    /// The number of a body of several pieces.
+    pub fn next_object(&self) -> u64 {
+        self.next_object.fetch_add(1, Ordering::Relaxed)
     }
 
     pub fn put_chunk(&self, key: &CacheKey, piece: Bytes) {
@@ -255,6 +262,16 @@ impl MemoryTier {
     /// The origin's answer to this key was not storable: for a while its requests do not wait for one another.
     pub fn pass(&self, key: &CacheKey) {
         self.passed.insert(key.clone(), ());
+    }
+
+    /// Upstream gives no parts of what it has under this key: for a while it is not asked for any.
+    pub fn takes_no_ranges(&self, key: &CacheKey) {
+        self.whole.insert(key.clone(), ());
+    }
+
+    #[must_use]
+    pub fn gives_ranges(&self, key: &CacheKey) -> bool {
+        !self.whole.contains_key(key)
     }
 
     #[must_use]

@@ -185,28 +185,53 @@ impl Store {
         body
     }
 
+    /// A body of `length` bytes under `key` of which nothing is here yet: [`Store::keep_piece`] brings it, in any order.
+    #[must_use]
+    pub fn begin_body(&self, key: &CacheKey, length: u64) -> Body {
+        let on_disk = self.disk.as_ref().is_some_and(|d| d.tier.admits(key) && d.tier.has_room());
+        Body::Chunked { object: self.memory.next_object(), length, on_disk }
+    }
+
+    /// Keeps a piece of a body that is stored under `key`.
+    pub fn keep_piece(&self, key: &CacheKey, body: &Body, number: u64, piece: Bytes) {
+        let Body::Chunked { object, on_disk, .. } = body else { return };
+        if let Some(tier) = self.disk.as_ref().map(|d| &d.tier).filter(|tier| *on_disk && tier.has_room()) {
+            tier.put_chunk(key, *object, number, &piece);
+            self.wake_writer();
+        }
+        self.memory.put_chunk(&CacheKey::chunk(*object, number), piece);
+    }
+
     /// The bytes from `first` through `last` of a body; `None` where a piece is gone: the response is then of no use.
     #[must_use]
     pub fn body(&self, body: &Body, first: u64, last: u64) -> Option<Vec<Piece>> {
-        let (object, length) = match body {
-            Body::Whole(_) => return body.of_whole(first, last).map(|piece| vec![Piece::Here(piece)]),
-            Body::Chunked { object, length, .. } => (*object, *length),
-        };
-        if last >= length || first > last {
+        if let Body::Whole(_) = body {
+            return body.of_whole(first, last).map(|piece| vec![Piece::Here(piece)]);
+        }
+        if last >= body.len() || first > last {
             return None;
         }
         let chunk = CHUNK as u64;
-        let pieces = (first / chunk..=last / chunk).map(|n| {
-            let start = usize::try_from(first.saturating_sub(n * chunk)).ok()?;
-            let end = usize::try_from((last + 1 - n * chunk).min((length - n * chunk).min(chunk))).ok()?;
-            let key = CacheKey::chunk(object, n);
-            if let Some(piece) = self.memory.chunk(&key) {
-                return (start < end && end <= piece.len()).then(|| Piece::Here(piece.slice(start..end)));
-            }
-            let at = self.disk.as_ref()?.tier.find_chunk(object, n)?;
-            (start < end).then_some(Piece::OnDisk(DiskPiece { at, key, range: start..end }))
-        });
-        pieces.collect()
+        (first / chunk..=last / chunk).map(|n| self.piece(body, first.max(n * chunk), last)).collect()
+    }
+
+    /// What one piece of a body holds of the bytes from `first` through `last`, beginning with `first`; `None` where it is not here.
+    #[must_use]
+    pub fn piece(&self, body: &Body, first: u64, last: u64) -> Option<Piece> {
+        let (object, length) = match body {
+            Body::Whole(_) => return body.of_whole(first, last).map(Piece::Here),
+            Body::Chunked { object, length, .. } => (*object, *length),
+        };
+        let chunk = CHUNK as u64;
+        let n = first / chunk;
+        let start = usize::try_from(first % chunk).ok()?;
+        let end = usize::try_from((last + 1).min(length).min((n + 1) * chunk).checked_sub(n * chunk)?).ok()?;
+        let key = CacheKey::chunk(object, n);
+        if let Some(piece) = self.memory.chunk(&key) {
+            return (start < end && end <= piece.len()).then(|| Piece::Here(piece.slice(start..end)));
+        }
+        let at = self.disk.as_ref()?.tier.find_chunk(object, n)?;
+        (start < end).then_some(Piece::OnDisk(DiskPiece { at, key, range: start..end }))
     }
 
     /// Reads a part of a chunk, which is in memory then. It resolves to nothing where the disk failed.
@@ -290,6 +315,16 @@ impl Store {
     /// The origin's answer to this key was not storable: for a while its requests do not wait for one another.
     pub fn pass(&self, key: &CacheKey) {
         self.memory.pass(key);
+    }
+
+    /// Upstream gives no parts of what it has under this key: for a while it is not asked for any.
+    pub fn takes_no_ranges(&self, key: &CacheKey) {
+        self.memory.takes_no_ranges(key);
+    }
+
+    #[must_use]
+    pub fn gives_ranges(&self, key: &CacheKey) -> bool {
+        self.memory.gives_ranges(key)
     }
 
     #[must_use]

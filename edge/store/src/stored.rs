@@ -127,6 +127,8 @@ pub struct StoredResponse {
     clean_through: AtomicU64,
     /// When the origin was last asked about it end to end, if it was this node's own doing.
     pub asked_origin_at: Option<BootTime>,
+    /// Pieces of its body may be missing, and can be fetched by themselves.
+    pub in_slices: bool,
     /// It came from the disk tier: perhaps from an earlier life of this node, which knew of purges that this one does not.
     pub from_disk: bool,
     /// A newer one has taken its place.
@@ -168,6 +170,7 @@ impl StoredResponse {
     #[must_use]
     pub fn new(target: Target, status: StatusCode, headers: HeaderMap, vary: VaryKey, freshness: Freshness, body: Body) -> Self {
         let tags = tidegate_cache::field::tags(&headers);
+        let in_slices = matches!(body, Body::Chunked { .. }) && tidegate_cache::partial::takes_ranges(&headers);
         Self {
             target,
             status,
@@ -181,6 +184,7 @@ impl StoredResponse {
             begun: 0,
             clean_through: AtomicU64::new(0),
             asked_origin_at: None,
+            in_slices,
             from_disk: false,
             replaced: AtomicBool::new(false),
         }
@@ -203,6 +207,7 @@ impl StoredResponse {
             begun: self.begun,
             clean_through: AtomicU64::new(self.clean_through().index),
             asked_origin_at: self.asked_origin_at,
+            in_slices: self.in_slices,
             from_disk: self.from_disk,
             replaced: AtomicBool::new(false),
         }

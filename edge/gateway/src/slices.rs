@@ -1,0 +1,394 @@
+//! Large bodies, slice by slice: a range of one asks upstream for the slices that it lies in and no more, what has come is kept,
+//! and a body that broke off goes on where it ended. A strong validator ties the slices together (RFC 9111 section 3.4).
+//!
+//! What is missing of a stored response is no mistake here: it has not been asked for yet, or was evicted. Each slice that is on
+//! its way is a [`Fill`] of its own, which all who need it share.
+
+use crate::fetch;
+use crate::fill::{Fill, FillHead, FillReader, Joined};
+use crate::gateway::{Asked, Gateway};
+use crate::site::Counters;
+use crate::upstream::{FetchError, Upstream, UpstreamBody};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tidegate_cache::{CacheKey, Freshness, VaryKey, partial};
+use tidegate_control_types::Revision;
+use tidegate_store::{Body, CHUNK, Piece, Store, StoredResponse};
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+/// What upstream is asked for at once, in bytes: pieces as the store has them, and what one byte can cost at most.
+pub const SLICE: u64 = 4 * CHUNK as u64;
+/// Longer bodies are kept slice by slice, where upstream takes ranges, in bytes.
+pub const LARGE: u64 = 8 << 20;
+/// How long a body that comes by itself waits for somebody to want its next slice.
+const LINGER: Duration = Duration::from_secs(10);
+/// Slices that have come and are still held.
+const MOST_RECENT: usize = 8;
+/// A disk that takes longer for one piece has failed.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+
+/// The Range of a slice.
+pub fn range(slice: u64) -> HeaderValue {
+    let first = slice.saturating_mul(SLICE);
+    HeaderValue::from_str(&format!("bytes={first}-{}", first.saturating_add(SLICE - 1))).unwrap_or(HeaderValue::from_static("bytes=0-"))
+}
+
+/// The length of the whole, where the head of a 206 is that of this slice.
+pub fn of_slice(part: &HeaderMap, slice: u64) -> Option<u64> {
+    let (first, last, length) = partial::content_range(part)?;
+    let fits = first == slice.checked_mul(SLICE)? && last == (first + SLICE).min(length) - 1;
+    fits.then_some(length)
+}
+
+fn key(body: &Body, slice: u64) -> Option<CacheKey> {
+    if let Body::Chunked { object, .. } = body { Some(CacheKey::chunk(*object, slice)) } else { None }
+}
+
+/// Where the slices of one response come from that are not here.
+pub trait Source {
+    /// The slice on its way: somebody else's, or one that begins now.
+    fn fill(&self, slice: u64) -> Arc<Fill>;
+}
+
+pub struct Slices<U> {
+    gateway: Rc<Gateway<U>>,
+    asked: Rc<Asked>,
+    stored: Arc<StoredResponse>,
+}
+
+impl<U: Upstream> Slices<U> {
+    pub fn new(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>) -> Self {
+        Self { gateway: Rc::clone(gateway), asked: Rc::new(asked.again()), stored: Arc::clone(stored) }
+    }
+}
+
+impl<U: Upstream> Slices<U> {
+    /// Whether it came between the look for it and now; it is in `fill` then.
+    fn is_here(&self, slice: u64, fill: &Fill) -> bool {
+        let (store, body) = (&self.gateway.store, &self.stored.body);
+        let (first, end) = (slice * SLICE, ((slice + 1) * SLICE).min(body.len()));
+        let pieces = end.checked_sub(1).and_then(|last| store.body(body, first, last)).unwrap_or_default();
+        let here: Vec<_> = pieces.iter().filter_map(|p| if let Piece::Here(bytes) = p { Some(bytes) } else { None }).collect();
+        if here.is_empty() || here.len() < pieces.len() {
+            return false;
+        }
+        fill.head(Arc::new(head_of_slice(fill.begun, end - first)));
+        for bytes in here {
+            fill.push(bytes);
+        }
+        fill.done();
+        true
+    }
+}
+
+impl<U: Upstream> Source for Slices<U> {
+    fn fill(&self, slice: u64) -> Arc<Fill> {
+        let gateway = &self.gateway;
+        let (demand, end_to_end) = (gateway.demand(&self.asked), gateway.past_caches(&self.asked));
+        let new = || gateway.new_fill(demand, end_to_end);
+        let Some(key) = key(&self.stored.body, slice) else { return new() };
+        match gateway.fills.join(&key, |fill| !fill.has_failed(), new) {
+            Joined::Joined(fill) => {
+                fill.want();
+                fill
+            }
+            Joined::Began(fill) => {
+                fill.want();
+                if self.is_here(slice, &fill) {
+                    gateway.fills.remove(&key, &fill);
+                    return fill;
+                }
+                let (gateway, asked, stored, of_task) =
+                    (Rc::clone(gateway), Rc::clone(&self.asked), Arc::clone(&self.stored), Arc::clone(&fill));
+                tokio::task::spawn_local(async move {
+                    let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end);
+                    if let Err(error) = run.await {
+                        tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, slice, %error, "a slice failed");
+                        of_task.fail(error);
+                        gateway.fills.remove(&key, &of_task);
+                    }
+                });
+                fill
+            }
+        }
+    }
+}
+
+async fn fetch_slice<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Asked,
+    stored: &Arc<StoredResponse>,
+    slice: u64,
+    fill: &Arc<Fill>,
+    demand: Revision,
+    end_to_end: bool,
+) -> Result<(), FetchError> {
+    let mut request = fetch::upstream_request(gateway, asked, &Method::GET, true);
+    request.headers_mut().insert(header::RANGE, range(slice));
+    if let Some(validator) = partial::strong_validator(&stored.headers) {
+        request.headers_mut().insert(header::IF_RANGE, validator.clone());
+    }
+    Counters::add(&asked.site.counters.fetches, 1);
+    let mut fetched = gateway.upstream.fetch(request, gateway.fetch_to(asked, demand, end_to_end)).await?;
+    let (status, headers) = (fetched.response.status(), fetched.response.headers());
+    if status.is_server_error() {
+        return Err(FetchError::ServerError);
+    }
+    let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
+    if !is_part || !partial::is_part_of(&stored.headers, headers) {
+        if status == StatusCode::OK && partial::is_part_of(&stored.headers, headers) {
+            gateway.store.takes_no_ranges(&asked.key);
+        }
+        // What is here has no future: upstream has something else by now, or gives no parts of it.
+        gateway.store.drop_response(&asked.key, stored);
+        return Err(FetchError::Changed);
+    }
+    fill.head(Arc::new(head_of_slice(demand, SLICE.min(stored.body.len()))));
+    take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), fetched.response.body_mut(), false).await?;
+    // To its end, so that the connection is good for the next one.
+    let _ = fetched.response.body_mut().data().await;
+    Ok(())
+}
+
+/// For who waits until a slice has begun to come.
+fn head_of_slice(clean_through: Revision, length: u64) -> FillHead {
+    FillHead {
+        status: StatusCode::PARTIAL_CONTENT,
+        headers: HeaderMap::new(),
+        freshness: Freshness::default(),
+        tags: Vec::new(),
+        vary: VaryKey::default(),
+        clean_through,
+        length: Some(length),
+    }
+}
+
+/// Registers a slice that comes without having been asked for by itself.
+pub fn coming<U: Upstream>(gateway: &Gateway<U>, body: &Body, slice: u64, begun: Revision) -> Arc<Fill> {
+    let fill = gateway.new_fill(begun, false);
+    fill.head(Arc::new(head_of_slice(begun, SLICE)));
+    match key(body, slice) {
+        Some(key) => gateway.fills.add(&key, fill),
+        None => fill,
+    }
+}
+
+/// Takes a body in from the beginning of a slice. `on`: it goes on behind that slice, for as long as somebody wants the next one,
+/// and no reader of a slice that nobody holds any more is far behind.
+///
+/// # Errors
+/// It broke off; the slices that came whole before are kept.
+pub async fn take_in<U: Upstream>(
+    gateway: &Gateway<U>,
+    asked: &Asked,
+    body: &Body,
+    mut slice: u64,
+    mut fill: Arc<Fill>,
+    from: &mut UpstreamBody,
+    on: bool,
+) -> Result<(), FetchError> {
+    let slices = body.len().div_ceil(SLICE);
+    let mut rest = Bytes::new();
+    let mut recent = Recent { gateway, body, fills: VecDeque::new() };
+    let mut upcoming = VecDeque::new();
+    let ended = loop {
+        // Those who read the next slice ask for the one behind it already.
+        while on && upcoming.len() < 2 && slice + 1 + (upcoming.len() as u64) < slices {
+            upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.begun));
+        }
+        let whole = fill_slice(&fill, SLICE.min(body.len() - slice * SLICE), &mut rest, from).await;
+        match whole {
+            Err(error) => fill.fail(error),
+            Ok(()) => {
+                let first = slice * (SLICE / CHUNK as u64);
+                for (n, piece) in (first..).zip(fill.done()) {
+                    gateway.store.keep_piece(&asked.key, body, n, piece);
+                }
+            }
+        }
+        recent.fills.push_back((slice, fill));
+        let Some(next) = upcoming.pop_front() else { break whole };
+        recent.leave_all_but(MOST_RECENT, LINGER).await;
+        (slice, fill) = (slice + 1, next);
+        if whole.is_err() || tokio::time::timeout(LINGER, fill.wanted()).await.is_err() {
+            // Whoever came to these meanwhile asks for them by itself.
+            for (slice, fill) in (slice..).zip(std::iter::once(fill).chain(upcoming)) {
+                fill.fail(FetchError::Broken);
+                recent.fills.push_back((slice, fill));
+            }
+            break whole;
+        }
+    };
+    recent.leave_all_but(0, LINGER).await;
+    ended
+}
+
+/// Slices that came of late, for readers that are a little behind: what has just come may be in no tier yet, or in none any more.
+struct Recent<'a, U> {
+    gateway: &'a Gateway<U>,
+    body: &'a Body,
+    fills: VecDeque<(u64, Arc<Fill>)>,
+}
+
+impl<U: Upstream> Recent<'_, U> {
+    /// Lets go of the oldest, which readers of what is stored nowhere have to be done with, or to be so slow that they ask for it
+    /// by themselves.
+    async fn leave_all_but(&mut self, most: usize, within: Duration) {
+        let too_late = tokio::time::sleep(within);
+        tokio::pin!(too_late);
+        while self.fills.len() > most {
+            let Some((slice, fill)) = self.fills.pop_front() else { return };
+            let first = slice * SLICE;
+            if !fill.has_failed() && self.gateway.store.piece(self.body, first, first).is_none() {
+                tokio::select! {
+                    () = fill.unread() => {}
+                    () = &mut too_late => {}
+                }
+            }
+            if let Some(key) = key(self.body, slice) {
+                self.gateway.fills.remove(&key, &fill);
+            }
+        }
+    }
+}
+
+/// Fills one slice of `length` bytes; what comes on top is left in `rest`.
+async fn fill_slice(fill: &Fill, length: u64, rest: &mut Bytes, from: &mut UpstreamBody) -> Result<(), FetchError> {
+    let mut left = usize::try_from(length).unwrap_or(usize::MAX);
+    while left > 0 {
+        if rest.is_empty() {
+            *rest = from.data().await.ok_or(FetchError::Broken)??;
+            continue;
+        }
+        let now = rest.split_to(rest.len().min(left));
+        left -= now.len();
+        fill.push(&now);
+    }
+    Ok(())
+}
+
+/// A part of a body, of which pieces may have to be read from the disk or fetched.
+pub struct SlicedBody {
+    source: Box<dyn Source>,
+    store: Arc<Store>,
+    body: Body,
+    at: u64,
+    /// One past the last byte.
+    end: u64,
+    doing: Doing,
+    /// The slice after the one that comes now, asked for already.
+    ahead: Option<(u64, FillReader)>,
+    /// The slice that was asked for once more after it had failed.
+    again: Option<u64>,
+}
+
+enum Doing {
+    Nothing,
+    Reading(oneshot::Receiver<Bytes>, Pin<Box<Sleep>>),
+    Filling(FillReader),
+}
+
+impl SlicedBody {
+    #[must_use]
+    pub fn new(source: Box<dyn Source>, store: &Arc<Store>, body: &Body, first: u64, end: u64) -> Self {
+        let (store, body) = (Arc::clone(store), body.clone());
+        Self { source, store, body, at: first, end, doing: Doing::Nothing, ahead: None, again: None }
+    }
+
+    /// Bytes still to come.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.end.saturating_sub(self.at)
+    }
+
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
+        while self.left() > 0 {
+            let came = match &mut self.doing {
+                Doing::Nothing => self.begin(),
+                Doing::Reading(reading, too_late) => {
+                    let read = match Pin::new(reading).poll(cx) {
+                        Poll::Ready(read) => read.ok(),
+                        Poll::Pending => {
+                            ready!(too_late.as_mut().poll(cx));
+                            None
+                        }
+                    };
+                    // What the disk cannot give is fetched.
+                    self.doing = if read.is_some() { Doing::Nothing } else { self.fetch() };
+                    read
+                }
+                Doing::Filling(reader) => match ready!(reader.poll_data(cx)) {
+                    Some(Ok(bytes)) => Some(bytes),
+                    Some(Err(error)) => {
+                        if let Err(error) = self.try_again(error) {
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                        None
+                    }
+                    None => {
+                        self.doing = Doing::Nothing;
+                        None
+                    }
+                },
+            };
+            if let Some(bytes) = came.filter(|b| !b.is_empty()) {
+                self.at += bytes.len() as u64;
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// The next piece, where it is here; else whatever brings it is under way then.
+    fn begin(&mut self) -> Option<Bytes> {
+        self.ahead.take_if(|(slice, _)| *slice < self.at / SLICE);
+        match self.store.piece(&self.body, self.at, self.end - 1) {
+            Some(Piece::Here(bytes)) => return Some(bytes),
+            Some(Piece::OnDisk(piece)) => {
+                self.doing = Doing::Reading(self.store.read(piece), Box::pin(tokio::time::sleep(READ_WITHIN)));
+            }
+            None => self.doing = self.fetch(),
+        }
+        None
+    }
+
+    fn fetch(&mut self) -> Doing {
+        let slice = self.at / SLICE;
+        let reader = match self.ahead.take() {
+            Some((ahead, reader)) if ahead == slice && self.at == slice * SLICE => reader,
+            _ => self.reader(slice),
+        };
+        // The next one is on its way before it is needed.
+        let behind = (slice + 1) * SLICE;
+        if behind < self.end && self.store.piece(&self.body, behind, behind).is_none() {
+            self.ahead = Some((slice + 1, self.reader(slice + 1)));
+        }
+        Doing::Filling(reader)
+    }
+
+    /// Of what this body needs of a slice.
+    fn reader(&self, slice: u64) -> FillReader {
+        let (begin, behind) = (slice * SLICE, (slice + 1) * SLICE);
+        FillReader::new(self.source.fill(slice), self.at.max(begin) - begin, Some(self.end.min(behind) - begin))
+    }
+
+    /// A slice that breaks off is asked for once more, from where it ended for this reader.
+    fn try_again(&mut self, error: FetchError) -> Result<(), FetchError> {
+        let slice = self.at / SLICE;
+        if error == FetchError::Changed || self.again.replace(slice) == Some(slice) {
+            return Err(error);
+        }
+        self.ahead = None;
+        self.doing = self.fetch();
+        Ok(())
+    }
+}

@@ -1,0 +1,342 @@
+//! Large objects: only the slices that are asked for come from the origin, a strong validator ties them together, and what breaks
+//! off goes on. The origin's objects are as large as their path says, and every 16 bytes name their place and version.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::print_stdout)] // A test fails by panicking.
+
+mod support;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use support::network::{Network, Plan};
+use support::{Http, Numbers, Response, get, get_with, request_head, wait_for};
+
+const HOST: &str = "big.example";
+const MIB: u64 = 1 << 20;
+const SLICE: u64 = MIB;
+
+#[derive(Default)]
+struct State {
+    version: AtomicU64,
+    requests: AtomicU64,
+    sent: AtomicU64,
+    /// Connections break off after so many bytes of a body; 0: they do not.
+    breaks: AtomicU64,
+    /// Milliseconds between two pieces of a body.
+    slow: AtomicU64,
+}
+
+#[derive(Clone, Default)]
+struct Origin {
+    port: u16,
+    state: Arc<State>,
+}
+
+fn content(version: u64, first: u64, end: u64) -> Vec<u8> {
+    let mut all = Vec::with_capacity(usize::try_from(end - first).unwrap() + 32);
+    for n in first / 16..end.div_ceil(16) {
+        // `vvv-nnnnnnnnnnn`, in hexadecimal.
+        let mut block = *b"000-00000000000\n";
+        for (at, mut number) in [(2, version), (14, n)] {
+            let mut at: usize = at;
+            while number > 0 {
+                block[at] = b"0123456789abcdef"[usize::try_from(number % 16).unwrap()];
+                (number, at) = (number / 16, at - 1);
+            }
+        }
+        all.extend_from_slice(&block);
+    }
+    let skip = usize::try_from(first % 16).unwrap();
+    all.drain(..skip);
+    all.truncate(usize::try_from(end - first).unwrap());
+    all
+}
+
+impl Origin {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let origin = Self { port: listener.local_addr().unwrap().port(), state: Arc::default() };
+        let state = Arc::clone(&origin.state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let state = Arc::clone(&state);
+                std::thread::spawn(move || while answer(&stream, &state).is_some() {});
+            }
+        });
+        origin
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Requests and bytes of bodies since the last time.
+    fn gave(&self) -> (u64, u64) {
+        (self.state.requests.swap(0, Ordering::Relaxed), self.state.sent.swap(0, Ordering::Relaxed))
+    }
+
+    fn change(&self) -> u64 {
+        self.state.version.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// `/LENGTH/KIND/...`: `whole` takes no ranges, `weak` has a weak validator, `private` may not be shared, `ranges` is as it should be.
+fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
+    let head = request_head(&mut stream.try_clone().ok()?);
+    let path = head.split(' ').nth(1)?;
+    let (length, kind) = path[1..].split_once('/')?;
+    let (length, kind) = (length.parse::<u64>().ok()?, kind.split('/').next()?);
+    let field = |name: &str| {
+        let line = head.lines().find(|l| l.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let version = state.version.load(Ordering::Relaxed);
+    let etag = format!("{}\"v{version}\"", if kind == "weak" { "W/" } else { "" });
+    state.requests.fetch_add(1, Ordering::Relaxed);
+    let fields =
+        format!("ETag: {etag}\r\nCache-Control: {}\r\nSurrogate-Key: big\r\n", if kind == "private" { "private" } else { "max-age=1000" });
+    if field("if-none-match").is_some_and(|e| e == etag) {
+        write!(stream, "HTTP/1.1 304 Not Modified\r\n{fields}\r\n").ok()?;
+        return Some(());
+    }
+    let range = field("range").filter(|_| kind != "whole" && field("if-range").is_none_or(|e| e == etag));
+    let bounds = range.and_then(|r| {
+        let (first, last) = r.strip_prefix("bytes=")?.split_once('-')?;
+        let first = first.parse::<u64>().ok()?;
+        Some((first, last.parse::<u64>().map_or(length, |last| last + 1).min(length)))
+    });
+    let (status, first, end) = match bounds {
+        Some((first, _)) if first >= length => {
+            write!(stream, "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Range: bytes */{length}\r\nContent-Length: 0\r\n\r\n").ok()?;
+            return Some(());
+        }
+        Some((first, end)) => (format!("206 Partial Content\r\nContent-Range: bytes {first}-{}/{length}", end - 1), first, end),
+        None => ("200 OK".to_owned(), 0, length),
+    };
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\n{fields}\r\n", end - first).ok()?;
+    let breaks = state.breaks.load(Ordering::Relaxed);
+    let mut at = first;
+    while at < end {
+        let next = end.min(at + 64 * 1024);
+        if breaks > 0 && next - first > breaks {
+            stream.shutdown(std::net::Shutdown::Both).ok()?;
+            return None;
+        }
+        stream.write_all(&content(version, at, next)).ok()?;
+        state.sent.fetch_add(next - at, Ordering::Relaxed);
+        at = next;
+        std::thread::sleep(std::time::Duration::from_millis(state.slow.load(Ordering::Relaxed)));
+    }
+    Some(())
+}
+
+fn network(dir: &std::path::Path, origin: &Origin, shields: usize, edge_more: &str) -> Network {
+    let network = Network::planned(dir, Plan { lease: "1s", shields, edge_more, ..Plan::default() });
+    network.site("big", &format!("\"{HOST}\""), &origin.url(), "");
+    network
+}
+
+fn part(edge: SocketAddr, path: &str, range: &str) -> Response {
+    get_with(edge, HOST, path, &[("Range", &format!("bytes={range}"))])
+}
+
+/// A part that is right, to its last byte.
+fn right(edge: SocketAddr, path: &str, length: u64, first: u64, last: u64, version: u64) -> Response {
+    let answer = part(edge, path, &format!("{first}-{last}"));
+    assert_eq!(answer.status, 206, "{path} {first}-{last}: {}", answer.text());
+    assert_eq!(answer.header("content-range"), Some(&*format!("bytes {first}-{last}/{length}")));
+    assert!(answer.body == content(version, first, last + 1), "{path} {first}-{last}: wrong bytes");
+    answer
+}
+
+#[test]
+fn a_part_costs_its_slices_and_no_more() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    for shields in [0, 1] {
+        let folder = dir.path().join(shields.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let network = network(&folder, &origin, shields, "");
+        let edge = network.edges()[0].address();
+        origin.gave();
+        let length = 10u64 << 30;
+        let path = format!("/{length}/ranges/{shields}");
+        right(edge, &path, length, 5_000_000_000, 5_000_000_000, 0);
+        wait_for("the slice", || right(edge, &path, length, 5_000_000_000, 5_000_000_000, 0).is_hit().then_some(()));
+        let (requests, sent) = origin.gave();
+        assert_eq!(requests, 1);
+        println!("one byte of 10 GiB, {shields} shields: the origin gave {sent} bytes");
+        assert!(sent <= SLICE, "{sent}");
+        right(edge, &path, length, 4_999_900_000, 5_000_000_100, 0);
+        assert!(origin.gave().0 <= 1, "the slice before it, if that was needed");
+        wait_for("both", || right(edge, &path, length, 4_999_950_000, 5_000_000_050, 0).is_hit().then_some(()));
+        assert_eq!(origin.gave().0, 0, "it is here");
+        // The last bytes, of which nobody knew where they begin.
+        let end = part(edge, &path, "-10");
+        assert_eq!((end.status, end.header("content-range")), (206, Some(&*format!("bytes {}-{}/{length}", length - 10, length - 1))));
+        assert!(end.body == content(0, length - 10, length) && origin.gave().1 <= SLICE);
+        let beyond = part(edge, &path, &format!("{length}-"));
+        assert_eq!((beyond.status, beyond.header("content-range")), (416, Some(&*format!("bytes */{length}"))));
+        assert_eq!(origin.gave().0, 0, "its length is known");
+        // Unknown, and beyond its end.
+        let small = format!("/1000/ranges/{shields}");
+        assert_eq!(part(edge, &small, "5000000-").status, 416);
+        right(edge, &small, 1000, 10, 19, 0);
+        assert!(get(edge, HOST, &small).is_hit(), "a small one is here as a whole then");
+        // A whole one begins at once, and costs little to whoever turns away.
+        origin.gave();
+        let mut http = Http::connect(edge).unwrap();
+        http.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes()).unwrap();
+        let head = http.read_head().unwrap();
+        assert_eq!((head.status, head.header("content-length")), (200, Some(&*length.to_string())));
+        let mut begin = vec![0; 3_000_000];
+        http.read_exact(&mut begin);
+        assert!(begin == content(0, 0, 3_000_000));
+        drop(http);
+        let sent = wait_for("the origin to be left alone", || {
+            let before = origin.state.sent.load(Ordering::Relaxed);
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            (origin.state.sent.load(Ordering::Relaxed) == before).then_some(before)
+        });
+        println!("3 MB of 10 GiB, {shields} shields: the origin gave {sent} bytes");
+        assert!(sent < 64 * MIB, "{sent}");
+    }
+}
+
+#[test]
+fn a_body_larger_than_memory_is_one_fetch_for_all_and_stays_on_the_disk() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let mut network = network(dir.path(), &origin, 1, "disk = { path = \"{data}/cache\", size = \"256MiB\" }\nmemory = \"16MiB\"");
+    let edge = network.edges()[0].address();
+    let length = 40 * MIB;
+    let path = format!("/{length}/ranges/a");
+    origin.state.slow.store(1, Ordering::Relaxed);
+    let whole = content(0, 0, length);
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| assert!(get(edge, HOST, &path).body == whole));
+        }
+    });
+    let (requests, sent) = origin.gave();
+    println!("40 MiB for 20 clients at once: {requests} requests, {sent} bytes of the origin");
+    assert!(requests <= 4 && sent < length + 8 * MIB, "{requests} requests, {sent} bytes");
+    let edge = network.node("edge-1");
+    edge.signal("TERM");
+    assert_eq!(edge.process.as_mut().unwrap().ended(), 0);
+    edge.start();
+    let edge = edge.address();
+    wait_for("the edge", || Http::connect(edge).ok());
+    network.attached();
+    wait_for("the disk's index", || get(edge, HOST, &path).cache_status().contains("hit").then_some(()));
+    origin.gave();
+    assert!(get(edge, HOST, &path).body == whole);
+    let again = origin.gave().1;
+    println!("and after a restart: {again} bytes of the origin");
+    assert!(again < length / 2, "{again}");
+}
+
+#[test]
+fn what_breaks_off_goes_on_where_it_ended() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let network = network(dir.path(), &origin, 1, "");
+    let edge = network.edges()[0].address();
+    let length = 20 * MIB;
+    for (n, breaks) in [3_000_000, 1_500_000].into_iter().enumerate() {
+        origin.state.breaks.store(breaks, Ordering::Relaxed);
+        let answer = get(edge, HOST, &format!("/{length}/ranges/{n}"));
+        assert!(answer.status == 200 && answer.body == content(0, 0, length), "{} bytes", answer.body.len());
+        let (requests, sent) = origin.gave();
+        println!("20 MiB over connections that break after {breaks} bytes: {requests} requests, {sent} bytes");
+        assert!(requests > 1 && sent < 2 * length, "{sent}");
+    }
+}
+
+#[test]
+fn parts_of_two_versions_are_never_mixed() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let network = network(dir.path(), &origin, 1, "");
+    let edge = network.edges()[0].address();
+    let length = 12 * MIB;
+    let path = format!("/{length}/ranges/a");
+    right(edge, &path, length, 5 * MIB, 5 * MIB + 9, 0);
+    let new = origin.change();
+    // Another slice: what is here has no future.
+    right(edge, &path, length, 9 * MIB, 9 * MIB + 9, new);
+    right(edge, &path, length, 5 * MIB, 5 * MIB + 9, new);
+    let newer = origin.change();
+    for (version, path) in [(newer, path.clone()), (newer + 1, format!("/{length}/ranges/b"))] {
+        if version > newer {
+            right(edge, &path, length, 0, 9, newer);
+            origin.change();
+        }
+        // What has begun with a slice that is here, and goes on with one that cannot be had any more, breaks off for all to see.
+        match Http::connect(edge).unwrap().ask("GET", HOST, &path, &[]) {
+            Ok(whole) => assert!(whole.body == content(version, 0, length)),
+            Err(torn) => println!("{path}: {torn}"),
+        }
+        assert!(get(edge, HOST, &path).body == content(version, 0, length), "and the next one gets what is there now");
+    }
+    // A purge: the parts go with their response.
+    let newest = origin.change();
+    network.purge(&["tag", "big", "--site", "big"]);
+    right(edge, &path, length, 0, 9, newest);
+}
+
+#[test]
+fn without_ranges_or_a_strong_validator_an_object_is_fetched_whole() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let network = network(dir.path(), &origin, 0, "");
+    let edge = network.edges()[0].address();
+    let length = 3 * MIB;
+    for (kind, requests) in [("whole", 1), ("weak", 2)] {
+        let path = format!("/{length}/{kind}/a");
+        right(edge, &path, length, 2 * MIB, 2 * MIB + 9, 0);
+        assert_eq!(origin.gave().0, requests, "{kind}");
+        right(edge, &path, length, MIB, MIB + 9, 0);
+        assert_eq!(origin.gave().0, 0, "{kind}: it is here, or on its way");
+    }
+    // What may not be shared is asked for as the client asks.
+    let path = format!("/{length}/private/a");
+    origin.gave();
+    for n in 1..4 {
+        right(edge, &path, length, n * 100_000, n * 100_000 + 9, 0);
+    }
+    let (_, sent) = origin.gave();
+    assert!(sent < 2 * MIB, "{sent}");
+}
+
+/// Any parts in any order, while versions change and are purged.
+#[test]
+fn any_part_at_any_time_is_right() {
+    let seed = std::env::var("TIDEGATE_SEED").map_or(7, |s| s.parse().unwrap());
+    println!("TIDEGATE_SEED={seed}");
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let disk = "disk = { path = \"{data}/cache\", size = \"48MiB\" }\nmemory = \"8MiB\"";
+    let network = network(dir.path(), &origin, 1, disk);
+    let edge = network.edges()[0].address();
+    let mut numbers = Numbers(seed);
+    for round in 0..6u64 {
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                let seed = numbers.below(u64::MAX);
+                scope.spawn(move || {
+                    let mut numbers = Numbers(seed);
+                    for _ in 0..30 {
+                        let length = [900_000, 3 * MIB + 5, 14 * MIB][numbers.index(3)];
+                        let path = format!("/{length}/ranges/{}", numbers.below(3));
+                        let first = numbers.below(length);
+                        let most = if numbers.below(4) == 0 { 4 * MIB } else { 1000 };
+                        let last = (first + numbers.below(most)).min(length - 1);
+                        if numbers.below(12) == 0 {
+                            assert!(get(edge, HOST, &path).body == content(round, 0, length), "{path}");
+                        } else {
+                            right(edge, &path, length, first, last, round);
+                        }
+                    }
+                });
+            }
+        });
+        origin.change();
+        network.purge(&["site", "big"]);
+    }
+}
