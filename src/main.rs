@@ -41,6 +41,8 @@ enum Command {
     /// Tokens for the API, and join tokens for nodes
     #[command(subcommand)]
     Token(commands::token::Token),
+    /// What each node holds for a URL, and what it would do with a request for it
+    Explain(commands::explain::Explain),
     /// The network as a whole
     Status(commands::status::Status),
     /// Who did what, newest first
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Purge(c) => c.run(),
         Command::Node(c) => c.run(),
         Command::Token(c) => c.run(),
+        Command::Explain(c) => c.run(),
         Command::Status(c) => c.run(),
         Command::Audit(c) => c.run(),
         Command::Completions { shell } => {

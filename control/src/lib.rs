@@ -14,6 +14,7 @@ pub mod heard;
 mod init;
 mod peers;
 pub mod purge;
+mod questions;
 pub mod raft;
 mod run;
 pub mod settings;

@@ -4,7 +4,7 @@ use crate::heard::Relayed;
 use crate::raft::{Driver, DriverSettings, RedbDisk};
 use crate::settings::ControlSettings;
 use crate::shared::Control;
-use crate::{ControlError, api, duties, enrol, init, peers, watch};
+use crate::{ControlError, api, duties, enrol, init, peers, questions, watch};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
+use tidegate_control_types::explain::Question;
 use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::full;
@@ -226,7 +227,7 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
-        ("/raft" | "/lease" | "/relay", Some(Role::Control), Some(who)) => {
+        ("/raft" | "/lease" | "/relay" | "/explain", Some(Role::Control), Some(who)) => {
             let known = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_none());
             if known { control_request(&control, &path, request).await } else { plain(StatusCode::GONE, "removed") }
         }
@@ -301,6 +302,13 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
                 Ok(grant) => plain(StatusCode::OK, wire::encode(&grant)),
                 Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
             },
+            Err(e) => bad(e.to_string()),
+        },
+        "/explain" => match wire::decode::<Question>(&bytes) {
+            Ok(question) => {
+                let answers = questions::ask_here(control, &question, questions::within()).await;
+                plain(StatusCode::OK, wire::encode(&answers))
+            }
             Err(e) => bad(e.to_string()),
         },
         _ => match wire::decode::<Relayed>(&bytes) {

@@ -4,6 +4,7 @@ use crate::ControlError;
 use crate::feed;
 use crate::heard::Heard;
 use crate::peers::Peers;
+use crate::questions::Questions;
 use crate::raft::{Disk, Done, Driver, Input, Leadership, Members, NotDone, Output, Shared, Ticket};
 use crate::settings::ControlSettings;
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub enum Broadcast {
         through: u64,
         frame: Bytes,
     },
+    /// For every node, as a frame.
+    Question(Bytes),
     /// The state came as a whole: whoever watches has to be caught up anew.
     Restored,
 }
@@ -65,6 +68,7 @@ pub struct Control {
     /// Locked after the leadership, where both are.
     pub heard: Mutex<Heard>,
     pub relay: tokio::sync::Notify,
+    pub questions: Questions,
     /// Why the driver ended, if it failed.
     pub failed: watch::Sender<Option<String>>,
     generation: AtomicU64,
@@ -118,6 +122,7 @@ impl Control {
             broadcast: broadcast::channel(MOST_BEHIND).0,
             heard: Mutex::default(),
             relay: tokio::sync::Notify::new(),
+            questions: Questions::default(),
             failed: watch::channel(None).0,
             generation: AtomicU64::new(0),
             settings,

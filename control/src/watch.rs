@@ -87,6 +87,11 @@ impl Session {
                             send(&mut out, frame).await?;
                         }
                     }
+                    Ok(Broadcast::Question(frame)) => {
+                        if feed.is_some() {
+                            send(&mut out, frame).await?;
+                        }
+                    }
                     Ok(Broadcast::Restored) | Err(broadcast::error::RecvError::Lagged(_)) => {
                         let missed = feed.as_mut().map(|f| f.again(&self.control.raft.state.read(), &|c| self.control.unsealed(c)));
                         if let Some(missed) = missed {
@@ -124,6 +129,7 @@ impl Session {
                 self.control.note_change();
                 return Err("the node has ended".into());
             }
+            FromNode::Explained { number, explained } => self.control.questions.answered(number, &self.name, *explained),
             FromNode::Report(report) => reported(&self.control, &self.name, report),
             FromNode::AskLease { asking } => {
                 let (control, name, leases) = (Arc::clone(&self.control), self.name.clone(), leases.clone());

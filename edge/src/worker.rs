@@ -24,7 +24,7 @@ use tidegate_control_types::{BootTime, Clock};
 use tidegate_gateway::{Accepted, AllCounters, Answer, Answering, Asked, Caches, Gateway, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
-use tidegate_node::workers::{Delivery, Inbox};
+use tidegate_node::workers::{Delivery, Inbox, ToWorker};
 use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginUpstream};
 use tokio::sync::watch;
 
@@ -107,7 +107,7 @@ pub async fn run(
         tokio::select! {
             biased;
             delivery = inbox.recv() => match delivery {
-                Some(delivery) => worker.apply(delivery),
+                Some(message) => worker.hear(message),
                 None => break,
             },
             ready = begun.wait_for(|b| *b), if waiting.is_some() => {
@@ -175,6 +175,21 @@ impl Drop for Open {
 }
 
 impl Worker {
+    fn hear(&self, message: ToWorker) {
+        match message {
+            ToWorker::Update(delivery) => self.apply(delivery),
+            ToWorker::Explain(question, reply) => {
+                let routes = Rc::clone(&self.routes.borrow());
+                let Some(site) = routes.find(&question.host).cloned() else {
+                    let _ = reply.send(tidegate_gateway::unknown(&self.gateway, &question));
+                    return;
+                };
+                let explain = Rc::clone(&self.gateway).explain(Asked::of_question(&question, site));
+                tokio::task::spawn_local(async move { reply.send(explain.await) });
+            }
+        }
+    }
+
     fn apply(&self, delivery: Delivery) {
         let u = &delivery.update;
         self.gateway.apply(u.revision, u.fresh, u.floor, &u.entries, &|name| u.network.sites.get(name).map(Arc::clone));
@@ -207,7 +222,7 @@ impl Worker {
             tokio::select! {
                 () = &mut limit => return,
                 _ = look.tick() => {}
-                Some(delivery) = inbox.recv() => self.apply(delivery),
+                Some(message) = inbox.recv() => self.hear(message),
             }
         }
     }

@@ -17,7 +17,7 @@ use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, Local, RequestBody, ResponseBody, Site, fields};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
-use tidegate_node::workers::{Delivery, Inbox};
+use tidegate_node::workers::{Delivery, Inbox, ToWorker};
 use tidegate_upstream::OriginUpstream;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -49,7 +49,7 @@ pub async fn run(worker: Rc<Worker>, listeners: Vec<std::net::TcpListener>, mut 
         tokio::select! {
             biased;
             delivery = inbox.recv() => match delivery {
-                Some(delivery) => worker.apply(delivery),
+                Some(message) => worker.hear(message),
                 None => break,
             },
             ready = begun.wait_for(|b| *b), if waiting.is_some() => {
@@ -73,7 +73,7 @@ pub async fn run(worker: Rc<Worker>, listeners: Vec<std::net::TcpListener>, mut 
         tokio::select! {
             () = &mut limit => return,
             () = tokio::time::sleep(Duration::from_millis(10)) => {}
-            Some(delivery) = inbox.recv() => worker.apply(delivery),
+            Some(message) = inbox.recv() => worker.hear(message),
         }
     }
 }
@@ -138,6 +138,21 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
 }
 
 impl Worker {
+    fn hear(&self, message: ToWorker) {
+        match message {
+            ToWorker::Update(delivery) => self.apply(delivery),
+            ToWorker::Explain(question, reply) => {
+                let sites = Rc::clone(&self.sites.borrow());
+                let Some(site) = sites.get(question.site.as_str()).cloned() else {
+                    let _ = reply.send(tidegate_gateway::unknown(&self.gateway, &question));
+                    return;
+                };
+                let explain = Rc::clone(&self.gateway).explain(Asked::of_question(&question, site));
+                tokio::task::spawn_local(async move { reply.send(explain.await) });
+            }
+        }
+    }
+
     fn apply(&self, delivery: Delivery) {
         let u = &delivery.update;
         self.gateway.apply(u.revision, u.fresh, u.floor, &u.entries, &|name| u.network.sites.get(name).map(Arc::clone));

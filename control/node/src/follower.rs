@@ -8,6 +8,7 @@ use crate::VERSION;
 use crate::network::{Network, Update};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::explain::Question;
 use tidegate_control_types::lease::NodeLease;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, FromNode, ToNode, WallTime};
@@ -34,6 +35,8 @@ pub enum Heard {
     Step(Arc<Update>),
     /// The operator removed this node.
     Removed { removal: u64 },
+    /// To be answered when that can be.
+    Explain { number: u64, question: Box<Question> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +81,7 @@ impl Follower {
     /// The control node does not keep to the order; the connection is of no use.
     pub fn hear(&mut self, message: ToNode, heard: WallTime) -> Result<Heard, OutOfTurn> {
         let update = match message {
+            ToNode::Explain { number, question } => return Ok(Heard::Explain { number, question }),
             ToNode::Removed { removal } => {
                 self.lease = NodeLease::default();
                 return Ok(Heard::Removed { removal });

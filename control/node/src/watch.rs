@@ -13,13 +13,16 @@ use std::time::Duration;
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{Clock, FromNode, NodeReport, ToNode};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Purges alone are written to disk at most this often; configuration always before it is acknowledged.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// How long a node that was removed waits for the control plane to hear that it has ended.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Answers to questions that wait to be sent.
+const MOST_ANSWERS: usize = 16;
 
 /// What a watching node shares with the rest of its process.
 pub struct Watched {
@@ -160,6 +163,7 @@ impl<C: ControlPlane> Watcher<C> {
     }
 
     async fn talk(&mut self, mut stream: C::Stream, follower: &mut Follower, backoff: &mut Backoff) -> NotWatching {
+        let (answers, mut explained) = mpsc::channel(MOST_ANSWERS);
         let mut ask_again_after = follower.ask_again_after();
         let mut ask = tokio::time::interval(ask_again_after);
         let mut report = tokio::time::interval(REPORT_EVERY);
@@ -179,8 +183,9 @@ impl<C: ControlPlane> Watcher<C> {
                     self.save();
                     Ok(())
                 }
+                Some(answer) = explained.recv() => stream.say(&answer).await.map_err(NotWatching::from),
                 message = stream.next() => match message {
-                    Ok(message) => self.hear(message, follower, &mut stream, backoff).await,
+                    Ok(message) => self.hear(message, follower, &mut stream, backoff, &answers).await,
                     Err(e) => Err(e.into()),
                 },
             };
@@ -200,6 +205,7 @@ impl<C: ControlPlane> Watcher<C> {
         follower: &mut Follower,
         stream: &mut C::Stream,
         backoff: &mut Backoff,
+        answers: &mpsc::Sender<FromNode>,
     ) -> Result<(), NotWatching> {
         if matches!(message, ToNode::CatchUp { .. }) {
             backoff.reset();
@@ -208,6 +214,15 @@ impl<C: ControlPlane> Watcher<C> {
         self.publish(follower);
         let update = match heard {
             Ok(Heard::Lease) => return Ok(()),
+            Ok(Heard::Explain { number, question }) => {
+                let (workers, answers) = (self.workers.clone(), answers.clone());
+                tokio::spawn(async move {
+                    if let Some(explained) = workers.explain(question).await {
+                        let _ = answers.try_send(FromNode::Explained { number, explained: Box::new(explained) });
+                    }
+                });
+                return Ok(());
+            }
             Ok(Heard::Removed { removal }) => {
                 // Before the control plane hears so nothing is answered any more, by this process or a later one.
                 if !self.end() {

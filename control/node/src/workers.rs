@@ -7,6 +7,8 @@ use crate::network::Update;
 use std::future::Future;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
+use tidegate_control_types::explain::{Explained, Question};
 use tidegate_control_types::planted::Bug;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -17,15 +19,21 @@ pub struct Delivery {
     pub applied: oneshot::Sender<()>,
 }
 
-pub type Inbox = mpsc::UnboundedReceiver<Delivery>;
+/// What comes to a worker beside its clients.
+pub enum ToWorker {
+    Update(Delivery),
+    Explain(Box<Question>, oneshot::Sender<Explained>),
+}
+
+pub type Inbox = mpsc::UnboundedReceiver<ToWorker>;
 
 /// The ways to all workers.
 #[derive(Clone, Default)]
-pub struct Outbox(Vec<mpsc::UnboundedSender<Delivery>>);
+pub struct Outbox(Vec<mpsc::UnboundedSender<ToWorker>>);
 
 impl Outbox {
     #[must_use]
-    pub fn new(workers: Vec<mpsc::UnboundedSender<Delivery>>) -> Self {
+    pub fn new(workers: Vec<mpsc::UnboundedSender<ToWorker>>) -> Self {
         Self(workers)
     }
 
@@ -34,7 +42,7 @@ impl Outbox {
     pub async fn deliver(&self, update: &Arc<Update>) {
         let sent = self.0.iter().filter_map(|worker| {
             let (applied, done) = oneshot::channel();
-            worker.send(Delivery { update: Arc::clone(update), applied }).ok().map(|()| done)
+            worker.send(ToWorker::Update(Delivery { update: Arc::clone(update), applied })).ok().map(|()| done)
         });
         let waiting: Vec<_> = sent.collect();
         for done in waiting {
@@ -45,6 +53,24 @@ impl Outbox {
         }
     }
 }
+
+impl Outbox {
+    /// What a worker that runs says of a request; `None`: none runs, or it takes too long.
+    pub async fn explain(&self, question: Box<Question>) -> Option<Explained> {
+        let (reply, replied) = oneshot::channel();
+        let mut asked = ToWorker::Explain(question, reply);
+        for worker in &self.0 {
+            match worker.send(asked) {
+                Ok(()) => return tokio::time::timeout(EXPLAINS_WITHIN, replied).await.ok()?.ok(),
+                Err(mpsc::error::SendError(back)) => asked = back,
+            }
+        }
+        None
+    }
+}
+
+/// It may have to read from a disk.
+const EXPLAINS_WITHIN: Duration = Duration::from_secs(2);
 
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,

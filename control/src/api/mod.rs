@@ -1,6 +1,7 @@
 //! The HTTP API: JSON under `/v1`, bearer tokens, errors as RFC 9457 problem details. Any control node answers: one that
 //! does not lead hands the request to the leader.
 
+mod explain;
 mod nodes;
 mod purges;
 mod sites;
@@ -54,6 +55,7 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/sites/{name}", get(sites::show).put(sites::put).delete(sites::remove))
         .route("/v1/sites/{name}/versions", get(sites::versions))
         .route("/v1/sites/{name}/rollback", post(sites::rollback))
+        .route("/v1/explain", post(explain::explain))
         .route("/v1/purges", post(purges::purge))
         .route("/v1/purges/{index}", get(purges::receipt))
         .route("/v1/nodes", get(nodes::list))

@@ -1,5 +1,6 @@
 //! The documents of the HTTP API, as the server writes and the client reads them.
 
+use crate::explain::Explained;
 use crate::purge::PurgeType;
 use crate::site::SiteSpec;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,30 @@ pub struct PurgeRequest {
     pub site: Option<String>,
     #[serde(default)]
     pub soft: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    pub url: String,
+    /// Fields of the request: names and values.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExplainView {
+    pub site: String,
+    pub nodes: Vec<NodeExplained>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeExplained {
+    pub name: String,
+    pub role: String,
+    pub region: String,
+    /// `null` where the node gave no answer in time.
+    pub explained: Option<Explained>,
 }
 
 /// A purge and how far it has come: the answer to the purge and, later, its receipt.

@@ -1,6 +1,7 @@
 //! What control nodes and cache nodes say to each other on the watch stream: a node's hello, then what it missed,
 //! then every entry as it is applied; acknowledgements and askings for a lease the other way.
 
+use crate::explain::{Explained, Question};
 use crate::lease::Grant;
 use crate::name::{NodeName, SiteName};
 use crate::node::{NodeReport, NodeState};
@@ -86,6 +87,11 @@ pub enum ToNode {
     Removed {
         removal: u64,
     },
+    /// What would it do with such a request?
+    Explain {
+        number: u64,
+        question: Box<Question>,
+    },
 }
 
 /// Cache node to control node.
@@ -110,5 +116,9 @@ pub enum FromNode {
     /// It was told of its removal by the entry at this index, and answers nothing any more, whatever becomes of its process.
     Ended {
         removal: u64,
+    },
+    Explained {
+        number: u64,
+        explained: Box<Explained>,
     },
 }

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod command;
 pub mod event;
+pub mod explain;
 pub mod fleet;
 pub mod lease;
 pub mod name;

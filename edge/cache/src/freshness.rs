@@ -23,11 +23,26 @@ pub struct FreshnessDefaults {
     pub stale_if_error: u64,
 }
 
+/// What a freshness lifetime comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LifetimeBy {
+    SMaxage,
+    MaxAge,
+    /// A field for caches of this kind alone (RFC 9213).
+    Targeted,
+    Expires,
+    Site,
+    LastModified,
+    #[default]
+    Nothing,
+}
+
 /// All that decides, at any later time, how old a stored response is and whether it is fresh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freshness {
     /// Freshness lifetime in whole seconds (section 4.2.1).
     pub lifetime: u64,
+    pub by: LifetimeBy,
     /// `corrected_initial_age` in seconds (section 4.2.3), at `response_time`.
     pub initial_age: u64,
     pub response_time: WallTime,
@@ -50,8 +65,10 @@ impl Freshness {
         defaults: FreshnessDefaults,
     ) -> Self {
         let date = field::date(headers, &DATE);
+        let (lifetime, by) = lifetime(status, headers, said, date.unwrap_or(response_time.as_secs()), defaults.ttl);
         Self {
-            lifetime: lifetime(status, headers, said, date.unwrap_or(response_time.as_secs()), defaults.ttl),
+            lifetime,
+            by,
             initial_age: initial_age(headers, date, request_time, response_time),
             response_time,
             stale_while_revalidate: said.stale_while_revalidate.unwrap_or(defaults.stale_while_revalidate),
@@ -77,23 +94,27 @@ impl Freshness {
 }
 
 /// Section 4.2.1.
-fn lifetime(status: StatusCode, headers: &HeaderMap, said: &ResponseDirectives, date: u64, default_ttl: Option<u64>) -> u64 {
-    if let Some(seconds) = said.s_maxage.or(said.max_age) {
-        return seconds;
+fn lifetime(status: StatusCode, headers: &HeaderMap, said: &ResponseDirectives, date: u64, default_ttl: Option<u64>) -> (u64, LifetimeBy) {
+    let untargeted = |by| if said.targeted { LifetimeBy::Targeted } else { by };
+    if let Some(seconds) = said.s_maxage {
+        return (seconds, untargeted(LifetimeBy::SMaxage));
+    }
+    if let Some(seconds) = said.max_age {
+        return (seconds, untargeted(LifetimeBy::MaxAge));
     }
     if !said.targeted && headers.contains_key(EXPIRES) {
         // An unreadable Expires, "0" among them, is in the past (section 5.3).
-        return field::date(headers, &EXPIRES).map_or(0, |at| at.saturating_sub(date));
+        return (field::date(headers, &EXPIRES).map_or(0, |at| at.saturating_sub(date)), LifetimeBy::Expires);
     }
     if !(heuristically_cacheable(status) || said.public) {
-        return 0;
+        return (0, LifetimeBy::Nothing);
     }
     if let Some(seconds) = default_ttl {
-        return seconds;
+        return (seconds, LifetimeBy::Site);
     }
     // Section 4.2.2: a tenth of the time since it changed last.
     let changed = field::date(headers, &LAST_MODIFIED);
-    changed.map_or(0, |at| (date.saturating_sub(at) / 10).min(MOST_HEURISTIC))
+    changed.map_or((0, LifetimeBy::Nothing), |at| ((date.saturating_sub(at) / 10).min(MOST_HEURISTIC), LifetimeBy::LastModified))
 }
 
 /// Section 4.2.3, at the time of the response.

@@ -82,6 +82,7 @@ mod tests {
 
     const FRESH: Freshness = Freshness {
         lifetime: 10,
+        by: crate::freshness::LifetimeBy::MaxAge,
         initial_age: 0,
         response_time: WallTime(0),
         stale_while_revalidate: 0,

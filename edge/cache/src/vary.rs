@@ -52,6 +52,11 @@ impl VaryKey {
         }
     }
 
+    /// The fields, with their values in the form in which they are compared.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.varied.iter().map(|(name, value)| (&**name, value.as_deref()))
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.varied.is_empty()

@@ -304,7 +304,7 @@ impl<U: Upstream> Gateway<U> {
 
     /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse,
     /// because its site says so or because it was removed.
-    fn moment(&self, site: &Site) -> Option<Moment> {
+    pub(crate) fn moment(&self, site: &Site) -> Option<Moment> {
         let boot = self.clock.boot();
         let attachment = if self.lease.attached(boot) {
             Attachment::Attached
@@ -342,7 +342,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// What the disk holds of a key, in memory now.
-    async fn load(&self, key: &CacheKey) -> Option<Arc<Variants>> {
+    pub(crate) async fn load(&self, key: &CacheKey) -> Option<Arc<Variants>> {
         let loaded = self.store.load(key)?;
         tokio::time::timeout(LOAD_WITHIN, loaded).await.ok()?.ok()
     }
@@ -351,13 +351,7 @@ impl<U: Upstream> Gateway<U> {
         let Some(variants) = variants else { return Found::Nothing(ForwardReason::UriMiss) };
         let Some(stored) = variants.select(&asked.headers) else { return Found::Nothing(ForwardReason::VaryMiss) };
         let standing = self.standing(asked.site.name(), stored);
-        let attachment = match moment.attachment {
-            Attachment::AloneRevalidating { .. } => {
-                let confirmed = stored.asked_origin_at.is_some_and(|at| moment.boot.since(at) < CONFIRMED_FOR);
-                Attachment::AloneRevalidating { confirmed }
-            }
-            other => other,
-        };
+        let attachment = self.attachment(moment, stored);
         match reuse::decide(&stored.freshness, directives, standing, attachment, moment.wall) {
             Reuse::Fresh => Found::Fresh(Arc::clone(stored)),
             Reuse::StaleWhileRevalidating => Found::StaleWhileRevalidating(Arc::clone(stored)),
@@ -369,6 +363,17 @@ impl<U: Upstream> Gateway<U> {
                 self.store.drop_response(&asked.key, stored);
                 Found::Nothing(ForwardReason::Miss)
             }
+        }
+    }
+
+    /// How this node stands to the control plane, for one response.
+    pub(crate) fn attachment(&self, moment: Moment, stored: &StoredResponse) -> Attachment {
+        match moment.attachment {
+            Attachment::AloneRevalidating { .. } => {
+                let confirmed = stored.asked_origin_at.is_some_and(|at| moment.boot.since(at) < CONFIRMED_FOR);
+                Attachment::AloneRevalidating { confirmed }
+            }
+            other => other,
         }
     }
 

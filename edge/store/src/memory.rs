@@ -45,6 +45,11 @@ impl Variants {
         self.list.iter().find(|r| r.vary.matches(request))
     }
 
+    /// The newest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<StoredResponse>> {
+        self.list.iter()
+    }
+
     /// These have left the store, for others or for none: whoever still holds them must look again.
     #[must_use]
     pub fn have_left(&self) -> bool {

@@ -19,7 +19,7 @@ use tidegate_control_types::{Clock, FromNode, NodeName, NodeReport, Role, ToNode
 use tidegate_gateway::store::Tier as DiskTier;
 use tidegate_gateway::{Accepted, Answer, Answering, Asked, Caches, Counters, Fills, Gateway, Node, RequestBody, Site, Store, Tier};
 use tidegate_node::watch::{ControlPlane, NotWatching, Saved, WatchStream, Watched, Watcher};
-use tidegate_node::workers::{Delivery, Outbox};
+use tidegate_node::workers::{Outbox, ToWorker};
 use tidegate_node::{Network, NodeError, Update};
 use tidegate_upstream::{EdgeUpstream, Shield, Shields};
 use tokio::sync::{mpsc, oneshot};
@@ -214,8 +214,10 @@ impl Drop for SimStream {
 }
 
 /// Takes updates in one after the other, each after a moment of its own.
-async fn work(gateway: Rc<Tiered>, sites: Sites, mut inbox: mpsc::UnboundedReceiver<Delivery>, mut numbers: fastrand::Rng) {
-    while let Some(delivery) = inbox.recv().await {
+async fn work(gateway: Rc<Tiered>, sites: Sites, mut inbox: mpsc::UnboundedReceiver<ToWorker>, mut numbers: fastrand::Rng) {
+    while let Some(message) = inbox.recv().await {
+        // Nobody asks for explanations here.
+        let ToWorker::Update(delivery) = message else { continue };
         if numbers.u8(0..4) == 0 {
             tokio::time::sleep(Duration::from_millis(numbers.u64(1..60))).await;
         }

@@ -566,7 +566,7 @@ impl World {
         let Some(control) = self.control(host) else { return };
         let Some(node) = control.sessions.get(&id).map(|s| s.node.clone()) else { return };
         match message {
-            FromNode::Hello { .. } | FromNode::Report(_) => {}
+            FromNode::Hello { .. } | FromNode::Report(_) | FromNode::Explained { .. } => {}
             FromNode::Ended { removal } => {
                 control.heard.ended(&node, removal);
                 self.relay(host);

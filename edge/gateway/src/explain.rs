@@ -1,0 +1,172 @@
+//! What this node holds for a request, and what it would do with it: said by the functions that do it.
+
+use crate::fields;
+use crate::gateway::{Asked, Gateway};
+use crate::upstream::Upstream;
+use http::header::{ACCEPT_ENCODING, ETAG};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::rc::Rc;
+use std::sync::Arc;
+use tidegate_cache::cache_control;
+use tidegate_cache::freshness::LifetimeBy;
+use tidegate_cache::reuse::{self, Reuse, Why};
+use tidegate_cache::{Accepted, Standing};
+use tidegate_control_types::explain::{Explained, Next, Question, Variant};
+use tidegate_control_types::site::WhenDetached;
+use tidegate_store::StoredResponse;
+
+use crate::site::Site;
+
+impl Asked {
+    /// The request that a question speaks of, to one of its site's nodes.
+    #[must_use]
+    pub fn of_question(question: &Question, site: Rc<Site>) -> Self {
+        let target = site.target(question.https, &question.host, &question.target).on_port(question.port);
+        let mut headers = HeaderMap::new();
+        for (name, value) in &question.headers {
+            if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+                headers.append(name, value);
+            }
+        }
+        fields::strip_internal(&mut headers);
+        let key = crate::key(site.name(), &target);
+        Self {
+            site,
+            method: Method::GET,
+            target,
+            key,
+            headers,
+            accepted: Accepted::default(),
+            client: None,
+            demand: None,
+            end_to_end: false,
+        }
+    }
+}
+
+/// Where a site is not known, which an edge answers with 421 and a shield leaves to the origin.
+#[must_use]
+pub fn unknown<U: Upstream>(gateway: &Gateway<U>, question: &Question) -> Explained {
+    Explained {
+        revision: gateway.revision().to_string(),
+        attached: gateway.lease.attached(gateway.clock.boot()),
+        key: Vec::new(),
+        next: Next::Refuse,
+        why: format!("this node does not know the site {} yet", question.site),
+        variants: Vec::new(),
+    }
+}
+
+impl<U: Upstream> Gateway<U> {
+    /// What is stored for a request, and what the next one like it would do.
+    pub async fn explain(self: Rc<Self>, mut asked: Asked) -> Explained {
+        self.negotiate_for(&mut asked);
+        let mut variants = self.store.get(asked.key.as_bytes());
+        if self.store.may_load(&asked.key, variants.as_ref()) {
+            variants = self.load(&asked.key).await.or(variants);
+        }
+        let selected = variants.as_ref().and_then(|v| v.select(&asked.headers)).cloned();
+        let all = variants.iter().flat_map(|v| v.iter());
+        let described = all.map(|r| self.describe(&asked, r, selected.as_ref().is_some_and(|s| Arc::ptr_eq(s, r)))).collect();
+        let (next, why) = self.next(&asked, variants.is_some(), selected.as_ref());
+        let scheme = if asked.target.https { "https" } else { "http" };
+        let key = [asked.site.name(), scheme, &asked.target.authority(), &asked.target.path_and_query].map(str::to_owned).to_vec();
+        let attached = self.lease.attached(self.clock.boot());
+        Explained { revision: self.revision().to_string(), attached, key, next, why, variants: described }
+    }
+
+    fn describe(&self, asked: &Asked, r: &Arc<StoredResponse>, selected: bool) -> Variant {
+        let standing = match self.standing(asked.site.name(), r) {
+            Standing::Current => "current",
+            Standing::SoftlyPurged => "softly_purged",
+            Standing::Purged => "purged",
+            Standing::Unvouched => "unvouched",
+        };
+        Variant {
+            selected,
+            status: r.status.as_u16(),
+            vary: r.vary.fields().map(|(n, v)| (n.to_owned(), v.map(|v| v.trim_end().replace(['\r', '\n'], " ")))).collect(),
+            age: r.freshness.current_age(self.clock.wall()),
+            lifetime: r.freshness.lifetime,
+            lifetime_by: by(r.freshness.by).into(),
+            standing: standing.into(),
+            clean_through: r.clean_through().index,
+            etag: r.headers.get(ETAG).and_then(|v| v.to_str().ok()).map(str::to_owned),
+            tags: r.tags.iter().map(ToString::to_string).collect(),
+            bytes: r.body.len(),
+            codings: r.codings.iter().flat_map(|c| c.iter()).map(|(c, body)| (c.token().to_owned(), body.len())).collect(),
+            in_slices: r.in_slices,
+            from_disk: r.from_disk,
+        }
+    }
+
+    /// What the next request would do, and which rule or directive decides that.
+    fn next(&self, asked: &Asked, any: bool, selected: Option<&Arc<StoredResponse>>) -> (Next, String) {
+        let Some(moment) = self.moment(&asked.site) else {
+            return (Next::Refuse, "this node was removed, or is cut off and the site's when_detached is \"refuse\"".into());
+        };
+        let asks = cache_control::of_request(&asked.headers);
+        let Some(stored) = selected else {
+            if self.store.is_passed(&asked.key) {
+                return (
+                    Next::Pass,
+                    "the last answer was not one to be shared: for a minute such requests do not wait for one another".into(),
+                );
+            }
+            let why = if any {
+                "what is stored under this key is for requests with other fields (Vary)"
+            } else {
+                "nothing is stored under this key"
+            };
+            return (Next::Fetch, why.into());
+        };
+        let f = &stored.freshness;
+        let (age, standing) = (f.current_age(moment.wall), self.standing(asked.site.name(), stored));
+        let attachment = self.attachment(moment, stored);
+        let for_so_long = format!("{} says {} s, its age is {age} s", by(f.by), f.lifetime);
+        match reuse::decide(f, &asks, standing, attachment, moment.wall) {
+            Reuse::Fresh => (Next::Hit, for_so_long),
+            Reuse::StaleWhileRevalidating => {
+                let why = if standing == Standing::SoftlyPurged { "it was softly purged".into() } else { for_so_long };
+                (Next::HitStale, format!("{why}; stale-while-revalidate allows {} s", f.stale_while_revalidate))
+            }
+            Reuse::Gone => (Next::Fetch, "it was purged".into()),
+            Reuse::Validate { why: Why::Request, .. } => (Next::Validate, "the request's Cache-Control wants it newer".into()),
+            Reuse::Validate { why: Why::Stale, or_stale } => {
+                let why = match standing {
+                    Standing::Unvouched => {
+                        "nobody vouches that no purge named it (a restart, a restore, or more purges than are remembered)".into()
+                    }
+                    Standing::SoftlyPurged => "it was softly purged".into(),
+                    _ if f.no_cache => "its Cache-Control says no-cache".into(),
+                    _ if asked.site.state.spec.cache.when_detached == WhenDetached::Revalidate && moment.detail().is_some() => {
+                        "this node is cut off, and the site's when_detached is \"revalidate\"".into()
+                    }
+                    _ => for_so_long,
+                };
+                let else_stale = if or_stale { "; if upstream fails it may be given stale (stale-if-error)" } else { "" };
+                (Next::Validate, format!("{why}{else_stale}"))
+            }
+        }
+    }
+
+    /// As [`Gateway::answer`] has it, at a shield what its edges send.
+    fn negotiate_for(&self, asked: &mut Asked) {
+        let accepted = Accepted::of(&asked.headers);
+        let codings = if asked.site.state.spec.compression.enabled { Accepted::default() } else { accepted };
+        asked.accepted = accepted;
+        asked.headers.insert(ACCEPT_ENCODING, codings.normal());
+    }
+}
+
+fn by(by: LifetimeBy) -> &'static str {
+    match by {
+        LifetimeBy::SMaxage => "s-maxage",
+        LifetimeBy::MaxAge => "max-age",
+        LifetimeBy::Targeted => "a targeted field (Tidegate-Cache-Control, CDN-Cache-Control or Surrogate-Control)",
+        LifetimeBy::Expires => "Expires",
+        LifetimeBy::Site => "the site's default_ttl",
+        LifetimeBy::LastModified => "a tenth of the time since Last-Modified",
+        LifetimeBy::Nothing => "no field",
+    }
+}
