@@ -305,6 +305,29 @@ fn without_ranges_or_a_strong_validator_an_object_is_fetched_whole() {
     assert!(sent < 2 * MIB, "{sent}");
 }
 
+/// What one client asks for in its own way costs others nothing.
+#[test]
+fn ranges_that_lead_nowhere_leave_no_trace() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let network = network(dir.path(), &origin, 1, "");
+    let edge = network.edges()[0].address();
+    let length = 3 * MIB;
+    // Beyond the end of what has another validator: the client gets what there is now.
+    let path = format!("/{length}/ranges/a");
+    let answer = get_with(edge, HOST, &path, &[("Range", "bytes=500000000-"), ("If-Range", "\"old\"")]);
+    assert!(answer.status == 200 && answer.body == content(0, 0, length), "{}", answer.status);
+    // By itself it is 416, and the next one finds what was learned on the way.
+    let path = format!("/{length}/ranges/b");
+    assert_eq!(part(edge, &path, "500000000-").status, 416);
+    wait_for("its first slice", || right(edge, &path, length, 0, 9, 0).is_hit().then_some(()));
+    // With credentials it is this client's alone, and remembered by nobody.
+    let path = format!("/{length}/ranges/c");
+    let own = get_with(edge, HOST, &path, &[("Range", "bytes=5-9"), ("Authorization", "Basic eDp5")]);
+    assert!(own.status == 206 && own.body == content(0, 5, 10));
+    right(edge, &path, length, 5, 9, 0);
+    wait_for("it to be shared", || right(edge, &path, length, 5, 9, 0).is_hit().then_some(()));
+}
+
 /// Any parts in any order, while versions change and are purged.
 #[test]
 fn any_part_at_any_time_is_right() {

@@ -49,8 +49,8 @@ enum Part {
     Unsatisfiable,
 }
 
-/// `length`: of the whole body, where it is known.
-fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option<u64>) -> Part {
+/// `length`: of the whole body, where it is known. `codable`: it is given in other codings too, which share its date.
+fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option<u64>, codable: bool) -> Part {
     if matches!(asked.method, Method::GET | Method::HEAD)
         && status == StatusCode::OK
         && conditional::is_conditional(&asked.headers)
@@ -64,6 +64,7 @@ fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option
         || asked.method != Method::GET
         || !asked.headers.contains_key(header::RANGE)
         || !conditional::range_applies(&asked.headers, headers)
+        || (codable && asked.headers.get(header::IF_RANGE).is_some_and(|v| !v.as_bytes().starts_with(b"\"")))
     {
         return whole;
     }
@@ -107,14 +108,30 @@ pub fn hit<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<St
     let coded = gateway.coded(asked, stored);
     let said = Said::new(stored, age, how.detail, through, coded.map(|(coding, _)| coding));
     let headers = gateway.hot.head(&asked.key, said, || stored_head(gateway, stored, coded, age, how));
-    part_of(gateway, asked, stored, coded, headers, how)
+    part_of(gateway, asked, stored, coded, headers, how).or_else(|| uncoded(gateway, asked, stored, coded, age, how))
 }
 
 /// A stored response that upstream was asked about; `None` where a piece of its body is gone.
 pub fn stored<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>, how: CacheStatus) -> Option<Answer> {
     let age = stored.freshness.current_age(gateway.clock.wall());
     let coded = gateway.coded(asked, stored);
-    part_of(gateway, asked, stored, coded, stored_head(gateway, stored, coded, age, how), how)
+    let answer = part_of(gateway, asked, stored, coded, stored_head(gateway, stored, coded, age, how), how);
+    answer.or_else(|| uncoded(gateway, asked, stored, coded, age, how))
+}
+
+/// As it came, where a piece of its coded form is gone; that is made once more.
+fn uncoded<U: Upstream>(
+    gateway: &Rc<Gateway<U>>,
+    asked: &Asked,
+    stored: &Arc<StoredResponse>,
+    coded: Coded<'_>,
+    age: u64,
+    how: CacheStatus,
+) -> Option<Answer> {
+    let (coding, _) = coded?;
+    stored.codings.as_ref()?.give_up(coding);
+    gateway.code(asked, stored, coding);
+    part_of(gateway, asked, stored, None, stored_head(gateway, stored, None, age, how), how)
 }
 
 type Coded<'a> = Option<(Coding, &'a Body)>;
@@ -143,7 +160,7 @@ fn part_of<U: Upstream>(
 ) -> Option<Answer> {
     let content = coded.map_or(&stored.body, |(_, body)| body);
     let length = content.len();
-    let (status, body) = match select(asked, stored.status, &stored.headers, Some(length)) {
+    let (status, body) = match select(asked, stored.status, &stored.headers, Some(length), stored.codings.is_some()) {
         Part::NotModified => {
             not_modified(&mut headers, gateway.node.tier);
             (StatusCode::NOT_MODIFIED, ResponseBody::empty())
@@ -189,11 +206,11 @@ fn pieces<U: Upstream>(
 
 /// The slice that a hit would begin with, where that is not here and can be fetched: whoever asks for it learns before the head
 /// goes out whether upstream still has the same.
-pub fn missing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResponse) -> Option<u64> {
-    if !stored.in_slices || asked.method != Method::GET {
+pub fn missing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>) -> Option<u64> {
+    if !stored.in_slices || asked.method != Method::GET || gateway.coded(asked, stored).is_some() {
         return None;
     }
-    match select(asked, stored.status, &stored.headers, Some(stored.body.len())) {
+    match select(asked, stored.status, &stored.headers, Some(stored.body.len()), stored.codings.is_some()) {
         Part::Bytes(_, Some((first, _))) => gateway.store.piece(&stored.body, first, first).is_none().then_some(first / SLICE),
         _ => None,
     }
@@ -211,7 +228,7 @@ pub fn fill<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, head: &FillHead, f
     set_age(&mut headers, head.freshness.current_age(gateway.clock.wall()));
     mark(gateway, &mut headers, how);
     vouch(gateway, &mut headers, head.clean_through);
-    let (status, body) = match select(asked, head.status, &head.headers, head.length) {
+    let (status, body) = match select(asked, head.status, &head.headers, head.length, head.codable) {
         Part::NotModified => {
             not_modified(&mut headers, gateway.node.tier);
             (StatusCode::NOT_MODIFIED, ResponseBody::empty())

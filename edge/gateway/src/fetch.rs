@@ -153,6 +153,11 @@ async fn lead<U: Upstream>(
                     continue;
                 }
             },
+            // Whether the client's range can be satisfied is for this node to say, once it knows the length.
+            Wanted::Slice(slice) if status == StatusCode::RANGE_NOT_SATISFIABLE => {
+                wanted = if slice > 0 { Wanted::Slice(0) } else { Wanted::Whole };
+                continue;
+            }
             _ => None,
         };
         return receive(gateway, asked, fill, received, relay, part).await;
@@ -181,7 +186,10 @@ fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Rec
     };
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
-    headers.remove(header::CONTENT_RANGE);
+    // Of the part, not of the whole.
+    for name in [header::CONTENT_RANGE, HeaderName::from_static("content-md5"), HeaderName::from_static("content-digest")] {
+        headers.remove(name);
+    }
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     match may_store(asked, received, Some(length), asked.site.state.spec.cache.max_object) {
@@ -312,6 +320,13 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
         }
         freshness(asked, stored.status, &dated, received)
     };
+    if partial::strong_validator(&stored.headers).is_none() {
+        // What the bytes came with is what can tell them from others, whatever the 304 says of them by now.
+        headers.remove(header::ACCEPT_RANGES);
+        if let Some(etag) = stored.headers.get(header::ETAG) {
+            headers.insert(header::ETAG, etag.clone());
+        }
+    }
     let codable = is_codable(gateway, asked, stored.status, &headers, Some(stored.body.len()));
     if codable {
         coding::vary(&mut headers);
@@ -349,6 +364,7 @@ async fn receive<U: Upstream>(
         || (status == StatusCode::OK
             && length.is_some_and(|l| l > LARGE)
             && !received.fetched.close_delimited
+            && gateway.store.gives_ranges(&asked.key)
             && partial::takes_ranges(received.fetched.response.headers()));
     let max_object = asked.site.state.spec.cache.max_object;
     let most = if in_slices { max_object } else { max_object.min(gateway.store.most_body()) };
@@ -356,7 +372,8 @@ async fn receive<U: Upstream>(
     let vary = match verdict {
         Ok(vary) => vary,
         Err(why) => {
-            if remembered(why) && status != StatusCode::RANGE_NOT_SATISFIABLE {
+            // A part says nothing of what all of it would be.
+            if remembered(why) && !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE) {
                 gateway.store.pass(&asked.key);
             }
             if let Some(relay) = relay {
@@ -374,7 +391,8 @@ async fn receive<U: Upstream>(
     if is_codable(gateway, asked, status, &headers, length) {
         coding::vary(&mut headers);
     }
-    let head = FillHead { status, headers, freshness, tags, vary, clean_through: received.clean_through, length };
+    let codable = is_codable(gateway, asked, status, &headers, length);
+    let head = FillHead { status, headers, freshness, tags, vary, clean_through: received.clean_through, length, codable };
     let head = Arc::new(head);
     let asked_at = asked_origin_at(&received);
     // Before the head wakes who waits for it.

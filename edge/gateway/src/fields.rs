@@ -67,11 +67,13 @@ pub fn strip_for_client(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes the conditions and ranges of a client's request, for a fetch that is to be stored.
+/// Removes the conditions and ranges of a client's request, for a fetch that is to be stored, and what speaks of a body that it does
+/// not have: the request that it was made for may have been a POST.
 pub fn strip_selection(headers: &mut HeaderMap) {
-    for name in
-        [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::IF_RANGE, header::RANGE]
-    {
+    const OF_SELECTION: [HeaderName; 6] =
+        [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::IF_RANGE, header::RANGE];
+    const OF_BODY: [HeaderName; 4] = [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT];
+    for name in OF_SELECTION.into_iter().chain(OF_BODY) {
         headers.remove(name);
     }
 }

@@ -34,6 +34,8 @@ pub struct FillHead {
     pub clean_through: Revision,
     /// Bytes, where the head says it.
     pub length: Option<u64>,
+    /// It is given in other codings too.
+    pub codable: bool,
 }
 
 enum Phase {
@@ -446,6 +448,7 @@ mod tests {
             vary: VaryKey::default(),
             clean_through,
             length,
+            codable: false,
         })
     }
 

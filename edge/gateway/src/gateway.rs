@@ -11,7 +11,7 @@ use crate::hot::Hot;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
 use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
-use http::header::{ACCEPT_ENCODING, RANGE};
+use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -213,6 +213,10 @@ impl<U: Upstream> Gateway<U> {
         if !self.codes(&asked.site) {
             return None;
         }
+        if field::list(&asked.headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case("no-transform")) {
+            // RFC 9111 section 5.2.1.6.
+            return None;
+        }
         let mut wanted = asked.accepted.wanted();
         let first = wanted.next()?;
         if let Some(body) = codings.get(first) {
@@ -261,15 +265,19 @@ impl<U: Upstream> Gateway<U> {
         directives: &RequestDirectives,
         found: Found,
     ) -> Answering<Answer> {
+        let mut found = found;
         if let Found::Fresh(stored) | Found::StaleWhileRevalidating(stored) = &found
-            && !directives.only_if_cached
             && let Some(slice) = deliver::missing(self, &asked, stored)
         {
-            if let Found::StaleWhileRevalidating(_) = found {
-                self.revalidate_behind(&asked, stored);
+            if directives.only_if_cached {
+                found = Found::Nothing(ForwardReason::Partial);
+            } else {
+                if let Found::StaleWhileRevalidating(_) = found {
+                    self.revalidate_behind(&asked, stored);
+                }
+                let (this, stored) = (Rc::clone(self), Arc::clone(stored));
+                return Answering::later(async move { this.complete(asked, stored, slice, moment.attachment).await });
             }
-            let (this, stored) = (Rc::clone(self), Arc::clone(stored));
-            return Answering::later(async move { this.complete(asked, stored, slice, moment.attachment).await });
         }
         let (reason, validating) = match found {
             Found::Fresh(stored) => match self.hit(&asked, &stored, moment) {
@@ -677,7 +685,7 @@ impl<U: Upstream> Gateway<U> {
         Answering::later(async move { this.passed(asked, body, reason).await })
     }
 
-    async fn passed(self: Rc<Self>, asked: Asked, body: RequestBody, reason: ForwardReason) -> Answer {
+    async fn passed(self: Rc<Self>, mut asked: Asked, body: RequestBody, reason: ForwardReason) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
         let upgrade = asked.headers.get(http::header::UPGRADE).cloned();
         let mut request = fetch::upstream_request(&self, &asked, &asked.method, false);
@@ -703,6 +711,10 @@ impl<U: Upstream> Gateway<U> {
                     self.invalidate(&asked, fetched.response.headers());
                 }
                 if self.answers_get(&asked, &fetched) {
+                    if self.node.tier == Tier::Edge {
+                        // As it was asked for: by this it is told from other variants.
+                        asked.headers.insert(ACCEPT_ENCODING, asked.accepted.normal());
+                    }
                     let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
                     let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
                     return self.answer_alone(&asked, fill, relayed, CacheStatus { forward_status: Some(code.as_u16()), ..status }).await;

@@ -93,7 +93,9 @@ impl<U: Upstream> Slices<U> {
 impl<U: Upstream> Source for Slices<U> {
     fn fill(&self, slice: u64) -> Arc<Fill> {
         let gateway = &self.gateway;
-        let (demand, end_to_end) = (gateway.demand(&self.asked), gateway.past_caches(&self.asked));
+        let (demand, clean, end_to_end) = (gateway.demand(&self.asked), self.stored.clean_through(), gateway.past_caches(&self.asked));
+        // From no cache that knows less of purges than what it is to be a part of.
+        let demand = if clean.reaches(demand) { clean } else { demand };
         let new = || gateway.new_fill(demand, end_to_end);
         let Some(key) = key(&self.stored.body, slice) else { return new() };
         match gateway.fills.join(&key, |fill| !fill.has_failed(), new) {
@@ -144,6 +146,10 @@ async fn fetch_slice<U: Upstream>(
         return Err(FetchError::ServerError);
     }
     let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
+    if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
+        // Of this request alone, or for now.
+        return Err(FetchError::Broken);
+    }
     if !is_part || !partial::is_part_of(&stored.headers, headers) {
         if status == StatusCode::OK && partial::is_part_of(&stored.headers, headers) {
             gateway.store.takes_no_ranges(&asked.key);
@@ -169,6 +175,7 @@ fn head_of_slice(clean_through: Revision, length: u64) -> FillHead {
         vary: VaryKey::default(),
         clean_through,
         length: Some(length),
+        codable: false,
     }
 }
 

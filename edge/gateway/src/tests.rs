@@ -644,3 +644,42 @@ fn an_invalidation_finds_a_fill_that_waits_for_no_other() {
         assert_eq!(text(again).await, "de after it");
     });
 }
+
+/// A 304 may not make bytes the ones that its validator names by now.
+#[test]
+fn what_came_with_a_weak_validator_is_never_put_together_from_slices() {
+    for tier in [Tier::Edge, Tier::Shield] {
+        test(tier, async |w| {
+            let changed = "Tue, 14 Nov 2023 22:13:20 GMT";
+            let body: &'static str = "x".repeat(600_000).leak();
+            for (path, then, now) in
+                [("/a", [("last-modified", changed), ("x", "y")], ("x", "z")), ("/b", [("etag", "W/\"a\""), ("x", "y")], ("etag", "\"a\""))]
+            {
+                let get = w.get(path);
+                let common = [CACHED, ("accept-ranges", "bytes"), ("date", changed)];
+                w.fetch().await.answer(200, &[&common[..], &then].concat(), body);
+                assert_eq!(text(get).await.len(), body.len());
+                let validated = w.start(w.asked(path, &[("cache-control", "no-cache")]));
+                w.fetch().await.answer(304, &[CACHED, ("accept-ranges", "bytes"), ("date", "Tue, 14 Nov 2023 23:13:20 GMT"), now], "");
+                assert_eq!(text(validated).await.len(), body.len());
+                let (key, asked) = (w.asked(path, &[]).key, HeaderMap::new());
+                let stored = Arc::clone(w.gateway.store.get(key.as_bytes()).unwrap().select(&asked).unwrap());
+                assert!(!stored.in_slices && !stored.headers.contains_key("accept-ranges"), "{path}");
+            }
+        });
+    }
+}
+
+/// A POST's answer is kept for a GET: what is fetched of it later has no body.
+#[test]
+fn a_fetch_for_the_store_speaks_of_no_body() {
+    test(Tier::Edge, async |w| {
+        w.get("/a");
+        assert!(w.fetch().await.headers.get("content-length").is_none());
+        w.start(w.asked("/b", &[("content-length", "9"), ("content-type", "text/plain"), ("expect", "100-continue")]));
+        let fetched = w.fetch().await;
+        for name in ["content-length", "content-type", "expect"] {
+            assert!(!fetched.headers.contains_key(name), "{name}");
+        }
+    });
+}

@@ -17,6 +17,8 @@ const ENTRY_OVERHEAD: usize = 200;
 /// How long a key is remembered as not storable (hit-for-miss), and how many such keys are.
 const PASS_FOR: Duration = Duration::from_secs(60);
 const MOST_PASSED: u64 = 100_000;
+/// How long a key is remembered as one of which upstream gives no parts.
+const WHOLE_FOR: Duration = Duration::from_secs(600);
 
 /// The stored responses of one key, newest first.
 #[derive(Debug, Default)]
@@ -108,7 +110,7 @@ impl MemoryTier {
         Self {
             entries: Cache::builder().max_capacity(limit).weigher(weigh).eviction_listener(|_, entry, _| leave(&entry)).build(),
             passed: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
-            whole: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
+            whole: Cache::builder().max_capacity(MOST_PASSED).time_to_live(WHOLE_FOR).build(),
             limit,
             next_object: AtomicU64::new(first),
         }
@@ -177,7 +179,8 @@ impl MemoryTier {
 
     /// Puts `response` in the place of what matched the same requests. One that is older by the log does not displace a
     /// newer one.
-    pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
+    /// `then` is called before anybody can find it, or remove it.
+    pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>, then: impl FnOnce()) {
         self.passed.invalidate(key);
         self.entries.entry_by_ref(key).and_compute_with(|old| {
             let (mut list, mut all) = (vec![Arc::clone(response)], false);
@@ -196,6 +199,7 @@ impl MemoryTier {
                 // Before the new ones are there: who finds these gone comes to the store, and waits for this.
                 variants.leave();
             }
+            then();
             Op::Put(Entry::Head(Variants::new(list, all)))
         });
     }
@@ -315,18 +319,18 @@ mod tests {
         let key = CacheKey::new("s", &Target::new(false, "h", "/", None));
         let whole = |b: &'static [u8]| Body::Whole(Bytes::from_static(b));
         let (a, b) = (response(whole(b"a"), 5, "1"), response(whole(b"b"), 5, "2"));
-        store.put(&key, &a);
-        store.put(&key, &b);
+        store.put(&key, &a, || ());
+        store.put(&key, &b, || ());
         let select = |x: &str| store.get(key.as_bytes()).unwrap().select(&request(x)).cloned();
         assert!(Arc::ptr_eq(&select("1").unwrap(), &a) && Arc::ptr_eq(&select("2").unwrap(), &b) && select("3").is_none());
         let old = response(whole(b"old"), 4, "1");
-        store.put(&key, &old);
+        store.put(&key, &old, || ());
         assert!(Arc::ptr_eq(&select("1").unwrap(), &a), "a fill that began earlier does not displace a later one");
         // However far the one that is there was found clean meanwhile, it is the older one.
         a.raise_clean_through(9);
         let newer = response(whole(b"new"), 6, "1");
         let before = store.get(key.as_bytes()).unwrap();
-        store.put(&key, &newer);
+        store.put(&key, &newer, || ());
         assert!(before.have_left() && Arc::ptr_eq(&select("1").unwrap(), &newer));
         let before = store.get(key.as_bytes()).unwrap();
         store.drop_response(&key, &newer);
@@ -342,7 +346,7 @@ mod tests {
         let held: Vec<_> = (0..100)
             .map(|n| {
                 let key = CacheKey::new("s", &Target::new(false, "h", &format!("/{n}"), None));
-                store.put(&key, &response(store.keep_body(vec![Bytes::from(vec![7; CHUNK / 8])]), 1, "1"));
+                store.put(&key, &response(store.keep_body(vec![Bytes::from(vec![7; CHUNK / 8])]), 1, "1"), || ());
                 (store.get(key.as_bytes()), key)
             })
             .collect();
@@ -362,7 +366,7 @@ mod tests {
         for n in 0..100 {
             let pieces = vec![Bytes::from(vec![7; CHUNK]), Bytes::from(vec![7; CHUNK])];
             let key = CacheKey::new("s", &Target::new(false, "h", &format!("/{n}"), None));
-            store.put(&key, &response(store.keep_body(pieces), 1, "1"));
+            store.put(&key, &response(store.keep_body(pieces), 1, "1"), || ());
         }
         store.entries.run_pending_tasks();
         assert!(store.usage().0 <= 4 << 20, "{:?}", store.usage());

@@ -255,8 +255,9 @@ impl Store {
     /// Puts `response` in the place of what matched the same requests. One that is older by the log does not displace a
     /// newer one.
     pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
-        // To the disk first: a removal that comes after it is in memory finds it there too.
-        if let Some(disk) = &self.disk {
+        self.memory.put(key, response, || {
+            // To the disk first: a removal that comes after it is in memory finds it there too.
+            let Some(disk) = &self.disk else { return };
             let wanted = match response.body {
                 Body::Whole(_) => disk.tier.admits(key) && disk.tier.has_room(),
                 Body::Chunked { on_disk, .. } => on_disk,
@@ -267,8 +268,7 @@ impl Store {
                 // What it takes the place of must not come back.
                 disk.tier.drop_response(key, response);
             }
-        }
-        self.memory.put(key, response);
+        });
         self.wake_writer();
     }
 
@@ -287,18 +287,21 @@ impl Store {
 
     /// Drops all responses of a key.
     pub fn remove(&self, key: &CacheKey) {
-        // First here: a coding goes to the disk while its response is in memory. And once more: the disk may have been read meanwhile.
-        self.memory.remove(key);
-        if self.disk.is_some() {
-            self.forget(key, |tier| tier.remove(key));
-            self.memory.remove(key);
-        }
+        self.drop_both(key, |memory| memory.remove(key), |tier| tier.remove(key));
     }
 
     /// Drops one response, where it is still there: a purged one, whose room need not wait for its eviction.
     pub fn drop_response(&self, key: &CacheKey, response: &Arc<StoredResponse>) {
-        self.forget(key, |tier| tier.drop_response(key, response));
-        self.memory.drop_response(key, response);
+        self.drop_both(key, |memory| memory.drop_response(key, response), |tier| tier.drop_response(key, response));
+    }
+
+    fn drop_both(&self, key: &CacheKey, of_memory: impl Fn(&MemoryTier), of_disk: impl FnOnce(&disk::Tier)) {
+        // First here: what goes to the disk goes there while it is in memory. And once more: the disk may have been read meanwhile.
+        of_memory(&self.memory);
+        if self.disk.is_some() {
+            self.forget(key, of_disk);
+            of_memory(&self.memory);
+        }
     }
 
     fn forget(&self, key: &CacheKey, of_disk: impl FnOnce(&disk::Tier)) {

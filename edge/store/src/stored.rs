@@ -91,7 +91,8 @@ impl Codings {
     /// The same for a response that begins anew with the same bytes.
     #[must_use]
     pub fn anew(&self) -> Self {
-        Self { bodies: self.bodies.clone(), begun: Arc::new(AtomicU8::new(self.begun.load(Ordering::Acquire))) }
+        let begun = self.iter().fold(0, |bits, (coding, _)| bits | 1 << coding as u8);
+        Self { bodies: self.bodies.clone(), begun: Arc::new(AtomicU8::new(begun)) }
     }
 
     /// Whether nobody has begun to make it so far; the caller has now.

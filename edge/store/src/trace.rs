@@ -110,7 +110,7 @@ fn memory(trace: &[u64], room: usize) -> Hits {
         let hit = memory.get(key(*k).as_bytes()).is_some();
         hits.note(*k, hit);
         if !hit {
-            memory.put(&key(*k), &response(*k, 1, 0, size(*k)));
+            memory.put(&key(*k), &response(*k, 1, 0, size(*k)), || ());
         }
         if n % 64 == 0 {
             memory.settle();
