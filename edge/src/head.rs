@@ -160,11 +160,19 @@ fn field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if !is_token(name) {
         return Err(bad("a field's name is not a token"));
     }
-    let value = value.get(1..).unwrap_or_default().trim_ascii();
+    let value = trimmed(value.get(1..).unwrap_or_default());
     if value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f) {
         return Err(bad("a field's value has a control character"));
     }
     Ok((name, value))
+}
+
+/// Without spaces and tabs around it, and with all else that a strict reader refuses.
+fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Refusal> {
@@ -247,6 +255,8 @@ mod tests {
             ("GET / HTTP/1.1\nHost: a\nX: y\n z\n\n", 400),
             ("GET / HTTP/1.1\nHost: a\nX\n\n", 400),
             ("GET / HTTP/1.1\nHost: a\nX: a\rb\n\n", 400),
+            ("GET / HTTP/1.1\nHost: \ra\n\n", 400),
+            ("POST / HTTP/1.1\nHost: a\nTransfer-Encoding: \x0cchunked\n\n", 400),
             ("GET / HTTP/1.1\nHost: a\nX: a\0b\n\n", 400),
             ("GET  / HTTP/1.1\nHost: a\n\n", 400),
             ("GET / HTTP/2.0\nHost: a\n\n", 505),

@@ -1,0 +1,154 @@
+//! One entry for each kind of input from outside: it must not panic, and must keep what is said here of it. The fuzzer calls them
+//! (`fuzz_targets`), and `tests/fuzzing.rs` for a while on a stable compiler.
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tidegate_cache::range::Selected;
+use tidegate_cache::{
+    Accepted, Freshness, FreshnessDefaults, Target, VaryKey, WallTime, cache_control, coding, conditional, field, partial, range,
+    validation,
+};
+use tidegate_control_state::State;
+use tidegate_control_types::purge::{PurgeType, without_port};
+use tidegate_control_types::wire::{self, Deframer};
+use tidegate_control_types::{Command, FromNode, Selector, ToNode, site_file};
+use tidegate_edge::{Limits, head};
+
+pub type Entry = fn(&[u8]);
+
+/// By the name of the fuzz target.
+pub const ALL: [(&str, Entry); 5] =
+    [("request_head", request_head), ("proxy_protocol", proxy_protocol), ("messages", messages), ("text", text), ("fields", fields)];
+
+/// Heads of HTTP/1.1 requests and lines of chunked bodies: the same however they are split, and what is admitted can be read in one
+/// way only.
+pub fn request_head(data: &[u8]) {
+    let limits = Limits::default();
+    let _ = head::chunk_size(data);
+    let _ = head::trailer(data);
+    let Ok(Some(end)) = head::end(data, &limits) else { return };
+    assert_eq!(head::end(&data[..end], &limits).ok().flatten(), Some(end), "more bytes behind a head do not change it");
+    if head::read(&data[..end], &limits).is_ok() {
+        let text = &data[..end];
+        assert!(text.ends_with(b"\r\n\r\n"));
+        for (at, byte) in text.iter().enumerate() {
+            assert!(*byte != 0);
+            assert!(*byte != b'\n' || at > 0 && text[at - 1] == b'\r', "a bare LF was admitted");
+            assert!(*byte != b'\r' || text.get(at + 1) == Some(&b'\n'), "a bare CR was admitted");
+        }
+        let lower = String::from_utf8_lossy(text).to_ascii_lowercase();
+        let lines = |name: &str| lower.lines().skip(1).filter(|l| l.split(':').next().is_some_and(|n| n.trim() == name)).count();
+        assert!(lines("content-length") + lines("transfer-encoding") <= 1, "a framing that can be read in two ways was admitted");
+        assert!(lines("host") <= 1);
+    }
+}
+
+/// PROXY protocol v2 headers, from whoever may send them.
+pub fn proxy_protocol(data: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut rest = data;
+    let read = runtime.block_on(tidegate_edge::proxy_protocol::read(&mut rest));
+    if read.is_ok() {
+        let length = 16 + usize::from(u16::from_be_bytes([data[14], data[15]]));
+        assert_eq!(data.len() - rest.len(), length, "exactly the header is taken off");
+    }
+}
+
+macro_rules! round_trip {
+    ($data:expr, $($kind:ty),*) => {
+        $(if let Ok(value) = wire::decode::<$kind>($data) {
+            let again = wire::decode::<$kind>(&wire::encode(&value)).unwrap();
+            assert!(again == value);
+        })*
+    };
+}
+
+/// What nodes send each other and what lies on disk: unreadable bytes are an error, readable ones come out as they went in.
+pub fn messages(data: &[u8]) {
+    round_trip!(data, Command, ToNode, FromNode, State);
+    let _ = tidegate_control::backup::read(data);
+    let (mut whole, mut split) = (Deframer::default(), Deframer::default());
+    whole.push(data);
+    let mut pieces = data.chunks(3);
+    loop {
+        let a = whole.take::<FromNode>();
+        let b = loop {
+            match split.take::<FromNode>() {
+                Ok(None) => match pieces.next() {
+                    Some(piece) => split.push(piece),
+                    None => break Ok(None),
+                },
+                other => break other,
+            }
+        };
+        match (a, b) {
+            (Ok(Some(a)), Ok(Some(b))) => assert!(a == b),
+            (Ok(None), Ok(None)) | (Err(_), Err(_)) => return,
+            (a, b) => panic!("{a:?} in one piece, {b:?} in many"),
+        }
+    }
+}
+
+/// Site files, URLs of origins and selectors of purges, as operators write them.
+pub fn text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Err(mistakes) = site_file::read("site.toml", text) {
+        assert!(!mistakes.to_string().is_empty());
+    }
+    let _ = site_file::parse_origin_url(text);
+    if let Some(host) = without_port(text) {
+        assert_eq!(without_port(&host).as_deref(), Some(host.as_str()));
+    }
+    for kind in [PurgeType::Url, PurgeType::Tag, PurgeType::Prefix, PurgeType::Host, PurgeType::Site, PurgeType::All] {
+        let _ = Selector::parse(kind, text);
+    }
+}
+
+fn lines(lines: &[u8]) -> HeaderMap {
+    let mut out = HeaderMap::new();
+    for line in lines.split(|b| *b == b'\n') {
+        let Some(colon) = line.iter().position(|b| *b == b':') else { continue };
+        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(&line[colon + 1..])) else { continue };
+        out.append(name, value);
+    }
+    out
+}
+
+/// Fields of a request and of a response, a target, and the length of a body, divided by bytes that stand in no field.
+pub fn fields(data: &[u8]) {
+    let mut parts = data.splitn(4, |b| *b == 0xff);
+    let mut next = || parts.next().unwrap_or_default();
+    let (request, response) = (lines(next()), lines(next()));
+    let target = String::from_utf8_lossy(next()).into_owned();
+    let length = String::from_utf8_lossy(next()).parse::<u64>().unwrap_or(1000) % (1 << 40);
+    match range::select(&request, length) {
+        Selected::Part { first, last } => {
+            assert!(first <= last && last < length);
+            assert!(range::first(&request).is_some_and(|f| f == first || f == 0), "what is asked of upstream begins no later");
+        }
+        Selected::Whole | Selected::Unsatisfiable => {}
+    }
+    if let Some((first, last, length)) = partial::content_range(&response) {
+        assert!(first <= last && last < length);
+    }
+    assert!(!partial::is_part_of(&response, &HeaderMap::new()));
+    let said = cache_control::of_response(&response);
+    let _ = cache_control::of_request(&request);
+    let (now, later) = (WallTime(1_700_000_000_000), WallTime(1_700_000_060_000));
+    let fresh = Freshness::new(StatusCode::OK, &response, &said, now, now, FreshnessDefaults::default());
+    assert!(fresh.current_age(later) >= fresh.current_age(now));
+    if let Some(vary) = VaryKey::new(&response, &request) {
+        assert!(vary.matches(&request));
+    }
+    let accepted = Accepted::of(&request);
+    let mut coded = response.clone();
+    for wanted in accepted.wanted() {
+        coding::describe(&mut coded, wanted, length);
+        assert!(partial::strong_validator(&coded).is_none_or(|v| !v.as_bytes().starts_with(b"\"")), "coded bytes have no strong ETag");
+    }
+    let _ = (accepted.normal(), coding::is_codable(StatusCode::OK, &response, None, &["text/*".into(), "*+xml".into()], 0));
+    let _ = (conditional::not_modified(&request, &response), conditional::range_applies(&request, &response));
+    let _ = (validation::conditions(&response), validation::confirms(&response, &request), field::tags(&response));
+    let once = Target::new(false, "h", &target, None).path_and_query;
+    assert!(once.starts_with('/'));
+    assert_eq!(Target::new(false, "h", &once, None).path_and_query, once, "the normal form is its own normal form");
+}
