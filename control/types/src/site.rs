@@ -153,6 +153,8 @@ pub struct CacheSpec {
     pub query: QueryRule,
     /// `None`: heuristic (RFC 9111 section 4.2.2).
     pub default_ttl: Option<Duration>,
+    /// Percent by which a lifetime is shortened at most, each by another part of it.
+    pub ttl_jitter: u8,
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
     pub when_detached: WhenDetached,

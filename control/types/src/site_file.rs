@@ -145,6 +145,7 @@ fn cache(s: &Section<'_>) -> CacheSpec {
             "heuristic" => Ok(None),
             _ => duration(Duration::ZERO, YEAR)(v).map(Some),
         }),
+        ttl_jitter: s.or("ttl_jitter", 0, percent),
         stale_while_revalidate: s.or("stale_while_revalidate", Duration::ZERO, duration(Duration::ZERO, YEAR)),
         stale_if_error: s.or("stale_if_error", Duration::ZERO, duration(Duration::ZERO, YEAR)),
         when_detached: s.or(
@@ -199,6 +200,12 @@ fn media_type(v: &DeValue<'_>) -> Result<String, String> {
         return Err(format!("{text:?} is not a media type such as \"application/json\", \"text/*\" or \"*+xml\""));
     }
     Ok(text)
+}
+
+fn percent(v: &DeValue<'_>) -> Result<u8, String> {
+    let text = string(v)?;
+    let number = text.strip_suffix('%').and_then(|n| n.parse().ok()).filter(|n| *n <= 90);
+    number.ok_or_else(|| format!("{text:?} should be from \"0%\" to \"90%\""))
 }
 
 fn query(s: &Section<'_>) -> QueryRule {
@@ -277,6 +284,7 @@ mod tests {
             [cache]
             query = { drop = ["utm_*"] }
             default_ttl = "5m"
+            ttl_jitter = "10%"
             when_detached = "refuse"
             max_object = "1MiB"
             [compression]
@@ -292,6 +300,7 @@ mod tests {
         assert_eq!(s.origin.servers[1].host, "[2001:db8::1]");
         assert_eq!(s.origin.health.unwrap().expect, [200, 204]);
         assert_eq!(s.cache.query, QueryRule::Drop(vec!["utm_*".into()]));
+        assert_eq!(s.cache.ttl_jitter, 10);
         assert_eq!((s.cache.when_detached, s.cache.default_ttl), (WhenDetached::Refuse, Some(Duration::from_secs(300))));
         let types = ["text/*", "*+json"].map(str::to_owned).to_vec();
         assert_eq!(s.compression, CompressionSpec { enabled: false, types, min_size: 2 << 10 });

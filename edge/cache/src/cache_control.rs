@@ -98,26 +98,34 @@ pub fn of_response(headers: &HeaderMap) -> ResponseDirectives {
 fn parse(headers: &HeaderMap, name: &HeaderName, strict: bool) -> Option<ResponseDirectives> {
     let mut d = ResponseDirectives::default();
     let mut some = false;
-    // The first of a doubled directive counts, and of a contradiction the more cautious side by the rules themselves.
+    // The first of a doubled directive counts (RFC 9111 section 4.2.1), in a structured field the last (RFC 9651 section 4.2.2).
     let take = |slot: &mut Option<u64>, value: Option<&str>| {
+        let value = value.map(|v| if strict { v.split(';').next().unwrap_or(v).trim_end() } else { v });
         let parsed = seconds(value);
         if strict && (parsed.is_none() || value.is_some_and(|v| v.starts_with('"'))) {
             return false;
         }
-        slot.get_or_insert(parsed.unwrap_or(0));
+        if strict || slot.is_none() {
+            *slot = Some(parsed.unwrap_or(0));
+        }
         true
     };
+    // A structured field's keys are in lower case (RFC 9651 section 3.1.2).
+    let is_key = |member: &str| member.split(['=', ';']).next().is_some_and(|key| !key.bytes().any(|b| b.is_ascii_uppercase()));
+    if strict && !field::list(headers, name).all(is_key) {
+        return None;
+    }
     for (name, value) in directives(headers, name) {
         some = true;
         let valid = match name.as_str() {
-            "max-age" => take(&mut d.max_age, value.map(|v| v.split(';').next().unwrap_or(v))),
+            "max-age" => take(&mut d.max_age, value),
             "s-maxage" => take(&mut d.s_maxage, value),
             "stale-while-revalidate" => take(&mut d.stale_while_revalidate, value),
             "stale-if-error" => take(&mut d.stale_if_error, value),
-            // With field names, no-cache and private concern those fields alone; the cautious reading is allowed.
-            "no-cache" => set(&mut d.no_cache),
+            // With field names they concern those fields alone: see `unshared`.
+            "no-cache" => field_names(value).is_some() || set(&mut d.no_cache),
+            "private" => field_names(value).is_some() || set(&mut d.private),
             "no-store" => set(&mut d.no_store),
-            "private" => set(&mut d.private),
             "public" => set(&mut d.public),
             "must-revalidate" => set(&mut d.must_revalidate),
             "proxy-revalidate" => set(&mut d.proxy_revalidate),
@@ -129,6 +137,24 @@ fn parse(headers: &HeaderMap, name: &HeaderName, strict: bool) -> Option<Respons
         }
     }
     (some || !strict).then_some(d)
+}
+
+/// The fields that a directive with a value names; `None` where that is anything else than their names, or where they are such that
+/// nobody can read the rest without them.
+fn field_names(value: Option<&str>) -> Option<Vec<HeaderName>> {
+    let names = value?.strip_prefix('"')?.strip_suffix('"')?;
+    let names: Vec<HeaderName> = field::members(names).map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let vital = |n: &HeaderName| n.as_str().starts_with("content-") || matches!(n.as_str(), "vary" | "transfer-encoding" | "etag" | "date");
+    (!names.is_empty() && !names.iter().any(vital)).then_some(names)
+}
+
+/// The fields of a response that are for the one who asked (RFC 9111 sections 5.2.2.4 and 5.2.2.7): it is kept without them.
+#[must_use]
+pub fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
+    let targeted = TARGETED.map(HeaderName::from_static);
+    let all = std::iter::once(&CACHE_CONTROL).chain(&targeted).filter(|name| headers.contains_key(*name));
+    let named = all.flat_map(|name| directives(headers, name)).filter(|(d, _)| matches!(d.as_str(), "no-cache" | "private"));
+    named.filter_map(|(_, value)| field_names(value)).flatten().collect()
 }
 
 fn set(flag: &mut bool) -> bool {
@@ -163,12 +189,33 @@ mod tests {
     }
 
     #[test]
+    fn field_names_are_of_those_fields_alone() {
+        let d = response(&[("cache-control", "private=\"X-A, x-b\", no-cache=\"set-cookie\", max-age=5")]);
+        assert_eq!((d.private, d.no_cache, d.max_age), (false, false, Some(5)));
+        let mut h = HeaderMap::new();
+        h.append("cache-control", "private=\"X-A, x-b\", no-cache=\"set-cookie\"".parse().unwrap());
+        assert_eq!(unshared(&h), ["x-a", "x-b", "set-cookie"]);
+        for cautious in ["private=x", "private=\"\"", "private=\"a b\"", "private=\"x, content-encoding\"", "private=", "private"] {
+            assert!(response(&[("cache-control", cautious)]).private, "{cautious}");
+        }
+    }
+
+    #[test]
     fn the_most_specific_valid_field_speaks_alone() {
         let d = response(&[("cache-control", "no-store"), ("cdn-cache-control", "max-age=9")]);
         assert_eq!((d.no_store, d.max_age, d.targeted), (false, Some(9), true));
         let d = response(&[("tidegate-cache-control", "max-age=1"), ("cdn-cache-control", "max-age=9")]);
         assert_eq!(d.max_age, Some(1));
-        let d = response(&[("cache-control", "max-age=3"), ("cdn-cache-control", "max-age=\"x\"")]);
-        assert_eq!((d.max_age, d.targeted), (Some(3), false));
+        for invalid in ["max-age=\"x\"", "max-age=\"9\"", "max-age=9.5", "max-age", "MAX-AGE=9", "max-age=-9", "", "max-age=9, s-maxage=x"]
+        {
+            let d = response(&[("cache-control", "max-age=3"), ("cdn-cache-control", invalid)]);
+            assert_eq!((d.max_age, d.targeted), (Some(3), false), "{invalid}");
+        }
+        for (valid, max_age) in
+            [("max-age=9;a=b", 9), ("max-age=5, max-age=9", 9), ("foo=bar, max-age=9", 9), ("max-age=9 , no-store;x", 9)]
+        {
+            let d = response(&[("cache-control", "max-age=3"), ("cdn-cache-control", valid)]);
+            assert_eq!((d.max_age, d.targeted), (Some(max_age), true), "{valid}");
+        }
     }
 }

@@ -79,6 +79,19 @@ impl Freshness {
         }
     }
 
+    /// With a lifetime that is shorter by up to `percent`, so that what was stored together does not expire together. `random`: any
+    /// number.
+    #[must_use]
+    pub fn spread(mut self, percent: u8, random: u64) -> Self {
+        if percent > 0 {
+            let most = self.lifetime.saturating_mul(u64::from(percent.min(100))) / 100;
+            // The bits of keys and times are not spread evenly.
+            let mixed = (random ^ (random >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.lifetime -= (mixed ^ (mixed >> 29)) % (most + 1);
+        }
+        self
+    }
+
     /// `current_age` in whole seconds (section 4.2.3).
     #[must_use]
     pub fn current_age(&self, now: WallTime) -> u64 {
@@ -159,6 +172,17 @@ mod tests {
         assert_eq!(check(&[("date", date(0)), ("last-modified", date(-1000))]).lifetime, 100);
         assert_eq!(check(&[("date", date(0)), ("last-modified", date(-100_000_000))]).lifetime, MOST_HEURISTIC);
         assert_eq!(check(&[]).lifetime, 0);
+    }
+
+    #[test]
+    fn lifetimes_are_spread_within_what_the_site_allows() {
+        let f = Freshness { lifetime: 1000, ..Freshness::default() };
+        assert_eq!(f.spread(0, 7), f);
+        let all: Vec<u64> = (0..1000).map(|n| f.spread(10, n * 1000).lifetime).collect();
+        assert!(all.iter().all(|l| (900..=1000).contains(l)));
+        let early = all.iter().filter(|l| **l < 950).count();
+        assert!((350..650).contains(&early), "{early} of 1000 in the earlier half");
+        assert_eq!(Freshness { lifetime: u64::MAX, ..f }.spread(100, 5).lifetime.min(1), 1);
     }
 
     #[test]

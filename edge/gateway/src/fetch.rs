@@ -3,7 +3,7 @@
 use crate::body::RequestBody;
 use crate::fields;
 use crate::fill::{Fill, FillHead};
-use crate::gateway::{Asked, Gateway, Tier, UpstreamRequest};
+use crate::gateway::{Asked, Gateway, Tier, UpstreamRequest, hash};
 use crate::slices::{self, LARGE, SLICE};
 use crate::upstream::{FetchError, Fetched, Upstream, UpstreamBody};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -39,15 +39,30 @@ pub struct Own {
 pub enum Relayed {
     /// The response itself, where it cannot be shared.
     Whole(Own),
-    /// The cookies that came with what is shared: they are this client's alone.
-    Cookies(Vec<HeaderValue>),
+    /// What came with what is shared and is this client's alone: cookies, and fields that the response names so.
+    Fields(HeaderMap),
 }
 
-fn relay_cookies(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap) {
-    let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
-    if let (Some(relay), false) = (relay, cookies.is_empty()) {
-        let _ = relay.send(Relayed::Cookies(cookies));
+fn relay_own(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap) {
+    let Some(relay) = relay else { return };
+    let mut own = HeaderMap::new();
+    for name in unshared(headers) {
+        if !own.contains_key(&name) {
+            for value in headers.get_all(&name) {
+                own.append(name.clone(), value.clone());
+            }
+        }
     }
+    if !own.is_empty() {
+        let _ = relay.send(Relayed::Fields(own));
+    }
+}
+
+/// Fields that are kept for nobody.
+fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
+    let mut names = cache_control::unshared(headers);
+    names.push(header::SET_COOKIE);
+    names
 }
 
 /// The request as it goes upstream. `for_store`: conditions and ranges of the client are this node's own business.
@@ -135,7 +150,7 @@ async fn lead<U: Upstream>(
             if let Some(confirmed) = confirm(gateway, asked, &v.stored, &received) {
                 let confirmed = Arc::new(confirmed);
                 keep(gateway, asked, fill, &confirmed);
-                relay_cookies(relay, received.fetched.response.headers());
+                relay_own(relay, received.fetched.response.headers());
                 fill.stored(confirmed, Some(status));
                 return Ok(());
             }
@@ -282,7 +297,8 @@ pub fn keep_answer<U: Upstream>(
 
 fn freshness(asked: &Asked, status: StatusCode, headers: &HeaderMap, received: &Received) -> Freshness {
     let said = cache_control::of_response(headers);
-    Freshness::new(status, headers, &said, received.request_time, received.response_time, asked.site.defaults)
+    let freshness = Freshness::new(status, headers, &said, received.request_time, received.response_time, asked.site.defaults);
+    freshness.spread(asked.site.state.spec.cache.ttl_jitter, hash(asked.key.as_bytes()) ^ received.response_time.0)
 }
 
 /// When the origin was asked, where this node knows that it was.
@@ -298,8 +314,9 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut news);
     }
-    // It is for the one who asked.
-    news.remove(header::SET_COOKIE);
+    for own in unshared(&news) {
+        news.remove(own);
+    }
     // The cache's own additions to the stored head stay as they are.
     for own in [header::VIA, fields::CACHE_STATUS, header::AGE] {
         if own != header::AGE || !news.contains_key(header::AGE) {
@@ -396,7 +413,7 @@ async fn receive<U: Upstream>(
     let head = Arc::new(head);
     let asked_at = asked_origin_at(&received);
     // Before the head wakes who waits for it.
-    relay_cookies(relay, received.fetched.response.headers());
+    relay_own(relay, received.fetched.response.headers());
     let finished = |body| {
         let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
         response.tags.clone_from(&head.tags);
@@ -508,7 +525,9 @@ fn remembered(why: NotStorable) -> bool {
 fn stored_headers<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
     kept.remove(header::AGE);
-    kept.remove(header::SET_COOKIE);
+    for own in unshared(headers) {
+        kept.remove(own);
+    }
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut kept);
     }

@@ -72,11 +72,10 @@ impl Answer {
         Self { response, status, tunnel: None }
     }
 
-    /// With the cookies that came for the one who asked.
-    fn with_cookies(mut self, relayed: Option<Relayed>) -> Self {
-        if let Some(Relayed::Cookies(cookies)) = relayed {
-            let headers = self.response.headers_mut();
-            headers.extend(cookies.into_iter().map(|c| (http::header::SET_COOKIE, c)));
+    /// With the fields that came for the one who asked.
+    fn with_own(mut self, relayed: Option<Relayed>) -> Self {
+        if let Some(Relayed::Fields(own)) = relayed {
+            self.response.headers_mut().extend(own);
         }
         self
     }
@@ -515,7 +514,7 @@ impl<U: Upstream> Gateway<U> {
                     }
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
                     if let Some(answer) = deliver::stored(self, &asked, &stored, status) {
-                        return answer.with_cookies(relayed.try_recv().ok());
+                        return answer.with_own(relayed.try_recv().ok());
                     }
                     // A piece of the body that was confirmed is gone: fetch it whole.
                     self.store.drop_response(&asked.key, &stored);
@@ -538,7 +537,7 @@ impl<U: Upstream> Gateway<U> {
                         continue;
                     }
                     let status = CacheStatus { forward_status: Some(head.status.as_u16()), stored: true, ..status };
-                    return deliver::fill(self, &asked, &head, fill, status).with_cookies(relayed.try_recv().ok());
+                    return deliver::fill(self, &asked, &head, fill, status).with_own(relayed.try_recv().ok());
                 }
             }
         }
@@ -639,11 +638,11 @@ impl<U: Upstream> Gateway<U> {
                 fill,
                 CacheStatus { collapsed: false, forward_status: Some(head.status.as_u16()), stored: true, ..status },
             )
-            .with_cookies(relayed.try_recv().ok()),
+            .with_own(relayed.try_recv().ok()),
             Ok(Arrived::Stored(stored, by)) => {
                 let status = CacheStatus { collapsed: false, forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
                 let answer = deliver::stored(self, asked, &stored, status);
-                answer.unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status)).with_cookies(relayed.try_recv().ok())
+                answer.unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status)).with_own(relayed.try_recv().ok())
             }
             Ok(Arrived::Unshared) => match relayed.await {
                 Ok(Relayed::Whole(own)) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),

@@ -683,3 +683,21 @@ fn a_fetch_for_the_store_speaks_of_no_body() {
         }
     });
 }
+
+#[test]
+fn fields_that_are_one_clients_alone_go_to_nobody_else() {
+    for tier in [Tier::Edge, Tier::Shield] {
+        test(tier, async |w| {
+            let (first, second) = (w.get("/a"), w.get("/a"));
+            let said = [("cache-control", "max-age=100, private=\"x-mine\""), ("x-mine", "1"), ("x-mine", "2"), ("x-ours", "3")];
+            w.fetch().await.answer(200, &said, "text");
+            let (_, headers, body) = read(first).await;
+            assert_eq!((headers.get_all("x-mine").iter().count(), body.unwrap().as_str()), (2, "text"));
+            for other in [second, w.get("/a")] {
+                let (_, headers, _) = read(other).await;
+                assert!(!headers.contains_key("x-mine") && headers.contains_key("x-ours"));
+            }
+            assert!(w.nothing_fetched());
+        });
+    }
+}
