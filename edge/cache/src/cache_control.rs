@@ -152,7 +152,9 @@ fn field_names(value: Option<&str>) -> Option<Vec<HeaderName>> {
 #[must_use]
 pub fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
     let targeted = TARGETED.map(HeaderName::from_static);
-    let all = std::iter::once(&CACHE_CONTROL).chain(&targeted).filter(|name| headers.contains_key(*name));
+    // A list stands in quotes, and most responses have none.
+    let quoted = |name: &HeaderName| headers.get_all(name).iter().any(|v| v.as_bytes().contains(&b'"'));
+    let all = std::iter::once(&CACHE_CONTROL).chain(&targeted).filter(|name| quoted(name));
     let named = all.flat_map(|name| directives(headers, name)).filter(|(d, _)| matches!(d.as_str(), "no-cache" | "private"));
     named.filter_map(|(_, value)| field_names(value)).flatten().collect()
 }

@@ -298,7 +298,10 @@ pub fn keep_answer<U: Upstream>(
 fn freshness(asked: &Asked, status: StatusCode, headers: &HeaderMap, received: &Received) -> Freshness {
     let said = cache_control::of_response(headers);
     let freshness = Freshness::new(status, headers, &said, received.request_time, received.response_time, asked.site.defaults);
-    freshness.spread(asked.site.state.spec.cache.ttl_jitter, hash(asked.key.as_bytes()) ^ received.response_time.0)
+    match asked.site.state.spec.cache.ttl_jitter {
+        0 => freshness,
+        percent => freshness.spread(percent, hash(asked.key.as_bytes()) ^ received.response_time.0),
+    }
 }
 
 /// When the origin was asked, where this node knows that it was.

@@ -2,7 +2,7 @@
 
 use crate::answering::Answering;
 use crate::body::{RequestBody, ResponseBody};
-use crate::coder::{Coder, Job};
+use crate::coder::Coder;
 use crate::deliver;
 use crate::fetch::{self, Own, Relayed, Validating};
 use crate::fields;
@@ -10,8 +10,8 @@ use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
-use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
-use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, RANGE};
+use crate::upstream::{Fetch, FetchError, Upstream};
+use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -20,12 +20,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::cache_control::{self, RequestDirectives};
 use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
-use tidegate_cache::{Accepted, CacheKey, CacheStatus, Coding, ForwardReason, Freshness, Ledger, Standing, Target, field, storable};
+use tidegate_cache::{Accepted, CacheKey, CacheStatus, ForwardReason, Freshness, Ledger, Standing, Target, field};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::{BootTime, Clock, Incarnation, Revision, WallTime};
-use tidegate_store::{Body, Store, StoredResponse, Variants};
+use tidegate_store::{Store, StoredResponse, Variants};
 use tokio::sync::{Notify, oneshot};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub struct Gateway<U> {
     pub node: Rc<Node>,
     pub store: Arc<Store>,
     pub fills: Arc<Fills>,
-    coder: Option<Coder>,
+    pub(crate) coder: Option<Coder>,
     pub clock: Arc<dyn Clock>,
     pub lease: Arc<LeaseEnd>,
     pub upstream: U,
@@ -190,51 +190,6 @@ impl<U: Upstream> Gateway<U> {
             });
         }
         self.from_store(asked, body, moment, true)
-    }
-
-    /// Whether this node codes what it stores of a site; upstream is asked for what has no coding then.
-    pub(crate) fn codes(&self, site: &Site) -> bool {
-        self.coder.is_some() && site.state.spec.compression.enabled
-    }
-
-    /// At an edge: what codings a client accepts is put into one form, so that it makes few variants, or none.
-    fn negotiate(&self, asked: &mut Asked) {
-        if self.node.tier == Tier::Edge && asked.headers.contains_key(ACCEPT_ENCODING) {
-            asked.accepted = Accepted::of(&asked.headers);
-            let codings = if self.codes(&asked.site) { Accepted::default() } else { asked.accepted };
-            asked.headers.insert(ACCEPT_ENCODING, codings.normal());
-        }
-    }
-
-    /// The coded form of a stored response that this request gets. The one that the client wants most is made, if there is none.
-    pub(crate) fn coded<'a>(&self, asked: &Asked, stored: &'a Arc<StoredResponse>) -> Option<(Coding, &'a Body)> {
-        let codings = stored.codings.as_ref().filter(|_| !asked.accepted.is_none() && !asked.headers.contains_key(RANGE))?;
-        if !self.codes(&asked.site) {
-            return None;
-        }
-        if field::list(&asked.headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case("no-transform")) {
-            // RFC 9111 section 5.2.1.6.
-            return None;
-        }
-        let mut wanted = asked.accepted.wanted();
-        let first = wanted.next()?;
-        if let Some(body) = codings.get(first) {
-            return Some((first, body));
-        }
-        self.code(asked, stored, first);
-        wanted.find_map(|coding| Some((coding, codings.get(coding)?)))
-    }
-
-    pub(crate) fn code(&self, asked: &Asked, stored: &Arc<StoredResponse>, coding: Coding) {
-        if let Some(coder) = &self.coder {
-            coder.make(Job {
-                store: Arc::clone(&self.store),
-                key: asked.key.clone(),
-                response: Arc::clone(stored),
-                coding,
-                counters: Arc::clone(&asked.site.counters),
-            });
-        }
     }
 
     /// From what is stored, as far as that goes. `caught_up`: the ledger knows all that this request demands.
@@ -622,7 +577,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// From a fill that this request alone began, and nobody joins.
-    async fn answer_alone(
+    pub(crate) async fn answer_alone(
         self: &Rc<Self>,
         asked: &Rc<Asked>,
         fill: Arc<Fill>,
@@ -678,87 +633,6 @@ impl<U: Upstream> Gateway<U> {
         self.fills.join(&asked.key, fits, || self.new_fill(demand, end_to_end))
     }
 
-    /// Everything that is not answered from the cache: streamed both ways.
-    fn pass(self: &Rc<Self>, asked: Asked, body: RequestBody, reason: ForwardReason) -> Answering<Answer> {
-        let this = Rc::clone(self);
-        Answering::later(async move { this.passed(asked, body, reason).await })
-    }
-
-    async fn passed(self: Rc<Self>, mut asked: Asked, body: RequestBody, reason: ForwardReason) -> Answer {
-        let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
-        let upgrade = asked.headers.get(http::header::UPGRADE).cloned();
-        let mut request = fetch::upstream_request(&self, &asked, &asked.method, false);
-        *request.body_mut() = body;
-        if let Some(protocol) = &upgrade {
-            request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
-            request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-        }
-        let sent = (self.clock.wall(), self.clock.boot());
-        // What is purged while the answer is under way, it may not know; all that was purged before, by whatever tag, it must.
-        let before = self.revision();
-        let demand = self.demand(&asked).max_index(before);
-        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, demand, self.past_caches(&asked)) };
-        Counters::add(&asked.site.counters.fetches, 1);
-        match self.upstream.fetch(request, fetch).await {
-            Err(error) => {
-                Counters::add(&asked.site.counters.errors, 1);
-                deliver::failed(&self, error, status)
-            }
-            Ok(mut fetched) => {
-                let code = fetched.response.status();
-                if storable::invalidates(&asked.method, code) {
-                    self.invalidate(&asked, fetched.response.headers());
-                }
-                if self.answers_get(&asked, &fetched) {
-                    if self.node.tier == Tier::Edge {
-                        // As it was asked for: by this it is told from other variants.
-                        asked.headers.insert(ACCEPT_ENCODING, asked.accepted.normal());
-                    }
-                    let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
-                    let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
-                    return self.answer_alone(&asked, fill, relayed, CacheStatus { forward_status: Some(code.as_u16()), ..status }).await;
-                }
-                let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
-                let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
-                let own =
-                    Own { clean_through: fetched.vouched.unwrap_or(before), unframed: fetched.close_delimited, response: fetched.response };
-                let mut answer = deliver::relay(&self, &asked, own, status);
-                if let (Some(_), Some(protocol)) = (&tunnel, upgrade) {
-                    answer.response.headers_mut().insert(http::header::UPGRADE, protocol);
-                    answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-                }
-                answer.tunnel = tunnel;
-                answer
-            }
-        }
-    }
-
-    /// Whether the answer to a POST may be kept for a GET of the same target.
-    fn answers_get(&self, asked: &Asked, fetched: &Fetched) -> bool {
-        let headers = fetched.response.headers();
-        storable::answers_get(&asked.method, fetched.response.status(), headers, &cache_control::of_response(headers), &asked.target)
-    }
-
-    /// RFC 9111 section 4.4: the target, and what Location and Content-Location name on the same host.
-    fn invalidate(&self, asked: &Asked, response: &HeaderMap) {
-        let drop_target = |path: &str| {
-            for https in [false, true] {
-                let target = asked.site.target(https, &asked.target.host, path).on_port(asked.target.port());
-                let key = CacheKey::new(asked.site.name(), &target);
-                self.fills.forget(&key);
-                self.store.remove(&key);
-            }
-        };
-        drop_target(&asked.target.path_and_query);
-        for name in [http::header::LOCATION, http::header::CONTENT_LOCATION] {
-            let Some(uri) = response.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<http::Uri>().ok()) else { continue };
-            let same = uri.host().is_none_or(|h| h.eq_ignore_ascii_case(&asked.target.host));
-            if let (true, Some(path)) = (same, uri.path_and_query().filter(|p| p.as_str().starts_with('/'))) {
-                drop_target(path.as_str());
-            }
-        }
-    }
-
     /// What a fetch for this request has to have begun at or after.
     pub(crate) fn demand(&self, asked: &Asked) -> Revision {
         let own = self.ledger.borrow().demand(asked.site.name(), &asked.target);
@@ -788,7 +662,7 @@ impl<U: Upstream> Gateway<U> {
     }
 }
 
-trait MaxIndex {
+pub(crate) trait MaxIndex {
     fn max_index(self, other: Self) -> Self;
 }
 

@@ -9,6 +9,7 @@
 mod answering;
 mod body;
 mod coder;
+mod codings;
 mod deliver;
 mod explain;
 mod fetch;
@@ -20,6 +21,7 @@ mod hot;
 mod in_flight;
 mod intake;
 mod local;
+mod pass;
 mod site;
 mod slices;
 #[cfg(test)]

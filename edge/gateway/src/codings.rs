@@ -1,0 +1,57 @@
+//! Content codings at an edge: what a client accepts, and the coded form of a stored response that it gets.
+
+use crate::coder::Job;
+use crate::gateway::{Asked, Gateway, Tier};
+use crate::site::Site;
+use crate::upstream::Upstream;
+use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, RANGE};
+use std::sync::Arc;
+use tidegate_cache::{Accepted, Coding, field};
+use tidegate_store::{Body, StoredResponse};
+
+impl<U: Upstream> Gateway<U> {
+    /// Whether this node codes what it stores of a site; upstream is asked for what has no coding then.
+    pub(crate) fn codes(&self, site: &Site) -> bool {
+        self.coder.is_some() && site.state.spec.compression.enabled
+    }
+
+    /// At an edge: what codings a client accepts is put into one form, so that it makes few variants, or none.
+    pub(crate) fn negotiate(&self, asked: &mut Asked) {
+        if self.node.tier == Tier::Edge && asked.headers.contains_key(ACCEPT_ENCODING) {
+            asked.accepted = Accepted::of(&asked.headers);
+            let codings = if self.codes(&asked.site) { Accepted::default() } else { asked.accepted };
+            asked.headers.insert(ACCEPT_ENCODING, codings.normal());
+        }
+    }
+
+    /// The coded form of a stored response that this request gets. The one that the client wants most is made, if there is none.
+    pub(crate) fn coded<'a>(&self, asked: &Asked, stored: &'a Arc<StoredResponse>) -> Option<(Coding, &'a Body)> {
+        let codings = stored.codings.as_ref().filter(|_| !asked.accepted.is_none() && !asked.headers.contains_key(RANGE))?;
+        if !self.codes(&asked.site) {
+            return None;
+        }
+        if field::list(&asked.headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case("no-transform")) {
+            // RFC 9111 section 5.2.1.6.
+            return None;
+        }
+        let mut wanted = asked.accepted.wanted();
+        let first = wanted.next()?;
+        if let Some(body) = codings.get(first) {
+            return Some((first, body));
+        }
+        self.code(asked, stored, first);
+        wanted.find_map(|coding| Some((coding, codings.get(coding)?)))
+    }
+
+    pub(crate) fn code(&self, asked: &Asked, stored: &Arc<StoredResponse>, coding: Coding) {
+        if let Some(coder) = &self.coder {
+            coder.make(Job {
+                store: Arc::clone(&self.store),
+                key: asked.key.clone(),
+                response: Arc::clone(stored),
+                coding,
+                counters: Arc::clone(&asked.site.counters),
+            });
+        }
+    }
+}
