@@ -60,6 +60,7 @@ fn what_nodes_say_is_what_they_do() {
     let v = &e["variants"][0];
     assert_eq!((&v["selected"], &v["lifetime"], &v["lifetime_by"]), (&json!(true), &json!(1000), &json!("max-age")));
     assert_eq!((&v["standing"], &v["bytes"], &v["tags"]), (&json!("current"), &json!(10_000), &json!(["red"])));
+    assert_eq!(v["bytes_here"], v["bytes"]);
     assert_eq!(v["codings"][0][0], "br");
     assert!(e["why"].as_str().unwrap().starts_with("max-age says 1000 s, its age is"), "{e}");
 

@@ -77,8 +77,10 @@ fn tls_config(
 ///
 /// # Errors
 /// The edge cannot start or enrol, or the control plane removed it.
-pub async fn run(settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mut stopping: Stopping) -> Result<(), NodeError> {
+pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>, mut stopping: Stopping) -> Result<(), NodeError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    // Where port 0 took a free one, redirects name that.
+    settings.https.clone_from(&bound.https);
     let node = &settings.node;
     let state = NodeState {
         name: node.name.clone(),

@@ -73,7 +73,7 @@ fn variant(node: &str, v: &Variant) -> Vec<String> {
         format!("{} s", v.age),
         format!("{} s by {}", v.lifetime, v.lifetime_by),
         format!("{} through {}", v.standing, v.clean_through),
-        format!("{}{}", v.bytes, if v.in_slices { " in slices" } else { "" }),
+        if v.bytes_here < v.bytes { format!("{} of {}", v.bytes_here, v.bytes) } else { v.bytes.to_string() },
         codings.collect::<Vec<_>>().join(", "),
         vary.collect::<Vec<_>>().join("; "),
         v.etag.clone().unwrap_or_default(),

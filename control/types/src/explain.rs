@@ -87,7 +87,9 @@ pub struct Variant {
     pub bytes: u64,
     /// Content codings that were made of it, with their bytes.
     pub codings: Vec<(String, u64)>,
-    /// Pieces of its body may be missing, and are fetched when they are asked for.
+    /// Of them, those that are here. The others are fetched when they are asked for, where it is in slices; else it is of no use
+    /// without them.
+    pub bytes_here: u64,
     pub in_slices: bool,
     /// It came from the disk tier.
     pub from_disk: bool,

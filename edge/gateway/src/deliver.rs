@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tidegate_cache::range::{self, Selected};
 use tidegate_cache::{CacheStatus, Coding, coding, conditional, field};
 use tidegate_control_types::Revision;
-use tidegate_store::{Body, StoredResponse};
+use tidegate_store::{Body, CHUNK, StoredResponse};
 
 /// What this node adds to every response.
 fn mark<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, status: CacheStatus) {
@@ -204,17 +204,25 @@ fn pieces<U: Upstream>(
     Some(ResponseBody::sliced(SlicedBody::new(source, &gateway.store, content, first, last + 1)))
 }
 
-/// The slice that a hit would begin with, where that is not here and can be fetched: whoever asks for it learns before the head
-/// goes out whether upstream still has the same.
+/// The first slice of a hit that is not here and can be fetched: whoever asks for it learns before the head goes out whether
+/// upstream still has the same. Only the beginning of a long one is looked at.
 pub fn missing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &Arc<StoredResponse>) -> Option<u64> {
     if !stored.in_slices || asked.method != Method::GET || gateway.coded(asked, stored).is_some() {
         return None;
     }
     match select(asked, stored.status, &stored.headers, Some(stored.body.len()), stored.codings.is_some()) {
-        Part::Bytes(_, Some((first, _))) => gateway.store.piece(&stored.body, first, first).is_none().then_some(first / SLICE),
+        Part::Bytes(_, Some((first, last))) => {
+            let pieces = std::iter::successors(Some(first), |at| Some((at / PIECE + 1) * PIECE)).take_while(|at| *at <= last);
+            let missing = pieces.take(MOST_LOOKED_AT).find(|at| gateway.store.piece(&stored.body, *at, *at).is_none());
+            missing.map(|at| at / SLICE)
+        }
         _ => None,
     }
 }
+
+const PIECE: u64 = CHUNK as u64;
+/// Pieces: 16 MiB.
+const MOST_LOOKED_AT: usize = 64;
 
 fn count(asked: &Asked, body: &ResponseBody) {
     if let Some(n) = http_body::Body::size_hint(body).exact() {

@@ -95,6 +95,7 @@ impl<U: Upstream> Gateway<U> {
             tags: r.tags.iter().map(ToString::to_string).collect(),
             bytes: r.body.len(),
             codings: r.codings.iter().flat_map(|c| c.iter()).map(|(c, body)| (c.token().to_owned(), body.len())).collect(),
+            bytes_here: self.store.bytes_here(&r.body),
             in_slices: r.in_slices,
             from_disk: r.from_disk,
         }

@@ -234,6 +234,14 @@ impl Store {
         (start < end).then_some(Piece::OnDisk(DiskPiece { at, key, range: start..end }))
     }
 
+    /// How many bytes of a body are here.
+    #[must_use]
+    pub fn bytes_here(&self, body: &Body) -> u64 {
+        let (chunk, Some(last)) = (CHUNK as u64, body.len().checked_sub(1)) else { return 0 };
+        let piece = |n| self.piece(body, n * chunk, last).map_or(0, |p| p.len() as u64);
+        if let Body::Whole(_) = body { body.len() } else { (0..=last / chunk).map(piece).sum() }
+    }
+
     /// Reads a part of a chunk, which is in memory then. It resolves to nothing where the disk failed.
     #[must_use]
     pub fn read(&self, piece: DiskPiece) -> oneshot::Receiver<Bytes> {
