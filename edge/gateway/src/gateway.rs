@@ -464,7 +464,7 @@ impl<U: Upstream> Gateway<U> {
                     }
                     let freshness = Some((&stored.freshness, demand));
                     if self.purged_before_arrival(&asked, &stored.tags, stored.clean_through(), freshness, arrival) {
-                        demand = demand.max_index(arrival);
+                        demand = self.demand(&asked).max_index(self.revision());
                         continue;
                     }
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
@@ -488,7 +488,7 @@ impl<U: Upstream> Gateway<U> {
                     }
                     let freshness = Some((&head.freshness, demand));
                     if self.purged_before_arrival(&asked, &head.tags, head.clean_through, freshness, arrival) {
-                        demand = demand.max_index(arrival);
+                        demand = self.demand(&asked).max_index(self.revision());
                         continue;
                     }
                     let status = CacheStatus { forward_status: Some(head.status.as_u16()), stored: true, ..status };
@@ -496,7 +496,9 @@ impl<U: Upstream> Gateway<U> {
                 }
             }
         }
-        deliver::failed(self, FetchError::Broken, CacheStatus::forwarded(reason))
+        // Purges come faster than answers: those that came after this request need not keep it from one.
+        let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
+        self.alone(&asked, self.demand(&asked).max_index(self.revision()), end_to_end, status).await
     }
 
     /// Whether a purge that this request must honour, seen only by the tags in the head, came after the response was known

@@ -701,3 +701,27 @@ fn fields_that_are_one_clients_alone_go_to_nobody_else() {
         });
     }
 }
+
+/// Found by the simulation: a request asked again for what it knew when it came, and was kept from the answer by a purge that the
+/// shield did not know yet.
+#[test]
+fn a_request_is_answered_however_many_purges_come_meanwhile() {
+    test(Tier::Edge, async |w| {
+        let stale = ("cache-control", "max-age=100, stale-while-revalidate=100");
+        w.purge(Selector::Url { host: "h.example".into(), target: "/a".into() }, true);
+        let get = w.get("/a");
+        for _ in 0..3 {
+            let asked = w.fetch().await;
+            let before = asked.fetch.demand;
+            let purge = w.purge_url("/a");
+            assert!(!before.reaches(revision(purge)));
+            drop(asked.begin(200, &[stale], Some(revision(1))));
+            settle().await;
+            let pending = w.origin.0.pending.borrow();
+            assert!(pending.front().unwrap().fetch.demand.reaches(revision(purge)), "it asks again for what is known by now");
+        }
+        w.fetch().await.answer(200, &[stale], "text");
+        let (status, _, body) = read(get).await;
+        assert_eq!((status, body.unwrap().as_str()), (StatusCode::OK, "text"));
+    });
+}
