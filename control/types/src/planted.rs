@@ -36,7 +36,6 @@ pub enum Bug {
     TagsIgnored,
     KeysRuleIgnored,
     // Fills.
-    AnyFillIsJoined,
     FillCleanFromItsEnd,
     ConfirmationCleanFromItsEnd,
     TagsInTheHeadIgnored,
@@ -61,7 +60,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 44] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
         Self::ReadWithoutQuorum,
@@ -88,7 +87,6 @@ impl Bug {
         Self::CleanThroughTooFar,
         Self::TagsIgnored,
         Self::KeysRuleIgnored,
-        Self::AnyFillIsJoined,
         Self::FillCleanFromItsEnd,
         Self::ConfirmationCleanFromItsEnd,
         Self::TagsInTheHeadIgnored,

@@ -630,7 +630,7 @@ impl<U: Upstream> Gateway<U> {
         let window = if asked.end_to_end && !Bug::SecondPerTier.is_planted() { Duration::ZERO } else { CONFIRMED_FOR };
         let fits = |fill: &Fill| {
             let recent = now.since(fill.begun_at) < window || Bug::SecondIgnoredInJoining.is_planted();
-            (fill.begun.reaches(demand) || Bug::AnyFillIsJoined.is_planted()) && (!end_to_end || (fill.end_to_end && recent))
+            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && recent))
         };
         self.fills.join(&asked.key, fits, || self.new_fill(demand, end_to_end))
     }
