@@ -2,6 +2,7 @@
 
 use crate::fields;
 use crate::gateway::{Asked, Gateway};
+use crate::site::Site;
 use crate::upstream::Upstream;
 use http::header::{ACCEPT_ENCODING, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -14,8 +15,6 @@ use tidegate_cache::{Accepted, Standing};
 use tidegate_control_types::explain::{Explained, Next, Question, Variant};
 use tidegate_control_types::site::WhenDetached;
 use tidegate_store::StoredResponse;
-
-use crate::site::Site;
 
 impl Asked {
     /// The request that a question speaks of, to one of its site's nodes.

@@ -408,10 +408,10 @@ async fn receive<U: Upstream>(
     let freshness = freshness(asked, status, received.fetched.response.headers(), &received);
     let tags = field::tags(received.fetched.response.headers());
     let mut headers = stored_headers(gateway, received.fetched.response.headers());
-    if is_codable(gateway, asked, status, &headers, length) {
+    let codable = is_codable(gateway, asked, status, &headers, length);
+    if codable {
         coding::vary(&mut headers);
     }
-    let codable = is_codable(gateway, asked, status, &headers, length);
     let head = FillHead { status, headers, freshness, tags, vary, clean_through: received.clean_through, length, codable };
     let head = Arc::new(head);
     let asked_at = asked_origin_at(&received);
