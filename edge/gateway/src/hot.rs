@@ -97,13 +97,16 @@ impl Hot {
     pub fn head(&self, key: &CacheKey, said: Said, make: impl FnOnce() -> HeaderMap) -> HeaderMap {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(self.at(key)).and_then(Option::as_mut);
-        // The slot holds all variants, so that no other response can come to be where one of them was.
         let Some(slot) = slot.filter(|s| s.key == *key) else { return make() };
         if let Some(head) = slot.head.as_ref().filter(|h| h.said == said) {
             return head.headers.clone();
         }
         let headers = make();
-        slot.head = Some(Head { said, headers: headers.clone() });
+        // The slot keeps what it holds alive, so that no other response can come to be where that is. One that came another way than
+        // through `get` it may not hold.
+        if slot.variants.iter().any(|r| Arc::as_ptr(r).addr() == said.response) {
+            slot.head = Some(Head { said, headers: headers.clone() });
+        }
         headers
     }
 
@@ -150,6 +153,24 @@ mod tests {
         assert!(Arc::ptr_eq(&select(&hot, &store, &key).unwrap(), &second));
         store.remove(&key);
         assert!(select(&hot, &store, &key).is_none());
+    }
+
+    #[test]
+    fn no_head_is_kept_of_a_response_that_the_slot_does_not_hold() {
+        let (store, hot) = (Store::new(1 << 20), Hot::default());
+        let ((key, first), (_, second)) = (stored("/"), stored("/"));
+        store.put(&key, &first);
+        hot.get(&key, &store);
+        // It came from the store while the slot still holds its predecessor. Once it is gone, another may lie where it lay.
+        store.put(&key, &second);
+        let made = Cell::new(0);
+        for _ in 0..2 {
+            hot.head(&key, Said::new(&second, 0, None, 0, None), || {
+                made.set(made.get() + 1);
+                HeaderMap::new()
+            });
+        }
+        assert_eq!(made.get(), 2);
     }
 
     #[test]
