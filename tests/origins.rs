@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use support::network::{Network, Plan};
-use support::{Nginx, Process, error_of, free_port, get, wait_for};
+use support::{Http, Nginx, Process, error_of, free_port, get, wait_for};
 
 /// An origin that says who it is, and whether it is well: not while a file `down` lies in its root.
 fn origin(dir: &Path, name: &str) -> Nginx {
@@ -132,4 +132,36 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     apply(&network, &servers.replace("origin.test", "nowhere.test"));
     let unknown = wait_for("a name that is none", || Some(get(edge, "o.example", "/n")).filter(|r| r.status != 200));
     assert!(unknown.status == 502 && unknown.cache_status().contains("detail=resolve"), "{unknown:?}");
+}
+
+#[test]
+fn a_site_is_known_to_no_edge_before_its_origin_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan { shields: 1, ..Plan::default() });
+    let origin = origin(dir.path(), "a");
+    network.attached();
+    let edge = network.edges()[0].address();
+    std::thread::scope(|scope| {
+        // A client asks for each of them from before it is there.
+        let asking = scope.spawn(|| {
+            let mut client = Http::connect(edge).unwrap();
+            let mut ask = |n| loop {
+                let answer = client.ask("GET", &format!("s{n}.example"), "/n", &[]).unwrap();
+                if answer.status != 421 {
+                    return (n, answer.status, answer.text());
+                }
+            };
+            (0..40).map(&mut ask).collect::<Vec<_>>()
+        });
+        for n in 0..40 {
+            let file = dir.path().join("s.toml");
+            let site = format!("name = \"s{n}\"\nhosts = [\"s{n}.example\"]\n[tls]\ncertificate = \"internal\"\nredirect = false\n");
+            let origin = format!("[origin]\nservers = [{{ url = \"{}\" }}]\nallow_private = true\n", origin.url());
+            std::fs::write(&file, site + &origin).unwrap();
+            let out = network.tidegate(&["site", "apply", file.to_str().unwrap()]);
+            assert!(out.status.success(), "{}", error_of(&out));
+        }
+        let wrong: Vec<_> = asking.join().unwrap().into_iter().filter(|(_, status, _)| *status != 200).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    });
 }

@@ -142,7 +142,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
-        applied: Box::new(applied(&settings, credentials, certificates, shields, Arc::clone(&pools))),
+        prepare: Box::new(prepare(&settings, credentials, certificates, shields, Arc::clone(&pools))),
         report: Box::new(report(&shared, pools)),
         watched: Arc::clone(&watched),
     };
@@ -212,7 +212,7 @@ fn start_workers(
 }
 
 /// What an edge does with a change beside its workers: certificates, shields and origins.
-fn applied(
+fn prepare(
     settings: &EdgeSettings,
     credentials: CurrentCredentials,
     certificates: Arc<SiteCertificates>,

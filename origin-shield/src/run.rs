@@ -115,7 +115,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
-        applied: Box::new(move |update| {
+        prepare: Box::new(move |update| {
             if update.changes_configuration() {
                 origin.set_sites(update.network.sites.values().map(|s| &s.spec));
             }

@@ -107,8 +107,8 @@ pub struct Watcher<C> {
     /// Any number: spreads what nodes try again.
     pub random: Box<dyn Fn() -> u64 + Send + Sync>,
     pub workers: Outbox,
-    /// Called with each update once all workers have it.
-    pub applied: Box<dyn Fn(&Update) + Send + Sync>,
+    /// Called with each update before any worker has it: what they will need is there then.
+    pub prepare: Box<dyn Fn(&Update) + Send + Sync>,
     pub report: Box<dyn Fn() -> NodeReport + Send + Sync>,
     pub watched: Arc<Watched>,
 }
@@ -259,9 +259,9 @@ impl<C: ControlPlane> Watcher<C> {
     }
 
     async fn apply(&self, update: &Arc<Update>) {
+        (self.prepare)(update);
         self.workers.deliver(update).await;
         *self.watched.network.write() = Some(Arc::clone(&update.network));
-        (self.applied)(update);
     }
 
     fn publish(&self, follower: &Follower) {

@@ -295,7 +295,7 @@ impl World {
             clock,
             random: Box::new(move || jitter.lock().u64(..)),
             workers: Outbox::new(senders),
-            applied: Box::new(move |update| set_shields(&shields, update)),
+            prepare: Box::new(move |update| set_shields(&shields, update)),
             report: Box::new(NodeReport::default),
             watched: Arc::clone(&watched),
         };
