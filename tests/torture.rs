@@ -5,36 +5,25 @@
 
 mod support;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::network::{Network, Plan};
-use support::origin::{Origin, body};
+use support::origin::{Known, Origin};
 use support::{Http, Numbers, Response};
 
 const DISK: &str = "disk = { path = \"{data}/cache\", size = \"16MiB\" }\nmemory = \"4MiB\"";
+/// Not a whole number of slices.
+const LARGE: usize = (9 << 20) + 77;
 const LANGUAGES: [&str; 3] = ["de", "en", "fr"];
 
-/// Bodies that were asked for already, since making one takes longer than reading it.
-#[derive(Default)]
-struct Known(Mutex<Bodies>);
-
-type Bodies = HashMap<(String, u64), Arc<Vec<u8>>>;
-
-impl Known {
-    fn body(&self, named: &str, version: u64) -> Arc<Vec<u8>> {
-        let mut known = self.0.lock().unwrap();
-        if known.len() > 300 {
-            known.clear();
-        }
-        Arc::clone(known.entry((named.to_owned(), version)).or_insert_with(|| Arc::new(body(named, version))))
-    }
-}
-
-/// Mostly small, some of several pieces; more of them than memory holds, and than the disk holds.
+/// Mostly small, some of several pieces, a few so large that they are kept in slices; more of them than memory holds, and than the disk
+/// holds.
 fn page(r: &mut Numbers) -> String {
+    if r.index(200) == 0 {
+        return format!("/{LARGE}/parts/{}", r.index(3));
+    }
     let kind = if r.index(20) == 0 { "private" } else { ["plain", "plain", "plain", "vary", "chunked"][r.index(5)] };
     match r.index(20) {
         0 => format!("/{}/{kind}/{}", [262_143, 262_144, 262_145, 700_000][r.index(4)], r.index(8)),
@@ -105,10 +94,11 @@ fn reader(edges: &[SocketAddr], mut r: Numbers, known: &Known, score: &Score, un
             let size: usize = path.split('/').nth(1).unwrap().parse().unwrap();
             let mut fields = vec![("accept-language", language.to_owned())];
             let mut range = None;
-            match r.index(10) {
+            let large = size == LARGE && r.index(20) > 0;
+            match if large { 0 } else { r.index(10) } {
                 0..=2 => {
                     let first = r.index(size + 2);
-                    let last = first + r.index(size + 2);
+                    let last = first + r.index((size + 2).min(3 << 20));
                     range = Some((first, last));
                     fields.push(("range", format!("bytes={first}-{last}")));
                 }

@@ -22,6 +22,30 @@ struct Shared {
     slow: AtomicBool,
     /// Every so many answers break off in the middle; 0: none.
     breaks: AtomicUsize,
+    known: Known,
+}
+
+/// Bodies that were asked for already, since making one takes longer than reading it.
+#[derive(Default)]
+pub struct Known(Mutex<Bodies>);
+
+type Bodies = HashMap<(String, u64), Arc<Vec<u8>>>;
+
+const MOST_KNOWN: usize = 256 << 20;
+
+impl Known {
+    pub fn body(&self, named: &str, version: u64) -> Arc<Vec<u8>> {
+        let key = (named.to_owned(), version);
+        if let Some(known) = self.0.lock().unwrap().get(&key) {
+            return Arc::clone(known);
+        }
+        let made = Arc::new(body(named, version));
+        let mut known = self.0.lock().unwrap();
+        if known.len() >= 1_000 || known.values().map(|b| b.len()).sum::<usize>() > MOST_KNOWN {
+            known.clear();
+        }
+        Arc::clone(known.entry(key).or_insert(made))
+    }
 }
 
 /// `/size/...`: the body of a page in one version.
@@ -82,7 +106,7 @@ impl Origin {
 }
 
 /// A page: its ETag names its version, and a tag its last digit. `/size/vary/...` comes in languages, `/size/private/...` may not be
-/// kept, `/size/chunked/...` says no length.
+/// kept, `/size/chunked/...` says no length, `/size/parts/...` comes in parts.
 fn serve(mut stream: TcpStream, shared: &Shared) {
     loop {
         let head = request_head(&mut stream);
@@ -110,9 +134,19 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
         }
         let gave = shared.gave.fetch_add(1, Ordering::Relaxed);
         let breaks = shared.breaks.load(Ordering::Relaxed);
-        let body = body(&named, version);
+        let whole = shared.known.body(&named, version);
+        let bounds = (kind == "parts" && ["", &etag].contains(&field("if-range").as_str())).then(|| field("range"));
+        let bounds = bounds.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let bounds =
+            bounds.and_then(|(first, last)| Some((first.parse::<usize>().ok()?, last.parse::<usize>().ok()?.min(whole.len() - 1))));
+        let (status, ranges) = match bounds {
+            Some((first, last)) => ("206 Partial Content", format!("Content-Range: bytes {first}-{last}/{}\r\n", whole.len())),
+            None if kind == "parts" => ("200 OK", "Accept-Ranges: bytes\r\n".to_owned()),
+            None => ("200 OK", String::new()),
+        };
+        let body = bounds.map_or(&whole[..], |(first, last)| &whole[first..=last]);
         let framing = if kind == "chunked" { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {}", body.len()) };
-        let mut answer = format!("HTTP/1.1 200 OK\r\n{framing}\r\n{common}\r\n").into_bytes();
+        let mut answer = format!("HTTP/1.1 {status}\r\n{framing}\r\n{ranges}{common}\r\n").into_bytes();
         if head.starts_with("HEAD") {
         } else if kind == "chunked" {
             for piece in body.chunks(50_000) {
@@ -122,7 +156,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
             }
             answer.extend_from_slice(b"0\r\n\r\n");
         } else {
-            answer.extend_from_slice(&body);
+            answer.extend_from_slice(body);
         }
         let torn = breaks > 0 && gave % breaks == breaks - 1 && body.len() > 10;
         if torn {
