@@ -6,18 +6,23 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Crate, its folder, and the crates of this project that it may depend on.
-const ARROWS: [(&str, &str, &[&str]); 13] = [
+const ARROWS: [(&str, &str, &[&str]); 14] = [
     ("tidegate-control-types", "control/types", &[]),
     ("tidegate-cache", "edge/cache", &["tidegate-control-types"]),
     ("tidegate-store", "edge/store", &["tidegate-cache"]),
     ("tidegate-gateway", "edge/gateway", &["tidegate-cache", "tidegate-store", "tidegate-control-types"]),
-    ("tidegate-upstream", "upstream", &["tidegate-gateway", "tidegate-control-types"]),
+    ("tidegate-http2", "http2", &["tidegate-gateway"]),
+    ("tidegate-upstream", "upstream", &["tidegate-gateway", "tidegate-http2", "tidegate-control-types"]),
     ("tidegate-certs", "certs", &[]),
     ("tidegate-control-state", "control/state", &["tidegate-control-types"]),
     ("tidegate-node", "control/node", &["tidegate-control-types", "tidegate-certs"]),
     ("tidegate-client", "control/client", &["tidegate-control-types"]),
     ("tidegate-control", "control", &["tidegate-control-state", "tidegate-node", "tidegate-control-types", "tidegate-certs"]),
-    ("tidegate-edge", "edge", &["tidegate-gateway", "tidegate-upstream", "tidegate-node", "tidegate-certs", "tidegate-control-types"]),
+    (
+        "tidegate-edge",
+        "edge",
+        &["tidegate-gateway", "tidegate-http2", "tidegate-upstream", "tidegate-node", "tidegate-certs", "tidegate-control-types"],
+    ),
     (
         "tidegate-simulation",
         "tests/simulation",
@@ -32,7 +37,11 @@ const ARROWS: [(&str, &str, &[&str]); 13] = [
             "tidegate-upstream",
         ],
     ),
-    ("tidegate-origin-shield", "origin-shield", &["tidegate-gateway", "tidegate-upstream", "tidegate-node", "tidegate-control-types"]),
+    (
+        "tidegate-origin-shield",
+        "origin-shield",
+        &["tidegate-gateway", "tidegate-http2", "tidegate-upstream", "tidegate-node", "tidegate-control-types"],
+    ),
 ];
 
 /// Crates that do no IO, read no clock and draw no random number.

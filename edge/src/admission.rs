@@ -3,8 +3,10 @@
 //!
 //! Time is kept by one sweep per worker over all its connections, not by a timer per request.
 
+use crate::early::EarlyResponses;
 use crate::head::{self, Framing, Refusal};
 use crate::settings::Limits;
+use http::{HeaderMap, StatusCode};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use tidegate_gateway::InFlight;
+use tidegate_gateway::interim::{Interim, TakesInterim};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a connection waits for, as the sweep sees it.
@@ -43,6 +46,7 @@ pub struct ConnectionState {
     expired: AtomicBool,
     /// HTTP/2: many responses on one connection, each with a window of its own.
     multiplexed: bool,
+    early: EarlyResponses,
     wakers: Mutex<[Option<Waker>; 2]>,
 }
 
@@ -58,8 +62,19 @@ impl ConnectionState {
             write_since: AtomicU64::new(0),
             expired: AtomicBool::new(false),
             multiplexed,
+            early: EarlyResponses::default(),
             wakers: Mutex::default(),
         })
+    }
+
+    /// A request of HTTP/1.1 begins, which takes interim responses until it ends.
+    pub fn begin_request(self: &Arc<Self>) -> Interim {
+        Interim::new(Arc::clone(self) as Arc<dyn TakesInterim>, self.early.begin())
+    }
+
+    /// Its response is there.
+    pub fn end_request(&self) {
+        self.early.end();
     }
 
     /// Whether the request that asked for another protocol got it.
@@ -108,6 +123,14 @@ impl ConnectionState {
     }
 }
 
+impl TakesInterim for ConnectionState {
+    fn take(&self, request: u64, status: StatusCode, headers: &HeaderMap) {
+        if self.early.push(request, status, headers) {
+            self.wake();
+        }
+    }
+}
+
 enum Phase {
     Head,
     Body {
@@ -141,6 +164,11 @@ pub struct Admission<I> {
     taken: usize,
     body_bytes: u64,
     refusal_written: usize,
+    /// hyper has begun to write something that it has not flushed: an interim response must not come into its middle.
+    writing: bool,
+    /// Interim responses that are going out, from `early_written` on.
+    early: Vec<u8>,
+    early_written: usize,
 }
 
 const READ_SIZE: usize = 16 << 10;
@@ -156,7 +184,21 @@ impl<I> Admission<I> {
     /// `http1`: heads are read and judged; without it only the time is kept.
     pub fn new(io: I, http1: bool, state: Arc<ConnectionState>, limits: Arc<Limits>, clock: Arc<AtomicU64>) -> Self {
         let phase = if http1 { Phase::Head } else { Phase::Raw };
-        Self { io, state, limits, clock, phase, pending: Vec::new(), admitted: Vec::new(), taken: 0, body_bytes: 0, refusal_written: 0 }
+        Self {
+            io,
+            state,
+            limits,
+            clock,
+            phase,
+            pending: Vec::new(),
+            admitted: Vec::new(),
+            taken: 0,
+            body_bytes: 0,
+            refusal_written: 0,
+            writing: false,
+            early: Vec::new(),
+            early_written: 0,
+        }
     }
 
     fn waits(&self, what: Waits) {
@@ -427,15 +469,40 @@ impl<I: AsyncWrite + Unpin> Admission<I> {
         }
         result
     }
+
+    /// Interim responses go between responses: before the first byte that hyper writes after it has flushed all, or when it flushes.
+    fn write_early(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.early.is_empty() {
+            self.early = self.state.early.take(self.writing);
+        }
+        while let Some(rest) = self.early.get(self.early_written..).filter(|rest| !rest.is_empty()) {
+            let written = Pin::new(&mut self.io).poll_write(cx, rest);
+            match ready!(self.note_write(cx, written))? {
+                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                n => self.early_written += n,
+            }
+        }
+        self.early = Vec::new();
+        self.early_written = 0;
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl<I: AsyncWrite + Unpin> Write for Admission<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        if !self.writing {
+            ready!(self.write_early(cx))?;
+            self.writing = true;
+        }
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
         self.note_write(cx, result)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        if !self.writing {
+            ready!(self.write_early(cx))?;
+            self.writing = true;
+        }
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.note_write(cx, result)
     }
@@ -445,6 +512,12 @@ impl<I: AsyncWrite + Unpin> Write for Admission<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.state.early.may_come() {
+            // hyper itself waits for nothing but the response, where the next request is here already.
+            self.state.wait(1, cx);
+        }
+        ready!(self.write_early(cx))?;
+        self.writing = false;
         let result = Pin::new(&mut self.io).poll_flush(cx);
         self.note_write(cx, result)
     }

@@ -3,26 +3,24 @@
 use crate::admission::{Admission, ConnectionState};
 use crate::proxy_protocol;
 use crate::worker::{Client, Worker};
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_gateway::{Local, MULTIPLEXED_PIECE};
+use tidegate_gateway::interim::Interim;
+use tidegate_gateway::{Answering, MULTIPLEXED_PIECE, RequestBody};
+use tidegate_http2::{KeepAlive, ServerSettings};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 
 /// HTTP/2: a peer that answers no ping for this long is gone.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Resets that a client may have pending, and that it may provoke, before the connection is ended.
-const MOST_RESETS: usize = 50;
-const MOST_LOCAL_RESETS: usize = 256;
-/// Bytes of a response that wait in hyper for a slow client.
+const KEEP_ALIVE: KeepAlive = KeepAlive { every: Duration::from_secs(20), within: Duration::from_secs(10) };
+/// Bytes of a response that wait for a slow client, beside the piece that is under way.
 const MOST_BUFFERED: usize = 256 << 10;
 
 pub async fn accept(worker: Rc<Worker>, mut tcp: TcpStream, mut address: SocketAddr, tls: bool) {
@@ -52,37 +50,39 @@ pub async fn accept(worker: Rc<Worker>, mut tcp: TcpStream, mut address: SocketA
     if h2 { http_2(worker, stream, client).await } else { http_1(worker, stream, client).await }
 }
 
-/// Drives a connection to its end; once the worker drains, to the end of its requests within the bound.
-macro_rules! drive {
-    ($worker:expr, $connection:expr) => {{
-        let mut connection = std::pin::pin!($connection);
-        let mut stopping = $worker.shared.stopping.clone();
-        let drain = $worker.shared.limits().drain;
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stopping.stopped() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(drain, connection).await.unwrap_or(Ok(()))
-            }
-        }
-    }};
-}
-
 async fn http_1<I>(worker: Rc<Worker>, io: I, client: Client)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let state = worker.watch_connection(false);
     let io = Admission::new(io, true, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
-    let service = service(&worker, &state, client, usize::MAX);
     let limits = worker.shared.limits();
+    let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let state = Arc::clone(&of_connection);
+        // HTTP/1.0 knows no interim responses.
+        let interim = (request.version() == http::Version::HTTP_11).then(|| state.begin_request());
+        let request = request.map(|body| RequestBody::of(body, answering.most_body()));
+        answer(&answering, &state, request, &client, interim, usize::MAX).then(move |response| {
+            state.end_request();
+            Ok::<_, Infallible>(response)
+        })
+    });
     let mut builder = http1::Builder::new();
     builder
         .max_headers(limits.fields)
         .max_header_size(limits.head.max(8 << 10))
         .max_buf_size(MOST_BUFFERED.max(limits.head * 2))
         .half_close(false);
-    let ended = drive!(worker, builder.serve_connection(io, service).with_upgrades());
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
+    let mut stopping = worker.shared.stopping.clone();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopping.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(limits.drain, connection).await.unwrap_or(Ok(()))
+        }
+    };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");
     }
@@ -93,41 +93,41 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let state = worker.watch_connection(true);
-    let io = Admission::new(io, false, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
-    let service = service(&worker, &state, client, MULTIPLEXED_PIECE);
     let limits = worker.shared.limits();
-    let mut builder = http2::Builder::new(Local);
-    builder
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(MOST_RESETS)
-        .max_local_error_reset_streams(MOST_LOCAL_RESETS)
-        .max_send_buf_size(MOST_BUFFERED)
-        .initial_stream_window_size(256 << 10)
-        .initial_connection_window_size(1 << 20);
-    let ended = drive!(worker, builder.serve_connection(io, service));
-    if let Err(error) = ended {
+    let io = Admission::new(io, false, Arc::clone(&state), Arc::clone(&limits), Arc::clone(&worker.coarse));
+    let settings = ServerSettings {
+        streams: limits.streams,
+        head: u32::try_from(limits.head).unwrap_or(u32::MAX),
+        stream_window: 256 << 10,
+        connection_window: 1 << 20,
+        send_buffer: MOST_BUFFERED,
+        keep_alive: KEEP_ALIVE,
+        drain: limits.drain,
+    };
+    let service = |request: http::Request<tidegate_http2::Received>, interim| {
+        let request = request.map(|body| RequestBody::of(body, worker.most_body()));
+        answer(&worker, &state, request, &client, Some(interim), MULTIPLEXED_PIECE)
+    };
+    let mut stopping = worker.shared.stopping.clone();
+    if let Err(error) = tidegate_http2::serve(TokioIo::new(io), &settings, service, stopping.stopped()).await {
         tracing::debug!(%error, "a connection ended");
     }
 }
 
 type Answered = http::Response<tidegate_gateway::ResponseBody>;
 
-fn service(
+/// `most`: the longest piece of the response's body.
+fn answer(
     worker: &Rc<Worker>,
     state: &Arc<ConnectionState>,
-    client: Client,
+    request: http::Request<RequestBody>,
+    client: &Client,
+    interim: Option<Interim>,
     most: usize,
-) -> impl hyper::service::Service<http::Request<hyper::body::Incoming>, Response = Answered, Error = Infallible, Future: 'static> + use<> {
-    let (worker, state) = (Rc::clone(worker), Arc::clone(state));
-    service_fn(move |request| {
-        let in_flight = state.in_flight.begin();
-        worker.answer(request, &client, &state).then(move |mut response| {
-            response.body_mut().hand_over(in_flight, most);
-            Ok::<_, Infallible>(response)
-        })
+) -> Answering<Answered> {
+    let in_flight = state.in_flight.begin();
+    worker.answer(request, client, state, interim).then(move |mut response| {
+        response.body_mut().hand_over(in_flight, most);
+        response
     })
 }

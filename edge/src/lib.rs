@@ -5,6 +5,7 @@
 mod access_log;
 mod admission;
 mod connection;
+mod early;
 mod figures;
 pub mod head;
 pub mod proxy_protocol;

@@ -7,9 +7,8 @@ use crate::connection;
 use crate::routes::Routes;
 use crate::settings::{EdgeSettings, Limits};
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use parking_lot::RwLock;
 use rustls::ServerConfig;
 use std::cell::{Cell, RefCell};
@@ -21,7 +20,10 @@ use std::time::Duration;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_control_types::site::TlsVersion;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{Accepted, AllCounters, Answer, Answering, Asked, Caches, Gateway, RequestBody, ResponseBody, Site, fields};
+use tidegate_gateway::interim::Interim;
+use tidegate_gateway::{
+    Accepted, AllCounters, Answer, Answering, Asked, Caches, Gateway, RequestBody, ResponseBody, Site, fields, show_date,
+};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{Links, full};
 use tidegate_node::workers::{Delivery, Inbox, ToWorker};
@@ -233,6 +235,11 @@ impl Worker {
         state
     }
 
+    /// Bytes that the body of a request may have.
+    pub fn most_body(&self) -> u64 {
+        self.limits.get().body
+    }
+
     /// The TLS settings for a server name: its site may want TLS 1.3.
     pub fn tls_for(&self, name: Option<&str>) -> Arc<ServerConfig> {
         let routes = Rc::clone(&self.routes.borrow());
@@ -243,12 +250,13 @@ impl Worker {
     /// One request, from its head to its response's head.
     pub fn answer(
         self: &Rc<Self>,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         client: &Client,
         connection: &Arc<ConnectionState>,
+        interim: Option<Interim>,
     ) -> Answering<Response<ResponseBody>> {
         let upgrading = request.headers().contains_key(header::UPGRADE);
-        let answering = self.answer_routed(request, client, upgrading);
+        let answering = self.answer_routed(request, client, interim, upgrading);
         if !upgrading {
             return answering.then(|(response, _)| response);
         }
@@ -263,7 +271,13 @@ impl Worker {
         })
     }
 
-    fn answer_routed(self: &Rc<Self>, request: Request<Incoming>, client: &Client, upgrading: bool) -> Answering<Tunnelled> {
+    fn answer_routed(
+        self: &Rc<Self>,
+        request: Request<RequestBody>,
+        client: &Client,
+        interim: Option<Interim>,
+        upgrading: bool,
+    ) -> Answering<Tunnelled> {
         let started = self.shared.log.as_ref().map(|_| self.shared.clock.boot());
         let Routed { site, host, port } = match self.route(&request, client) {
             Ok(r) => r,
@@ -284,7 +298,7 @@ impl Worker {
             return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
         }
         let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
-        let answering = self.forward(site, (&host, port), request, client, upgrading);
+        let answering = self.forward(site, (&host, port), request, client, interim, upgrading);
         let Some((started, seen)) = logged else { return answering.then(|(answer, tunnel)| (answer.response, tunnel)) };
         let this = Rc::clone(self);
         answering.then(move |(mut answer, tunnel)| {
@@ -298,8 +312,9 @@ impl Worker {
         &self,
         site: Rc<Site>,
         (host, port): (&str, Option<u16>),
-        mut request: Request<Incoming>,
+        mut request: Request<RequestBody>,
         client: &Client,
+        interim: Option<Interim>,
         upgrading: bool,
     ) -> Answering<(Answer, Option<Tunnel>)> {
         let upgrading = upgrading && request.version() == Version::HTTP_11;
@@ -314,15 +329,15 @@ impl Worker {
         let target = site.target(client.https, host, path).on_port(port);
         let key = tidegate_gateway::key(site.name(), &target);
         let (method, client, accepted) = (parts.method, Some(client.ip), Accepted::default());
-        let asked = Asked { site, method, target, key, headers, accepted, client, demand: None, end_to_end: false };
-        self.gateway.answer(asked, RequestBody::of(body, self.limits.get().body)).then(|mut answer| {
+        let asked = Asked { site, method, target, key, headers, accepted, client, interim, demand: None, end_to_end: false };
+        self.gateway.answer(asked, body).then(|mut answer| {
             let tunnel = answer.tunnel.take().zip(ours);
             (answer, tunnel)
         })
     }
 
     /// The site of a request, or why it is refused.
-    fn route(&self, request: &Request<Incoming>, client: &Client) -> Result<Routed, (StatusCode, &'static str)> {
+    fn route(&self, request: &Request<RequestBody>, client: &Client) -> Result<Routed, (StatusCode, &'static str)> {
         let bad = |why| (StatusCode::BAD_REQUEST, why);
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let field = match (hosts.next(), hosts.next()) {
@@ -376,8 +391,13 @@ impl Worker {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.date(headers);
         headers.insert(header::VIA, self.gateway.node.via.clone());
         response
+    }
+
+    fn date(&self, headers: &mut HeaderMap) {
+        fields::insert(headers, header::DATE, &show_date(self.shared.clock.wall().as_secs()));
     }
 
     fn redirect(&self, host: &str, uri: &Uri) -> Response<ResponseBody> {
@@ -389,7 +409,7 @@ impl Worker {
     }
 
     /// `PURGE` on a URL: the same as the API's purge by url, answered alike.
-    async fn purge(&self, site: &Site, host: &str, request: &Request<Incoming>) -> Response<ResponseBody> {
+    async fn purge(&self, site: &Site, host: &str, request: &Request<RequestBody>) -> Response<ResponseBody> {
         let Some(token) = request.headers().get(header::AUTHORIZATION).cloned() else {
             let mut response = self.page(StatusCode::UNAUTHORIZED, "PURGE needs a token: Authorization: Bearer tgt_...");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -415,6 +435,7 @@ impl Worker {
             Ok(Ok(Some((status, body)))) => {
                 let mut response = Response::new(ResponseBody::whole(body));
                 *response.status_mut() = status;
+                self.date(response.headers_mut());
                 response.headers_mut().insert(
                     header::CONTENT_TYPE,
                     HeaderValue::from_static(if status.is_success() { "application/json" } else { "application/problem+json" }),
@@ -473,7 +494,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(request: &Request<Incoming>, client: &Client, site: &Rc<Site>, host: &str) -> Self {
+    fn of(request: &Request<RequestBody>, client: &Client, site: &Rc<Site>, host: &str) -> Self {
         let protocol = match (request.version(), client.https) {
             (Version::HTTP_2, _) => "h2",
             (Version::HTTP_10, _) => "http/1.0",

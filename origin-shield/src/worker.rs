@@ -3,18 +3,15 @@
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::purge::host_and_port;
-use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, Local, RequestBody, ResponseBody, Site, fields};
+use tidegate_gateway::interim::Interim;
+use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, RequestBody, ResponseBody, Site, fields};
+use tidegate_http2::{KeepAlive, Received, ServerSettings};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{CurrentTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox, ToWorker};
@@ -24,10 +21,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: KeepAlive = KeepAlive { every: Duration::from_secs(5), within: Duration::from_secs(5) };
 /// How often memory that is no longer of use is let go.
 const SWEEP: Duration = Duration::from_millis(250);
 const MOST_STREAMS: u32 = 4096;
+/// Bytes of one response that wait for its edge.
+const SEND_BUFFER: usize = 400 << 10;
 
 pub struct Worker {
     pub gateway: Rc<Gateway<OriginUpstream>>,
@@ -111,28 +110,18 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
     if who.as_ref().is_none_or(|w| w.role != "edge") {
         return tracing::warn!(who = ?who.map(|w| w.to_string()), "only edges may ask a shield");
     }
-    let answering = Rc::clone(worker);
-    let service = service_fn(move |request| {
-        let worker = Rc::clone(&answering);
-        worker.answer(request).then(Ok::<_, Infallible>)
-    });
-    let mut builder = http2::Builder::new(Local);
-    builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
-    builder
-        .max_concurrent_streams(MOST_STREAMS)
-        .max_header_list_size(128 << 10)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20);
-    let mut driven = std::pin::pin!(builder.serve_connection(TokioIo::new(tls), service));
-    let mut stopping = worker.stopping.clone();
-    let ended = tokio::select! {
-        ended = driven.as_mut() => ended,
-        () = stopping.stopped() => {
-            driven.as_mut().graceful_shutdown();
-            tokio::time::timeout(worker.drain, driven).await.unwrap_or(Ok(()))
-        }
+    let settings = ServerSettings {
+        streams: MOST_STREAMS,
+        head: 128 << 10,
+        stream_window: 1 << 20,
+        connection_window: 8 << 20,
+        send_buffer: SEND_BUFFER,
+        keep_alive: KEEP_ALIVE,
+        drain: worker.drain,
     };
-    if let Err(error) = ended {
+    let mut stopping = worker.stopping.clone();
+    if let Err(error) = tidegate_http2::serve(tls, &settings, |request, interim| worker.answer(request, interim), stopping.stopped()).await
+    {
         tracing::debug!(%error, "an edge's connection ended");
     }
 }
@@ -167,11 +156,14 @@ impl Worker {
         let _ = delivery.applied.send(());
     }
 
-    fn answer(&self, request: Request<Incoming>) -> Answering<Response<ResponseBody>> {
+    fn answer(&self, request: Request<Received>, interim: Interim) -> Answering<Response<ResponseBody>> {
         let (parts, body) = request.into_parts();
         let sites = Rc::clone(&self.sites.borrow());
         match asked(parts, &sites) {
-            Some(asked) => self.gateway.answer(asked, RequestBody::of(body, u64::MAX)).then(|answer| answer.response),
+            Some(asked) => {
+                let asked = Asked { interim: Some(interim), ..asked };
+                self.gateway.answer(asked, RequestBody::of(body, u64::MAX)).then(|answer| answer.response)
+            }
             None => {
                 // A site that this shield does not know yet, most likely: the edge asks the origin itself.
                 let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here\n")));
@@ -196,7 +188,8 @@ pub fn asked(parts: http::request::Parts, sites: &HashMap<String, Rc<Site>>) -> 
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
     let target = site.target(scheme.as_deref() == Some("https"), &host, path).on_port(port);
     let key = tidegate_gateway::key(site.name(), &target);
-    Some(Asked { site, method: parts.method, target, key, headers, accepted: Accepted::default(), client: None, demand, end_to_end })
+    let (method, accepted) = (parts.method, Accepted::default());
+    Some(Asked { site, method, target, key, headers, accepted, client: None, interim: None, demand, end_to_end })
 }
 
 /// What a shield calls itself.

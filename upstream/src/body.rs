@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,22 +12,24 @@ use tokio::time::{Instant, Sleep};
 /// Called once, with whether the body was read to its end.
 pub type Over = Box<dyn FnOnce(bool)>;
 
-pub struct TimedBody {
-    inner: Incoming,
+pub struct TimedBody<B> {
+    inner: B,
     idle: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
     over: Option<Over>,
 }
 
-impl TimedBody {
-    pub fn new(inner: Incoming, idle: Duration, over: Over) -> Self {
+impl<B: Body> TimedBody<B> {
+    pub fn new(inner: B, idle: Duration, over: Over) -> Self {
         let mut body = Self { inner, idle, sleep: None, over: Some(over) };
         if body.inner.is_end_stream() {
             body.finish(true);
         }
         body
     }
+}
 
+impl<B> TimedBody<B> {
     fn finish(&mut self, whole: bool) {
         if let Some(over) = self.over.take() {
             over(whole);
@@ -36,13 +37,17 @@ impl TimedBody {
     }
 }
 
-impl Drop for TimedBody {
+impl<B> Drop for TimedBody<B> {
     fn drop(&mut self) {
         self.finish(false);
     }
 }
 
-impl Body for TimedBody {
+impl<B> Body for TimedBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
     type Data = Bytes;
     type Error = FetchError;
 

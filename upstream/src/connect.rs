@@ -1,7 +1,7 @@
 //! Connections: TCP, TLS where it is wanted, then HTTP/1.1 or HTTP/2 by ALPN.
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -12,14 +12,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tidegate_control_types::site::OriginTls;
-use tidegate_gateway::{FetchError, Local, RequestBody};
+use tidegate_gateway::{FetchError, RequestBody};
+use tidegate_http2::{ClientSettings, KeepAlive, Sender};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 pub enum Connection {
     H1(http1::SendRequest<RequestBody>),
-    H2(http2::SendRequest<RequestBody>),
+    H2(Sender),
 }
+
+const HTTP_2: ClientSettings = ClientSettings {
+    head: 64 << 10,
+    stream_window: 1 << 20,
+    connection_window: 4 << 20,
+    keep_alive: KeepAlive { every: Duration::from_secs(10), within: Duration::from_secs(5) },
+};
 
 /// Tries the addresses in turn, IPv6 and IPv4 as they came, each with a fair share of the time.
 ///
@@ -58,16 +66,7 @@ pub async fn tls(stream: TcpStream, name: &str, config: Arc<ClientConfig>, timeo
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return h1(stream).await;
     }
-    let mut builder = http2::Builder::new(Local);
-    builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(10)).keep_alive_timeout(Duration::from_secs(5));
-    builder.initial_stream_window_size(1 << 20).initial_connection_window_size(4 << 20).max_header_list_size(64 << 10);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| FetchError::Broken)?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an origin ended");
-        }
-    });
-    Ok(Connection::H2(sender))
+    tidegate_http2::connect(stream, &HTTP_2).await.map(Connection::H2).map_err(|_| FetchError::Broken)
 }
 
 async fn h1<I>(io: I) -> Result<Connection, FetchError>

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_control_types::site::{HealthSpec, OriginServer};
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{FetchError, RequestBody};
+use tidegate_gateway::{FetchError, RequestBody, UpstreamBody};
 
 /// Requests that fail in a row before a server is left alone for a while, and for how long.
 const EJECT_AFTER: u32 = 3;
 const EJECT_FOR: Duration = Duration::from_secs(5);
+
+/// Bytes of a probe's answer that are read.
+const MOST_READ: usize = 64 << 10;
 
 /// What is known of one server; shared by all workers and the prober.
 #[derive(Debug, Default)]
@@ -122,14 +125,22 @@ async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, sp
         }
         let request =
             request.header(http::header::USER_AGENT, "tidegate-health").body(RequestBody::Empty).map_err(|_| FetchError::Broken)?;
-        let response = match connection {
-            connect::Connection::H1(mut s) => s.send_request(request).await,
-            connect::Connection::H2(mut s) => s.send_request(request).await,
+        let mut response = match connection {
+            connect::Connection::H1(mut s) => {
+                let response = s.send_request(request).await.map_err(|_| FetchError::Broken)?;
+                response.map(|body| UpstreamBody::new(body.map_err(|_| FetchError::Broken)))
+            }
+            connect::Connection::H2(mut s) => {
+                let response = s.send(request, None).await.map_err(|_| FetchError::Broken)?;
+                response.map(|body| UpstreamBody::new(body.map_err(|_| FetchError::Broken)))
+            }
         };
-        let response = response.map_err(|_| FetchError::Broken)?;
         let good = spec.expect.contains(&response.status().as_u16());
         // Read a little, so that the server is not cut off mid-answer.
-        let _ = http_body_util::Limited::new(response.into_body(), 64 << 10).collect().await;
+        let mut read = 0;
+        while let (true, Some(Ok(data))) = (read < MOST_READ, response.body_mut().data().await) {
+            read += data.len();
+        }
         if good { Ok(()) } else { Err(FetchError::Broken) }
     };
     tokio::time::timeout(origin.connect_timeout + origin.first_byte_timeout, asking).await.map_err(|_| FetchError::Timeout)?

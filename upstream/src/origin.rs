@@ -8,15 +8,15 @@ use crate::pool::Pool;
 use crate::private;
 use crate::resolve::Resolver;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
-use hyper::body::Incoming;
+use http::{Method, Request, Uri, Version};
+use http_body::Body;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-use std::time::Duration;
 use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec};
 use tidegate_control_types::{Clock, SiteName, SiteSpec};
+use tidegate_gateway::interim::Interim;
 use tidegate_gateway::{Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody};
 
 /// A retry costs ten requests' worth of budget: retries stay under 10 % of requests, beyond a few at the start.
@@ -220,7 +220,13 @@ impl OriginUpstream {
         Ok((connection, false))
     }
 
-    async fn attempt(&self, servers: &Arc<Servers>, at: usize, request: Request<RequestBody>) -> Result<Fetched, Failed> {
+    async fn attempt(
+        &self,
+        servers: &Arc<Servers>,
+        at: usize,
+        request: Request<RequestBody>,
+        interim: Option<&Interim>,
+    ) -> Result<Fetched, Failed> {
         let Some((server, health)) = servers.spec.servers.get(at).zip(servers.health.get(at)) else {
             return Err(Failed::unsent(FetchError::Down, request));
         };
@@ -232,7 +238,7 @@ impl OriginUpstream {
                 Ok(c) => c,
                 Err(error) => return Err(Failed::unsent(error, request)),
             };
-            match self.exchange(servers, &key, health, connection, request).await {
+            match self.exchange(servers, &key, health, connection, request, interim.cloned()).await {
                 // The server closed a kept connection just as the request went out.
                 Err(Failed { unsent: Some(back), .. }) if kept => {
                     request = back;
@@ -250,27 +256,42 @@ impl OriginUpstream {
         health: &Arc<Health>,
         connection: Connection,
         mut request: Request<RequestBody>,
+        interim: Option<Interim>,
     ) -> Result<Fetched, Failed> {
         let spec = &servers.spec;
         shape(&mut request, spec, &key.server, matches!(connection, Connection::H2(_)));
         let upgrading = request.headers().contains_key(header::UPGRADE);
         health.in_flight.fetch_add(1, Ordering::Relaxed);
         let counted = InFlight(Arc::clone(health));
-        let sent = send(connection, request, spec.first_byte_timeout).await;
-        let (mut response, sender) = sent?;
-        let upgrade = (upgrading && response.status() == http::StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut response));
-        let (parts, body) = response.into_parts();
-        let close_delimited =
-            parts.version < Version::HTTP_2 && http_body::Body::size_hint(&body).exact().is_none() && !is_chunked(&parts.headers);
-        let (pool, key) = (self.connections.clone(), key.clone());
-        let over = Box::new(move |whole: bool| {
-            drop(counted);
-            if let (true, Some(sender)) = (whole, sender) {
-                pool.keep(key, sender);
+        let late = |_| Failed { error: FetchError::Timeout, unsent: None };
+        match connection {
+            Connection::H1(mut sender) => {
+                if let Some(interim) = interim {
+                    hyper::ext::on_informational(&mut request, move |early| interim.pass(early.status(), early.headers()));
+                }
+                let sent = tokio::time::timeout(spec.first_byte_timeout, sender.try_send_request(request)).await.map_err(late)?;
+                let mut response = sent.map_err(|mut e| Failed::of(&e.error().to_string(), e.take_message()))?;
+                let switches = upgrading && response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+                let upgrade = switches.then(|| hyper::upgrade::on(&mut response));
+                let close_delimited = response.body().size_hint().exact().is_none() && !is_chunked(response.headers());
+                let (pool, key) = (self.connections.clone(), key.clone());
+                let over = Box::new(move |whole: bool| {
+                    drop(counted);
+                    if whole {
+                        pool.keep(key, sender);
+                    }
+                });
+                let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, spec.idle_timeout, over)));
+                Ok(Fetched { response, vouched: None, close_delimited, upgrade })
             }
-        });
-        let body = TimedBody::new(body, spec.idle_timeout, over);
-        Ok(Fetched { response: Response::from_parts(parts, UpstreamBody(Box::pin(body))), vouched: None, close_delimited, upgrade })
+            Connection::H2(mut sender) => {
+                let sent = tokio::time::timeout(spec.first_byte_timeout, sender.send(request, interim)).await.map_err(late)?;
+                let response = sent.map_err(|f| Failed::of(&f.error.to_string(), f.unsent))?;
+                let over = Box::new(move |_| drop(counted));
+                let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, spec.idle_timeout, over)));
+                Ok(Fetched { response, vouched: None, close_delimited: false, upgrade: None })
+            }
+        }
     }
 }
 
@@ -298,26 +319,10 @@ impl Failed {
     fn unsent(error: FetchError, request: Request<RequestBody>) -> Self {
         Self { error, unsent: Some(request) }
     }
-}
 
-type Sent = (Response<Incoming>, Option<hyper::client::conn::http1::SendRequest<RequestBody>>);
-
-async fn send(connection: Connection, request: Request<RequestBody>, timeout: Duration) -> Result<Sent, Failed> {
-    let late = |_| Failed { error: FetchError::Timeout, unsent: None };
-    let broken = |mut e: hyper::client::conn::TrySendError<Request<RequestBody>>| {
-        let unsent = e.take_message();
-        tracing::debug!(error = %e.error(), "a request to an origin failed");
-        Failed { error: FetchError::Broken, unsent }
-    };
-    match connection {
-        Connection::H1(mut sender) => {
-            let response = tokio::time::timeout(timeout, sender.try_send_request(request)).await.map_err(late)?.map_err(broken)?;
-            Ok((response, Some(sender)))
-        }
-        Connection::H2(mut sender) => {
-            let response = tokio::time::timeout(timeout, sender.try_send_request(request)).await.map_err(late)?.map_err(broken)?;
-            Ok((response, None))
-        }
+    fn of(error: &str, unsent: Option<Request<RequestBody>>) -> Self {
+        tracing::debug!(error, "a request to an origin failed");
+        Self { error: FetchError::Broken, unsent }
     }
 }
 
@@ -337,6 +342,9 @@ fn shape(request: &mut Request<RequestBody>, spec: &OriginSpec, server: &OriginS
         request.headers_mut().remove(header::CONNECTION);
         format!("https://{authority}{path}").parse::<Uri>()
     } else {
+        if request.headers().contains_key(header::TE) && !request.headers().get_all(header::CONNECTION).iter().any(|v| v == "te") {
+            request.headers_mut().append(header::CONNECTION, HeaderValue::from_static("te"));
+        }
         if !request.headers().contains_key(header::HOST)
             && let Some(value) = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
         {
@@ -362,7 +370,7 @@ impl Upstream for OriginUpstream {
             let Some(at) = servers.choose(fetch.key_hash, &tried, &*self.clock) else { return Err(last) };
             tried.push(at);
             let health = servers.health.get(at);
-            match self.attempt(&servers, at, request).await {
+            match self.attempt(&servers, at, request, fetch.interim.as_ref()).await {
                 Ok(fetched) => {
                     health.inspect(|h| h.succeeded());
                     return Ok(fetched);

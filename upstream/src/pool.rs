@@ -1,7 +1,7 @@
 //! Kept connections of one worker: idle HTTP/1.1 ones, and shared HTTP/2 ones, per server.
 
 use crate::connect::Connection;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -16,7 +16,7 @@ const IDLE_FOR: Duration = Duration::from_secs(30);
 
 struct Kept {
     h1: VecDeque<(http1::SendRequest<RequestBody>, Instant)>,
-    h2: Option<http2::SendRequest<RequestBody>>,
+    h2: Option<tidegate_http2::Sender>,
 }
 
 pub struct Pool<K>(Rc<RefCell<HashMap<K, Kept>>>);
@@ -52,7 +52,7 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         f(all.entry(key.clone()).or_insert_with(|| Kept { h1: VecDeque::new(), h2: None }))
     }
 
-    pub fn share(&self, key: &K, sender: &http2::SendRequest<RequestBody>) {
+    pub fn share(&self, key: &K, sender: &tidegate_http2::Sender) {
         self.kept(key, |k| k.h2 = Some(sender.clone()));
     }
 

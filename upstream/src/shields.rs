@@ -6,8 +6,6 @@ use crate::origin::copy;
 use crate::ring::ranked;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri, Version};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::RwLock;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -18,14 +16,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_control_types::{BootTime, Clock};
-use tidegate_gateway::{Fetch, FetchError, Fetched, Local, RequestBody, Upstream, UpstreamBody, fields};
+use tidegate_gateway::interim::Interim;
+use tidegate_gateway::{Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody, fields};
+use tidegate_http2::{ClientSettings, KeepAlive, Sender};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shield that was not reached is not asked again for this long.
 const LEAVE_ALONE: Duration = Duration::from_secs(2);
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const CONNECTION: ClientSettings = ClientSettings {
+    head: 128 << 10,
+    stream_window: 2 << 20,
+    connection_window: 16 << 20,
+    keep_alive: KeepAlive { every: Duration::from_secs(2), within: Duration::from_secs(2) },
+};
 /// Beyond the origin's own time-outs, which the shield keeps.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -79,12 +84,11 @@ pub trait ShieldWay: 'static {
         &self,
         shield: &Shield,
         request: Request<RequestBody>,
+        interim: Option<Interim>,
         timeout: Duration,
         idle: Duration,
     ) -> impl Future<Output = Result<Response<UpstreamBody>, (FetchError, Option<Request<RequestBody>>)>>;
 }
-
-type Sender = http2::SendRequest<RequestBody>;
 
 /// This node's TLS settings towards shields, as they are now.
 pub type ShieldTls = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
@@ -113,15 +117,9 @@ impl Http2Shields {
                 tracing::warn!(shield = shield.name, %error, "a shield's TLS handshake failed");
                 FetchError::Tls
             })?;
-            let mut builder = http2::Builder::new(Local);
-            builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
-            builder.initial_stream_window_size(2 << 20).initial_connection_window_size(16 << 20).max_header_list_size(128 << 10);
-            builder.handshake(TokioIo::new(tls)).await.map_err(|_| FetchError::Broken)
+            tidegate_http2::connect(tls, &CONNECTION).await.map_err(|_| FetchError::Broken)
         };
-        let (sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| FetchError::Connect)??;
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
+        let sender = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| FetchError::Connect)??;
         self.open.borrow_mut().insert(shield.address.clone(), sender.clone());
         Ok(sender)
     }
@@ -132,6 +130,7 @@ impl ShieldWay for Http2Shields {
         &self,
         shield: &Shield,
         request: Request<RequestBody>,
+        interim: Option<Interim>,
         timeout: Duration,
         idle: Duration,
     ) -> Result<Response<UpstreamBody>, (FetchError, Option<Request<RequestBody>>)> {
@@ -139,13 +138,14 @@ impl ShieldWay for Http2Shields {
             Ok(s) => s,
             Err(e) => return Err((e, Some(request))),
         };
-        match tokio::time::timeout(timeout, sender.try_send_request(request)).await {
+        match tokio::time::timeout(timeout, sender.send(request, interim)).await {
             Err(_) => Err((FetchError::Timeout, None)),
-            Ok(Err(mut e)) => {
+            Ok(Err(failed)) => {
+                tracing::debug!(shield = shield.name, error = %failed.error, "a request to a shield failed");
                 self.open.borrow_mut().remove(&shield.address);
-                Err((FetchError::Broken, e.take_message()))
+                Err((FetchError::Broken, failed.unsent))
             }
-            Ok(Ok(response)) => Ok(response.map(|body| UpstreamBody(Box::pin(TimedBody::new(body, idle, Box::new(|_| ())))))),
+            Ok(Ok(response)) => Ok(response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, Box::new(|_| ()))))),
         }
     }
 }
@@ -173,7 +173,8 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let origin = &fetch.site.state.spec.origin;
         let tries = origin.retries + 1;
         let timeout = (origin.connect_timeout + origin.first_byte_timeout) * tries + GRACE;
-        let response = self.way.send(shield, to_shield(request, fetch), timeout, origin.idle_timeout + GRACE).await?;
+        let (request, interim) = (to_shield(request, fetch), fetch.interim.clone());
+        let response = self.way.send(shield, request, interim, timeout, origin.idle_timeout + GRACE).await?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         if let Some(error) = own {

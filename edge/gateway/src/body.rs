@@ -1,12 +1,14 @@
 //! Bodies as enums: a memory hit hands over one `Bytes` with its exact size and no box.
 
+use crate::fields;
 use crate::fill::FillReader;
 use crate::in_flight::OneInFlight;
 use crate::slices::SlicedBody;
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -155,6 +157,15 @@ impl ResponseBody {
         Poll::Ready(Some(Ok(data)))
     }
 
+    /// Of a response that is its client's alone. With one that is shared they are not kept (RFC 9110 section 6.5.1).
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        let Kind::Relay { body, .. } = &mut self.kind else { return None };
+        body.take_trailers().map(|mut trailers| {
+            fields::strip_of_trailers(&mut trailers);
+            trailers
+        })
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
         Poll::Ready(match &mut self.kind {
             Kind::Empty => None,
@@ -200,7 +211,7 @@ impl Body for ResponseBody {
         Poll::Ready(match data {
             None => {
                 this.ended = true;
-                None
+                this.trailers().map(|t| Ok(Frame::trailers(t)))
             }
             Some(Ok(data)) => {
                 this.sent += data.remaining() as u64;
@@ -218,7 +229,7 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Whole(_) => false,
-            Kind::Relay { left, .. } => *left == Some(0),
+            Kind::Relay { body, left } => *left == Some(0) && body.is_end_stream(),
             Kind::Stored(body) => body.left == 0,
             Kind::Fill(reader) => reader.left() == Some(0),
             Kind::Sliced(body) => body.left() == 0,
@@ -242,17 +253,20 @@ impl Body for ResponseBody {
 pub enum RequestBody {
     Empty,
     Client {
-        body: Incoming,
+        body: ClientBody,
         /// Bytes that may still come.
         left: u64,
     },
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type ClientBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
+
 /// Why a request's body did not come whole.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestBodyError {
     #[error("the client broke off: {0}")]
-    Client(#[from] hyper::Error),
+    Client(#[from] BoxError),
     #[error("the body of the request is larger than this node allows")]
     TooLarge,
 }
@@ -260,24 +274,35 @@ pub enum RequestBodyError {
 impl RequestBody {
     /// What a client sends, up to `most` bytes.
     #[must_use]
-    pub fn of(body: Incoming, most: u64) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Client { body, left: most } }
+    pub fn of<B>(body: B, most: u64) -> Self
+    where
+        B: Body<Data = Bytes> + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() { Self::Empty } else { Self::Client { body: Box::pin(body.map_err(Into::into)), left: most } }
     }
 }
-
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let Self::Client { body, left } = &mut *self else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(cx)).transpose()?;
+        let frame = ready!(body.as_mut().poll_frame(cx)).transpose()?;
         let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
         match left.checked_sub(length) {
             Some(rest) => *left = rest,
             None => return Poll::Ready(Some(Err(RequestBodyError::TooLarge))),
         }
-        Poll::Ready(frame.map(Ok))
+        Poll::Ready(frame.map(|frame| {
+            Ok(match frame.into_trailers() {
+                Ok(mut trailers) => {
+                    fields::strip_of_trailers(&mut trailers);
+                    Frame::trailers(trailers)
+                }
+                Err(data) => data,
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -299,7 +324,6 @@ impl Body for RequestBody {
 #[allow(clippy::cast_possible_truncation, clippy::panic)] // A test fails by panicking.
 mod tests {
     use super::*;
-    use http_body_util::BodyExt;
     use std::cell::Cell;
     use std::rc::Rc;
     use std::sync::Arc;
@@ -311,7 +335,7 @@ mod tests {
         use crate::UpstreamBody;
         for (length, complete) in [(5, true), (6, false)] {
             let told = Rc::new(Cell::new(None));
-            let inner = UpstreamBody(Box::pin(http_body_util::Full::new(Bytes::from_static(b"12345")).map_err(|e| match e {})));
+            let inner = UpstreamBody::new(http_body_util::Full::new(Bytes::from_static(b"12345")).map_err(|e| match e {}));
             let mut body = ResponseBody::relay(inner, Some(length));
             let tell = Rc::clone(&told);
             body.on_finish(Box::new(move |bytes, complete| tell.set(Some((bytes, complete)))));

@@ -292,6 +292,7 @@ pub fn own<U: Upstream>(gateway: &Gateway<U>, status: StatusCode, how: CacheStat
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
+    fields::insert(&mut headers, header::DATE, &field::show_date(gateway.clock.wall().as_secs()));
     headers.append(header::VIA, gateway.node.via.clone());
     mark(gateway, &mut headers, how);
     answer(status, headers, ResponseBody::whole(Bytes::from(page)), how)

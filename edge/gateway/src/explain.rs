@@ -37,6 +37,7 @@ impl Asked {
             headers,
             accepted: Accepted::default(),
             client: None,
+            interim: None,
             demand: None,
             end_to_end: false,
         }

@@ -69,8 +69,12 @@ fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
 pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method: &Method, for_store: bool) -> UpstreamRequest {
     let mut request = Request::new(RequestBody::Empty);
     let mut headers = asked.headers.clone();
+    let takes_trailers = fields::takes_trailers(&headers);
     fields::strip_hop_by_hop(&mut headers);
     fields::strip_internal(&mut headers);
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
     if for_store {
         fields::strip_selection(&mut headers);
     }
@@ -527,7 +531,9 @@ fn remembered(why: NotStorable) -> bool {
 /// The head as it is kept: at an edge ready for clients, at a shield with all that edges need.
 fn stored_headers<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
-    kept.remove(header::AGE);
+    for name in [header::AGE, header::TRAILER] {
+        kept.remove(name);
+    }
     for own in unshared(headers) {
         kept.remove(own);
     }

@@ -25,14 +25,13 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
-    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
@@ -48,6 +47,24 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// Removes from trailers what may not stand there: what frames, routes or vouches for a message (RFC 9110 section 6.5.1).
+pub fn strip_of_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    strip_internal(trailers);
+    strip_for_client(trailers);
+    for name in
+        [header::HOST, header::CONTENT_LENGTH, header::CONTENT_RANGE, header::CONTENT_ENCODING, header::TRAILER, header::AUTHORIZATION]
+    {
+        trailers.remove(name);
+    }
+}
+
+/// Whether the sender of a request takes trailers with its response (RFC 9110 section 10.1.4).
+#[must_use]
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TE) && field::list(headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"))
 }
 
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.

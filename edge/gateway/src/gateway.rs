@@ -8,6 +8,7 @@ use crate::fetch::{self, Own, Relayed, Validating};
 use crate::fields;
 use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
+use crate::interim::Interim;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
 use crate::upstream::{Fetch, FetchError, Upstream};
@@ -55,6 +56,8 @@ pub struct Asked {
     /// At an edge, filled in by [`Gateway::answer`]: the codings that the client accepts.
     pub accepted: Accepted,
     pub client: Option<IpAddr>,
+    /// Where interim responses go.
+    pub interim: Option<Interim>,
     /// At a shield: what the edge demands.
     pub demand: Option<Revision>,
     pub end_to_end: bool,
@@ -655,6 +658,7 @@ impl<U: Upstream> Gateway<U> {
             end_to_end,
             https: asked.target.https,
             direct: false,
+            interim: asked.interim.clone(),
         }
     }
 
@@ -688,6 +692,7 @@ impl Asked {
             headers: self.headers.clone(),
             accepted: self.accepted,
             client: self.client,
+            interim: None,
             demand: self.demand,
             end_to_end: self.end_to_end,
         }

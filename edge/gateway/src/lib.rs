@@ -20,7 +20,7 @@ mod gateway;
 mod hot;
 mod in_flight;
 mod intake;
-mod local;
+pub mod interim;
 mod pass;
 mod site;
 mod slices;
@@ -36,7 +36,6 @@ pub use figures::{AllCounters, Figures};
 pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Asked, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
-pub use local::Local;
 pub use site::{Counters, Site};
 pub use upstream::{Fetch, FetchError, Fetched, Upstream, UpstreamBody};
 
@@ -52,6 +51,7 @@ pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
     reason.token()
 }
 pub use tidegate_cache::Accepted;
+pub use tidegate_cache::field::show_date;
 pub use tidegate_cache::ledger::MOST_SELECTORS;
 pub use tidegate_store as store;
 pub use tidegate_store::Store;

@@ -78,7 +78,7 @@ type Feed = mpsc::UnboundedSender<Result<Bytes, FetchError>>;
 impl Pending {
     fn begin(self, status: u16, headers: &[(&str, &str)], vouched: Option<Revision>) -> Feed {
         let (feed, fed) = mpsc::unbounded_channel();
-        let mut response = Response::new(UpstreamBody(Box::pin(Fed(fed))));
+        let mut response = Response::new(UpstreamBody::new(Fed(fed)));
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         for (name, value) in headers {
             response.headers_mut().append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
@@ -168,6 +168,7 @@ impl World {
             headers: fields,
             accepted: Accepted::default(),
             client: None,
+            interim: None,
             demand: None,
             end_to_end: false,
         }

@@ -1,17 +1,19 @@
 //! The way to wherever a response comes from: a shield or the origin. The crate `upstream` has the real ones.
 
 use crate::body::RequestBody;
+use crate::interim::Interim;
 use crate::site::Site;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tidegate_control_types::Revision;
 
 /// What a fetch has to satisfy beyond HTTP.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Fetch {
     pub site: Rc<Site>,
     /// Chooses the shield, and the origin server where the site balances by hash.
@@ -23,6 +25,8 @@ pub struct Fetch {
     pub https: bool,
     /// Straight to the origin, for what a shield cannot carry.
     pub direct: bool,
+    /// Where interim responses go.
+    pub interim: Option<Interim>,
 }
 
 /// Why there is no response, in words for the access log.
@@ -100,26 +104,43 @@ pub trait Upstream: 'static {
 }
 
 /// A response body on its way in: yields data until it ends or fails.
-pub struct UpstreamBody(pub Pin<Box<dyn http_body::Body<Data = Bytes, Error = FetchError>>>);
+pub struct UpstreamBody {
+    body: Pin<Box<dyn Body<Data = Bytes, Error = FetchError>>>,
+    trailers: Option<HeaderMap>,
+}
 
 impl UpstreamBody {
+    #[must_use]
+    pub fn new(body: impl Body<Data = Bytes, Error = FetchError> + 'static) -> Self {
+        Self { body: Box::pin(body), trailers: None }
+    }
+
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
         loop {
-            match self.0.as_mut().poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Some(Err(e))),
-                // Trailers are dropped, as RFC 9110 section 6.5.1 allows.
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(data)));
-                    }
-                }
+            let frame = match ready!(self.body.as_mut().poll_frame(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(e)) => return Poll::Ready(Some(Err(e))),
+                Some(Ok(frame)) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) => return Poll::Ready(Some(Ok(data))),
+                Err(frame) => self.trailers = frame.into_trailers().ok(),
             }
         }
     }
 
     pub async fn data(&mut self) -> Option<Result<Bytes, FetchError>> {
         std::future::poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    /// Whether neither data nor trailers come any more.
+    #[must_use]
+    pub fn is_end_stream(&self) -> bool {
+        self.trailers.is_none() && self.body.is_end_stream()
+    }
+
+    /// What came after its data, where it is for who is to get it.
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
     }
 }

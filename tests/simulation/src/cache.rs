@@ -452,6 +452,7 @@ impl World {
             headers,
             accepted: Accepted::default(),
             client: None,
+            interim: None,
             demand: None,
             end_to_end: false,
         };

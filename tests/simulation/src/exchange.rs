@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tidegate_gateway::interim::Interim;
 use tidegate_gateway::{Answer, Answering, Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody};
 use tidegate_upstream::{Shield, ShieldWay};
 use tokio::sync::{mpsc, oneshot};
@@ -67,6 +68,7 @@ impl ShieldWay for SimWay {
         &self,
         shield: &Shield,
         request: http::Request<RequestBody>,
+        _: Option<Interim>,
         timeout: Duration,
         _: Duration,
     ) -> Result<Response<UpstreamBody>, Unsent> {
@@ -316,7 +318,7 @@ impl World {
             Back::Head(parts) => {
                 let (feed, fed) = mpsc::unbounded_channel();
                 e.feed = Some(feed);
-                let response = Response::from_parts(*parts, UpstreamBody(Box::pin(Fed(fed))));
+                let response = Response::from_parts(*parts, UpstreamBody::new(Fed(fed)));
                 match std::mem::replace(&mut e.reply, Reply::Given) {
                     Reply::Shield(reply) => drop(reply.send(Ok(response))),
                     Reply::Origin(reply) => {

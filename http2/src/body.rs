@@ -1,0 +1,61 @@
+//! A body on its way in.
+
+use crate::client::Open;
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{HeaderMap, header};
+use http_body::{Body, Frame, SizeHint};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::sync::oneshot;
+
+/// What the peer sends after a head. A reset is an error, whatever its code: after it nobody knows whether the body was whole.
+pub struct Received {
+    from: RecvStream,
+    data_is_over: bool,
+    left: Option<u64>,
+    /// Of a response: let go with it, what counts its request as open and what keeps the rest of it going.
+    _exchange: Option<(Open, Option<oneshot::Sender<()>>)>,
+}
+
+impl Received {
+    pub(crate) fn new(from: RecvStream, headers: &HeaderMap) -> Self {
+        let left = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        Self { from, data_is_over: false, left, _exchange: None }
+    }
+
+    pub(crate) fn of_exchange(self, open: Open, sending: Option<oneshot::Sender<()>>) -> Self {
+        Self { _exchange: Some((open, sending)), ..self }
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let this = &mut *self;
+        if !this.data_is_over {
+            if let Some(data) = ready!(this.from.poll_data(cx)).transpose()? {
+                // It is taken: the peer may send as much again.
+                let _ = this.from.flow_control().release_capacity(data.len());
+                this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            this.data_is_over = true;
+        }
+        Poll::Ready(ready!(this.from.poll_trailers(cx))?.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.from.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.left {
+            _ if self.is_end_stream() => SizeHint::with_exact(0),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The client's end.
+
+use crate::body::Received;
+use crate::keep_alive::{Counted, KeepAlive, Pinger};
+use crate::pipe::Pipe;
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::{Builder, SendRequest};
+use http::{Request, Response};
+use http_body::Body;
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use tidegate_gateway::RequestBody;
+use tidegate_gateway::interim::Interim;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+
+#[derive(Clone, Copy, Debug)]
+pub struct ClientSettings {
+    /// Bytes of a head's fields.
+    pub head: u32,
+    /// Bytes of bodies that may come before they are taken.
+    pub stream_window: u32,
+    pub connection_window: u32,
+    /// While requests are open.
+    pub keep_alive: KeepAlive,
+}
+
+/// A connection that takes requests, any number of them at once. It ends when the last of its kind is let go.
+#[derive(Clone)]
+pub struct Sender {
+    to: SendRequest<Bytes>,
+    state: Rc<ConnectionState>,
+}
+
+#[derive(Default)]
+struct ConnectionState {
+    is_over: Cell<bool>,
+    open: Cell<usize>,
+}
+
+/// One of a connection's open requests, until its response is let go.
+pub(crate) struct Open(Rc<ConnectionState>);
+
+impl Open {
+    fn new(state: &Rc<ConnectionState>) -> Self {
+        state.open.set(state.open.get() + 1);
+        Self(Rc::clone(state))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+    }
+}
+
+/// A request failed; it comes back where nothing of it was sent.
+pub struct Failed {
+    pub error: h2::Error,
+    pub unsent: Option<Request<RequestBody>>,
+}
+
+/// Begins a connection, which lives on as a task of this worker.
+///
+/// # Errors
+/// The connection fails.
+pub async fn connect<I>(io: I, settings: &ClientSettings) -> Result<Sender, h2::Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (io, received) = Counted::new(io);
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .max_header_list_size(settings.head)
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window);
+    let (to, mut connection) = builder.handshake(io).await?;
+    let mut pinger = connection.ping_pong().map(|pings| Pinger::new(pings, settings.keep_alive, received));
+    let state = Rc::new(ConnectionState::default());
+    let shared = Rc::clone(&state);
+    tokio::task::spawn_local(async move {
+        let ended = std::future::poll_fn(|cx| {
+            if pinger.as_mut().is_some_and(|p| p.poll_gone(cx, state.open.get() > 0).is_ready()) {
+                tracing::debug!("a server answers no ping");
+                return Poll::Ready(Ok(()));
+            }
+            Pin::new(&mut connection).poll(cx)
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "a connection to a server ended");
+        }
+        state.is_over.set(true);
+    });
+    Ok(Sender { to, state: shared })
+}
+
+impl Sender {
+    /// Whether no more requests can be sent.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state.is_over.get()
+    }
+
+    /// Sends a request, whose URI names scheme and authority, and waits for its response's head. Letting go of the response, or of this
+    /// future, ends the request wherever it is.
+    ///
+    /// # Errors
+    /// The connection is over, or the server refuses or resets the request.
+    pub async fn send(&mut self, request: Request<RequestBody>, interim: Option<Interim>) -> Result<Response<Received>, Failed> {
+        if let Err(error) = std::future::poll_fn(|cx| self.to.poll_ready(cx)).await {
+            return Err(Failed { error, unsent: Some(request) });
+        }
+        let failed = |error| Failed { error, unsent: None };
+        let (head, body) = request.into_parts();
+        let bodiless = body.is_end_stream();
+        let (mut coming, to) = self.to.send_request(Request::from_parts(head, ()), bodiless).map_err(failed)?;
+        let open = Open::new(&self.state);
+        let sending = (!bodiless).then(|| {
+            let (goes_on, ended) = oneshot::channel();
+            tokio::task::spawn_local(send_body(Pipe::new(body, to, Reason::CANCEL), ended));
+            goes_on
+        });
+        let response = std::future::poll_fn(|cx| {
+            while let Poll::Ready(Some(Ok(early))) = coming.poll_informational(cx) {
+                interim.iter().for_each(|i| i.pass(early.status(), early.headers()));
+            }
+            Pin::new(&mut coming).poll(cx)
+        });
+        let (head, body) = response.await.map_err(failed)?.into_parts();
+        let body = Received::new(body, &head.headers).of_exchange(open, sending);
+        Ok(Response::from_parts(head, body))
+    }
+}
+
+async fn send_body(mut pipe: Pipe<RequestBody>, ended: oneshot::Receiver<()>) {
+    tokio::select! {
+        biased;
+        () = &mut pipe => {}
+        _ = ended => pipe.reset(Reason::CANCEL),
+    }
+}
