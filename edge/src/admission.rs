@@ -490,7 +490,7 @@ impl<I: AsyncWrite + Unpin> Admission<I> {
 
 impl<I: AsyncWrite + Unpin> Write for Admission<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        if !self.writing {
+        if !self.writing || !self.early.is_empty() {
             ready!(self.write_early(cx))?;
             self.writing = true;
         }
@@ -499,7 +499,7 @@ impl<I: AsyncWrite + Unpin> Write for Admission<I> {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
-        if !self.writing {
+        if !self.writing || !self.early.is_empty() {
             ready!(self.write_early(cx))?;
             self.writing = true;
         }
@@ -549,5 +549,67 @@ impl Refusal {
             self.status,
             text.len()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that takes as many bytes as it has room for.
+    #[derive(Clone, Default)]
+    struct Narrow {
+        out: Arc<Mutex<Vec<u8>>>,
+        room: Arc<AtomicU64>,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+            let room = usize::try_from(self.room.load(Ordering::Relaxed)).unwrap();
+            if room == 0 {
+                return Poll::Pending;
+            }
+            let n = buf.len().min(room);
+            self.room.fetch_sub(n as u64, Ordering::Relaxed);
+            self.out.lock().extend_from_slice(&buf[..n]);
+            Poll::Ready(Ok(n))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn an_interim_response_that_has_begun_to_go_out_goes_out_whole() {
+        let io = Narrow::default();
+        let clock = Arc::new(AtomicU64::new(0));
+        let state = ConnectionState::new(Arc::clone(&clock), false);
+        let mut admission = Admission::new(io.clone(), true, Arc::clone(&state), Arc::new(Limits::default()), clock);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut write = |bytes: &[u8]| Pin::new(&mut admission).poll_write(&mut cx, bytes);
+        // A response waits for a client that reads slowly; the next request is here, and its hint.
+        io.room.store(3, Ordering::Relaxed);
+        assert!(matches!(write(b"response"), Poll::Ready(Ok(3))));
+        assert!(write(b"ponse").is_pending());
+        state.begin_request().pass(StatusCode::EARLY_HINTS, &HeaderMap::new());
+        io.room.store(9, Ordering::Relaxed);
+        assert!(matches!(write(b"ponse"), Poll::Ready(Ok(5))));
+        assert!(Pin::new(&mut admission).poll_flush(&mut Context::from_waker(Waker::noop())).is_pending());
+        // Its response comes while half of the hint is out.
+        state.end_request();
+        io.room.store(1000, Ordering::Relaxed);
+        let mut written = 0;
+        while written < 4 {
+            match Pin::new(&mut admission).poll_write(&mut Context::from_waker(Waker::noop()), &b"next"[written..]) {
+                Poll::Ready(Ok(n)) => written += n,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(String::from_utf8_lossy(&io.out.lock()), "responseHTTP/1.1 103 Early Hints\r\n\r\nnext");
     }
 }

@@ -20,6 +20,8 @@ use tokio_rustls::LazyConfigAcceptor;
 
 /// HTTP/2: a peer that answers no ping for this long is gone.
 const KEEP_ALIVE: KeepAlive = KeepAlive { every: Duration::from_secs(20), within: Duration::from_secs(10) };
+/// Resets that a client may provoke by errors before its connection is ended.
+const MOST_PROVOKED_RESETS: usize = 256;
 /// Bytes of a response that wait for a slow client, beside the piece that is under way.
 const MOST_BUFFERED: usize = 256 << 10;
 
@@ -102,6 +104,7 @@ where
         connection_window: 1 << 20,
         send_buffer: MOST_BUFFERED,
         keep_alive: KEEP_ALIVE,
+        provoked_resets: MOST_PROVOKED_RESETS,
         drain: limits.drain,
     };
     let service = |request: http::Request<tidegate_http2::Received>, interim| {

@@ -6,17 +6,17 @@ use crate::pipe::Pipe;
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{Builder, SendRequest};
-use http::{Request, Response};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body::Body;
 use std::cell::Cell;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use tidegate_gateway::RequestBody;
 use tidegate_gateway::interim::Interim;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 #[derive(Clone, Copy, Debug)]
 pub struct ClientSettings {
@@ -40,6 +40,8 @@ pub struct Sender {
 struct ConnectionState {
     is_over: Cell<bool>,
     open: Cell<usize>,
+    /// A request is over, or all of them.
+    freed: Notify,
 }
 
 /// One of a connection's open requests, until its response is let go.
@@ -55,6 +57,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.set(self.0.open.get().saturating_sub(1));
+        self.0.freed.notify_one();
     }
 }
 
@@ -76,6 +79,8 @@ where
     let mut builder = Builder::new();
     builder
         .enable_push(false)
+        // Until the server says how many it takes.
+        .initial_max_send_streams(100)
         .max_header_list_size(settings.head)
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window);
@@ -95,6 +100,7 @@ where
             tracing::debug!(%error, "a connection to a server ended");
         }
         state.is_over.set(true);
+        state.freed.notify_waiters();
     });
     Ok(Sender { to, state: shared })
 }
@@ -106,18 +112,38 @@ impl Sender {
         self.state.is_over.get()
     }
 
+    /// Waits until the server takes one more request. Only then is it handed to h2, which would send it even after it was given up.
+    async fn turn(&mut self) -> Result<(), h2::Error> {
+        loop {
+            let mut freed = pin!(self.state.freed.notified());
+            freed.as_mut().enable();
+            std::future::poll_fn(|cx| self.to.poll_ready(cx)).await?;
+            if self.state.open.get() < self.to.current_max_send_streams() {
+                return Ok(());
+            }
+            freed.await;
+        }
+    }
+
     /// Sends a request, whose URI names scheme and authority, and waits for its response's head. Letting go of the response, or of this
     /// future, ends the request wherever it is.
     ///
     /// # Errors
     /// The connection is over, or the server refuses or resets the request.
     pub async fn send(&mut self, request: Request<RequestBody>, interim: Option<Interim>) -> Result<Response<Received>, Failed> {
-        if let Err(error) = std::future::poll_fn(|cx| self.to.poll_ready(cx)).await {
+        if let Err(error) = self.turn().await {
             return Err(Failed { error, unsent: Some(request) });
         }
         let failed = |error| Failed { error, unsent: None };
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let bodiless = body.is_end_stream();
+        if bodiless
+            && matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
+            && !head.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            // Some servers refuse what could have a body and says no length (RFC 9110 section 8.6).
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        }
         let (mut coming, to) = self.to.send_request(Request::from_parts(head, ()), bodiless).map_err(failed)?;
         let open = Open::new(&self.state);
         let sending = (!bodiless).then(|| {

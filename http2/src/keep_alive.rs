@@ -41,7 +41,11 @@ impl Pinger {
         loop {
             let Some(before) = self.asked_at else {
                 ready!(self.timer.as_mut().poll(cx));
-                if open && self.pings.send_ping(Ping::opaque()).is_ok() {
+                if !open {
+                    // The timer stays as it is: who opens a stream next learns soon whether the peer is still there.
+                    return Poll::Pending;
+                }
+                if self.pings.send_ping(Ping::opaque()).is_ok() {
                     self.asked_at = Some(self.received.get());
                     self.set(self.times.within);
                 } else {

@@ -11,6 +11,8 @@ mod client;
 mod keep_alive;
 mod pipe;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use body::Received;
 pub use client::{ClientSettings, Failed, Sender, connect};

@@ -30,13 +30,14 @@ pub struct ServerSettings {
     /// Bytes of a response that wait for its client.
     pub send_buffer: usize,
     pub keep_alive: KeepAlive,
+    /// Resets of ours that a peer may provoke by errors, in all the life of its connection.
+    pub provoked_resets: usize,
     /// Once the server is to stop: for requests that are not over.
     pub drain: Duration,
 }
 
-/// Resets that a peer may have pending, and errors that it may provoke, before its connection is ended (CVE-2023-44487).
+/// Resets that a peer may have pending before its connection is ended (CVE-2023-44487).
 const MOST_RESETS: usize = 50;
-const MOST_PROVOKED_RESETS: usize = 256;
 
 type Answered = Response<ResponseBody>;
 
@@ -58,7 +59,7 @@ where
         .initial_connection_window_size(settings.connection_window)
         .max_send_buffer_size(settings.send_buffer)
         .max_pending_accept_reset_streams(MOST_RESETS)
-        .max_local_error_reset_streams(Some(MOST_PROVOKED_RESETS));
+        .max_local_error_reset_streams(Some(settings.provoked_resets));
     let mut stopping = pin!(stopping);
     let mut connection = tokio::select! {
         shaken = builder.handshake(io) => shaken?,
@@ -102,7 +103,11 @@ struct Requests<S> {
 
 impl<S: FnMut(Request<Received>, Interim) -> Answering<Answered>> Requests<S> {
     fn begin(&mut self, cx: &mut Context<'_>) {
-        for (request, respond) in self.waiting.drain(..) {
+        for (request, mut respond) in self.waiting.drain(..) {
+            if respond.poll_reset(cx).is_ready() {
+                // It was given up in the same breath: nobody is asked for it.
+                continue;
+            }
             if Arc::get_mut(&mut self.spare).is_none() {
                 self.spare = Arc::default();
             }
@@ -145,6 +150,13 @@ struct Stream {
 enum State {
     Answering(Answering<Answered>),
     Sending(Pipe<ResponseBody>),
+}
+
+/// A stream that is over takes no interim response any more, however long its request goes on.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.reply.0.lock().take();
+    }
 }
 
 impl Future for Stream {

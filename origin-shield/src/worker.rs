@@ -117,6 +117,8 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         connection_window: 8 << 20,
         send_buffer: SEND_BUFFER,
         keep_alive: KEEP_ALIVE,
+        // An edge is known, and its connection lives for weeks.
+        provoked_resets: usize::MAX,
         drain: worker.drain,
     };
     let mut stopping = worker.stopping.clone();

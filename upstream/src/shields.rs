@@ -26,7 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shield that was not reached is not asked again for this long.
 const LEAVE_ALONE: Duration = Duration::from_secs(2);
 const CONNECTION: ClientSettings = ClientSettings {
-    head: 128 << 10,
+    // More than an origin's head can come to when it is coded for HTTP/2, or one site's could end the connection for all.
+    head: 1 << 20,
     stream_window: 2 << 20,
     connection_window: 16 << 20,
     keep_alive: KeepAlive { every: Duration::from_secs(2), within: Duration::from_secs(2) },

@@ -6,7 +6,7 @@ use crate::in_flight::OneInFlight;
 use crate::slices::SlicedBody;
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::{Buf, Bytes};
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use std::collections::VecDeque;
@@ -215,7 +215,8 @@ impl Body for ResponseBody {
             }
             Some(Ok(data)) => {
                 this.sent += data.remaining() as u64;
-                this.ended = this.is_end_stream();
+                // Whoever knows the length asks no further, though trailers might come.
+                this.ended = this.is_end_stream() || (matches!(this.kind, Kind::Relay { left: Some(0), .. }) && this.held.is_empty());
                 Some(Ok(Frame::data(data)))
             }
             Some(Err(e)) => Some(Err(e)),
@@ -298,6 +299,7 @@ impl Body for RequestBody {
             Ok(match frame.into_trailers() {
                 Ok(mut trailers) => {
                     fields::strip_of_trailers(&mut trailers);
+                    fields::strip_reflected(&mut trailers, &Method::GET);
                     Frame::trailers(trailers)
                 }
                 Err(data) => data,

@@ -69,7 +69,8 @@ fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
 pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method: &Method, for_store: bool) -> UpstreamRequest {
     let mut request = Request::new(RequestBody::Empty);
     let mut headers = asked.headers.clone();
-    let takes_trailers = fields::takes_trailers(&headers);
+    // With what is stored none are kept, and a WebSocket has none.
+    let takes_trailers = !for_store && !headers.contains_key(header::UPGRADE) && fields::takes_trailers(&headers);
     fields::strip_hop_by_hop(&mut headers);
     fields::strip_internal(&mut headers);
     if takes_trailers {
@@ -324,6 +325,7 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
     for own in unshared(&news) {
         news.remove(own);
     }
+    news.remove(header::TRAILER);
     // The cache's own additions to the stored head stay as they are.
     for own in [header::VIA, fields::CACHE_STATUS, header::AGE] {
         if own != header::AGE || !news.contains_key(header::AGE) {

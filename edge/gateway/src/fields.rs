@@ -49,14 +49,31 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes from trailers what may not stand there: what frames, routes or vouches for a message (RFC 9110 section 6.5.1).
+/// Removes from trailers what may not stand there: what frames, routes, controls or vouches for a message (RFC 9110 section 6.5.1).
 pub fn strip_of_trailers(trailers: &mut HeaderMap) {
+    const OF_HEADS: [HeaderName; 17] = [
+        header::AGE,
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        CDN_LOOP,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::COOKIE,
+        header::EXPECT,
+        header::HOST,
+        header::MAX_FORWARDS,
+        header::RANGE,
+        header::SET_COOKIE,
+        header::TRAILER,
+        header::VARY,
+        header::VIA,
+    ];
     strip_hop_by_hop(trailers);
     strip_internal(trailers);
     strip_for_client(trailers);
-    for name in
-        [header::HOST, header::CONTENT_LENGTH, header::CONTENT_RANGE, header::CONTENT_ENCODING, header::TRAILER, header::AUTHORIZATION]
-    {
+    for name in OF_HEADS {
         trailers.remove(name);
     }
 }

@@ -8,6 +8,9 @@ use std::sync::Arc;
 /// More of them for one request are dropped.
 pub const MOST_INTERIM: u32 = 16;
 
+/// So are larger ones: clients that take much in a response's head may take less here.
+const MOST_BYTES: usize = 16 << 10;
+
 /// A client's connection, or stream, that takes interim responses for as long as its request has no response.
 pub trait TakesInterim: Send + Sync {
     /// Dropped where `request`, by the connection's own count, has its response by now, or where they come too fast.
@@ -39,6 +42,10 @@ impl Interim {
         for of_body in [http::header::CONTENT_LENGTH, http::header::TRAILER] {
             headers.remove(of_body);
         }
-        self.to.take(self.request, status, &headers);
+        // As RFC 9113 section 6.5.2 counts.
+        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        if size <= MOST_BYTES {
+            self.to.take(self.request, status, &headers);
+        }
     }
 }
