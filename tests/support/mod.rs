@@ -303,7 +303,7 @@ pub fn get_with(address: SocketAddr, host: &str, target: &str, headers: &[(&str,
 }
 
 /// The head of a request, at an origin of a test's own.
-pub fn request_head(stream: &mut TcpStream) -> String {
+pub fn request_head(stream: &mut impl Read) -> String {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
         head.push(byte[0]);

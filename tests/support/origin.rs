@@ -2,7 +2,7 @@
 
 use super::request_head;
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -108,8 +108,9 @@ impl Origin {
 /// A page: its ETag names its version, and a tag its last digit. `/size/vary/...` comes in languages, `/size/private/...` may not be
 /// kept, `/size/chunked/...` says no length, `/size/parts/...` comes in parts.
 fn serve(mut stream: TcpStream, shared: &Shared) {
+    let mut requests = BufReader::new(stream.try_clone().unwrap());
     loop {
-        let head = request_head(&mut stream);
+        let head = request_head(&mut requests);
         let Some(path) = head.split(' ').nth(1).map(str::to_owned) else { return };
         let version = shared.versions.lock().unwrap().get(&path).copied().unwrap_or(0);
         let field = |name: &str| {
