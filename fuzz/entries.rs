@@ -1,6 +1,7 @@
 //! One entry for each kind of input from outside: it must not panic, and must keep what is said here of it. The fuzzer calls them
 //! (`fuzz_targets`), and `tests/fuzzing.rs` for a while on a stable compiler.
 
+use hickory_proto::rr::Name;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tidegate_cache::range::Selected;
 use tidegate_cache::{
@@ -11,13 +12,20 @@ use tidegate_control_state::State;
 use tidegate_control_types::purge::{PurgeType, without_port};
 use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{Command, FromNode, Selector, ToNode, site_file};
+use tidegate_dns::{Edge, MOST_UDP, NameServer, Networks, Responder, Table, Transport};
 use tidegate_edge::{Limits, head};
 
 pub type Entry = fn(&[u8]);
 
 /// By the name of the fuzz target.
-pub const ALL: [(&str, Entry); 5] =
-    [("request_head", request_head), ("proxy_protocol", proxy_protocol), ("messages", messages), ("text", text), ("fields", fields)];
+pub const ALL: [(&str, Entry); 6] = [
+    ("request_head", request_head),
+    ("proxy_protocol", proxy_protocol),
+    ("messages", messages),
+    ("text", text),
+    ("fields", fields),
+    ("dns", dns),
+];
 
 /// Heads of HTTP/1.1 requests and lines of chunked bodies: the same however they are split, and what is admitted can be read in one
 /// way only.
@@ -50,6 +58,43 @@ pub fn proxy_protocol(data: &[u8]) {
     if read.is_ok() {
         let length = 16 + usize::from(u16::from_be_bytes([data[14], data[15]]));
         assert_eq!(data.len() - rest.len(), length, "exactly the header is taken off");
+    }
+}
+
+/// Packets that ask for the zone: no answer is longer than it may be, is anything but an answer to this query, or calls forth another.
+pub fn dns(data: &[u8]) {
+    let address = |text: &str| text.parse().unwrap();
+    let edge = |name: &str, region: &str, ip| Edge {
+        name: name.into(),
+        region: region.into(),
+        addresses: vec![address(ip)],
+        attached: true,
+        drained: false,
+        applied: 9,
+        weight: 1.0,
+    };
+    let table = Table {
+        zone: Name::from_ascii("cdn.test.").unwrap(),
+        serial: 9,
+        name_servers: vec![NameServer { name: "d1".into(), addresses: vec![address("192.0.2.53")] }],
+        sites: [("shop".to_owned(), 7)].into(),
+        edges: vec![edge("fra-1", "eu", "192.0.2.1"), edge("nyc-1", "us", "2001:db8::1")],
+        caa: vec!["ca.example.org".into()],
+        ttl: std::time::Duration::from_secs(20),
+    };
+    let networks: Networks = "203.0.113.0/24,eu\n2001:db8:1::/48,us,eu\n".parse().unwrap();
+    let responder = Responder { table: &table, networks: &networks, name: "d1" };
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let Some(answer) = responder.respond(data, address("203.0.113.9"), transport) else { continue };
+        assert!(data.len() >= 12 && data[2] & 0x80 == 0, "what is no query was answered");
+        assert!(answer[..2] == data[..2] && answer[2] & 0x80 != 0);
+        assert!(transport == Transport::Tcp || answer.len() <= usize::from(MOST_UDP));
+        assert_eq!(responder.respond(&answer, address("203.0.113.9"), transport), None, "an answer was answered");
+        assert!(Responder::cut_short(&answer).len() <= data.len().max(12));
+        let _ = Responder::alike(&answer);
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = text.parse::<Networks>();
     }
 }
 

@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Crate, its folder, and the crates of this project that it may depend on.
-const ARROWS: [(&str, &str, &[&str]); 14] = [
+const ARROWS: [(&str, &str, &[&str]); 15] = [
     ("tidegate-control-types", "control/types", &[]),
     ("tidegate-cache", "edge/cache", &["tidegate-control-types"]),
     ("tidegate-store", "edge/store", &["tidegate-cache"]),
     ("tidegate-gateway", "edge/gateway", &["tidegate-cache", "tidegate-store", "tidegate-control-types"]),
+    ("tidegate-dns", "edge/dns", &["tidegate-control-types", "tidegate-node"]),
     ("tidegate-http2", "http2", &["tidegate-gateway"]),
     ("tidegate-upstream", "upstream", &["tidegate-gateway", "tidegate-http2", "tidegate-control-types"]),
     ("tidegate-certs", "certs", &[]),

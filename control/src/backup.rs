@@ -67,7 +67,7 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
     let cluster = state.founding.cluster.clone();
     enrol_first(settings, &mut state, &ca, &cluster, SystemClock.wall(), "control restore")?;
     write_first(settings, &state)?;
-    Ok(Restored { cluster, made, sites: state.sites().count(), nodes: state.nodes().filter(|n| n.state.role.caches()).count() })
+    Ok(Restored { cluster, made, sites: state.sites().count(), nodes: state.nodes().filter(|n| n.state.role.follows()).count() })
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
     control.change(&by, Change::NodeEnrol { node: asked.node, join: asked.join_id }).await?;
     let secrets = match role {
         Role::Control => Some(add_member(control, &by, name, address.unwrap_or_default()).await?),
-        Role::Edge | Role::Shield => None,
+        Role::Edge | Role::Shield | Role::Dns => None,
     };
     Ok(EnrolAnswer { chain, ca: ca.certificate().to_vec(), control: secrets })
 }

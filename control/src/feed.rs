@@ -72,7 +72,7 @@ impl Feed {
             Some(_) => (0, u64::MAX),
         };
         let missed = state.missed_since(since, purges_after);
-        let secret = self.role == Role::Edge;
+        let secret = self.role.holds_keys();
         let certificates = if secret { missed.certificates.iter().filter_map(unseal).collect() } else { Vec::new() };
         self.sent = here.index;
         let missed = CatchUp {
@@ -87,16 +87,25 @@ impl Feed {
     }
 }
 
-/// What watchers are told of entries that were just applied; even empty ones move a node's revision, which leases wait for.
+/// What watchers are told of entries that were just applied; even empty ones move a node's revision, which leases wait for. Where a private
+/// key is among it, also what those are told who may not hold one.
 #[must_use]
-pub fn entries(state: &State, applied: Vec<(u64, Applied)>, unseal: Unseal<'_>) -> ToNode {
-    let events = |applied: Applied| {
+pub fn entries(state: &State, applied: Vec<(u64, Applied)>, unseal: Unseal<'_>) -> (ToNode, Option<ToNode>) {
+    let mut has_keys = false;
+    let mut events = |applied: Applied| {
         let mut events = applied.events;
         if let Some(name) = applied.certificate_changed {
             events.extend(state.certificates().find(|c| c.name == name).and_then(unseal).map(Event::Certificate));
+            has_keys = true;
         }
         events
     };
-    let entries = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
-    ToNode::Entries { through: state.applied, entries }
+    let entries: Vec<_> = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
+    let without_keys = has_keys.then(|| {
+        let mut entries = entries.clone();
+        entries.iter_mut().for_each(|(_, events)| events.retain(|e| !matches!(e, Event::Certificate(_))));
+        entries.retain(|(_, events)| !events.is_empty());
+        ToNode::Entries { through: state.applied, entries }
+    });
+    (ToNode::Entries { through: state.applied, entries }, without_keys)
 }

@@ -218,7 +218,7 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
     let path = request.uri().path().to_owned();
     match (path.as_str(), role, peer.identity) {
         ("/enrol", _, _) => enrol_request(&control, request).await,
-        ("/watch", Some(role), Some(who)) if role.caches() => match who.name.parse::<NodeName>() {
+        ("/watch", Some(role), Some(who)) if role.follows() => match who.name.parse::<NodeName>() {
             // A leader of yesterday, or one that has not applied all yet, may not know a node that has just enrolled.
             Ok(name) if !watch::is_known(&control, &name) && control.read_barrier().await.is_err() => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "this node is not known here")
@@ -227,7 +227,7 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
-        ("/raft" | "/lease" | "/relay" | "/explain", Some(Role::Control), Some(who)) => {
+        ("/raft" | "/lease" | "/relay" | "/explain" | "/standings", Some(Role::Control), Some(who)) => {
             let known = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_none());
             if known { control_request(&control, &path, request).await } else { plain(StatusCode::GONE, "removed") }
         }
@@ -303,6 +303,10 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
                 Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
             },
             Err(e) => bad(e.to_string()),
+        },
+        "/standings" => match watch::standings_here(control) {
+            Some(standings) => plain(StatusCode::OK, wire::encode(&standings)),
+            None => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
         },
         "/explain" => match wire::decode::<Question>(&bytes) {
             Ok(question) => {

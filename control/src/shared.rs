@@ -36,7 +36,8 @@ pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Broadcast {
     Entries {
         through: u64,
-        frame: Bytes,
+        with_keys: Bytes,
+        without_keys: Bytes,
     },
     /// For every node, as a frame.
     Question(Bytes),
@@ -288,8 +289,10 @@ impl Control {
         if self.broadcast.receiver_count() > 0 {
             let state = self.raft.state.read();
             let through = state.applied;
-            let frame = wire::frame(&feed::entries(&state, output.applied, &|c| self.unsealed(c)));
-            let _ = self.broadcast.send(Broadcast::Entries { through, frame: frame.into() });
+            let (with_keys, without_keys) = feed::entries(&state, output.applied, &|c| self.unsealed(c));
+            let (with_keys, without_keys) = (Bytes::from(wire::frame(&with_keys)), without_keys.map(|m| wire::frame(&m).into()));
+            let without_keys = without_keys.unwrap_or_else(|| with_keys.clone());
+            let _ = self.broadcast.send(Broadcast::Entries { through, with_keys, without_keys });
         }
     }
 }

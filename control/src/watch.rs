@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tidegate_control_types::lease::Grant;
 use tidegate_control_types::wire::{self, Deframer};
-use tidegate_control_types::{Clock, FromNode, NodeName, NodeReport, Role, ToNode};
+use tidegate_control_types::{Clock, EdgeStanding, FromNode, NodeName, NodeReport, Role, ToNode};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::{BoxError, full};
 use tidegate_node::{Body, VERSION};
@@ -82,9 +82,9 @@ impl Session {
                 message = next(&mut incoming, &mut frames) => self.hear(message?, &leases)?,
                 update = updates.recv() => match update {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) if self.is_removed(&mut out).await? => feed = None,
-                    Ok(Broadcast::Entries { through, frame }) => {
+                    Ok(Broadcast::Entries { through, with_keys, without_keys }) => {
                         if feed.as_mut().is_some_and(|f| f.is_news(through)) {
-                            send(&mut out, frame).await?;
+                            send(&mut out, if self.role.holds_keys() { with_keys } else { without_keys }).await?;
                         }
                     }
                     Ok(Broadcast::Question(frame)) => {
@@ -132,11 +132,17 @@ impl Session {
             FromNode::Explained { number, explained } => self.control.questions.answered(number, &self.name, *explained),
             FromNode::Report(report) => reported(&self.control, &self.name, report),
             FromNode::AskLease { asking } => {
-                let (control, name, leases) = (Arc::clone(&self.control), self.name.clone(), leases.clone());
+                let (control, name, role, leases) = (Arc::clone(&self.control), self.name.clone(), self.role, leases.clone());
                 tokio::spawn(async move {
                     match lease(&control, &name).await {
                         Ok(grant) => drop(leases.send(ToNode::Lease { asking, grant }).await),
                         Err(why) => tracing::debug!(node = %name, why, "no lease granted"),
+                    }
+                    if role == Role::Dns {
+                        match standings(&control).await {
+                            Ok(standings) => drop(leases.send(ToNode::Standings(standings)).await),
+                            Err(why) => tracing::debug!(node = %name, why, "how the edges stand is not known"),
+                        }
                     }
                 });
             }
@@ -175,6 +181,31 @@ async fn lease(control: &Arc<Control>, name: &NodeName) -> Result<Grant, String>
         .await
         .map_err(|e| e.to_string())?;
     wire::decode(&bytes).map_err(|e| e.to_string())
+}
+
+/// How the edges stand, as the leader knows it, be it this node or another.
+async fn standings(control: &Arc<Control>) -> Result<Vec<EdgeStanding>, String> {
+    if let Some(here) = standings_here(control) {
+        return Ok(here);
+    }
+    let leader = control.leader_address().ok_or("no leader is known")?;
+    let path = format!("/standings?log={}", control.log());
+    let bytes = control.links.call(&leader, "control", &path, Vec::new(), LEASE_TIMEOUT).await.map_err(|e| e.to_string())?;
+    wire::decode(&bytes).map_err(|e| e.to_string())
+}
+
+/// Where this node leads: how the edges stand.
+pub fn standings_here(control: &Control) -> Option<Vec<EdgeStanding>> {
+    let now = control.now();
+    control.with_leadership(|state, leadership| {
+        let edges = state.nodes().filter(|n| n.removed.is_none() && n.state.role == Role::Edge);
+        let standing = |name: &NodeName| EdgeStanding {
+            node: name.clone(),
+            attached: leadership.fleet.attached(name, now),
+            applied: leadership.fleet.acked_index(name).unwrap_or(0),
+        };
+        edges.map(|n| standing(&n.state.name)).collect()
+    })
 }
 
 /// A node has applied all through `index`.

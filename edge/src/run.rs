@@ -143,6 +143,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         clock: Arc::clone(&clock),
         workers: outbox,
         prepare: Box::new(prepare(&settings, credentials, certificates, shields, Arc::clone(&pools))),
+        standings: Box::new(drop),
         report: Box::new(report(&shared, pools)),
         watched: Arc::clone(&watched),
     };

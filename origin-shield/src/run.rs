@@ -120,6 +120,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
                 origin.set_sites(update.network.sites.values().map(|s| &s.spec));
             }
         }),
+        standings: Box::new(drop),
         report: Box::new(move || report(&figures, &reported, &*clock)),
         watched: Arc::clone(&watched),
     };

@@ -1,4 +1,4 @@
-//! `tidegate edge` and `tidegate shield`.
+//! `tidegate edge`, `tidegate shield` and `tidegate dns`.
 
 use super::{Done, Failure, block_on};
 use crate::output;
@@ -6,6 +6,7 @@ use clap::Args;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
+use tidegate_dns::DnsSettings;
 use tidegate_edge::EdgeSettings;
 use tidegate_node::lifecycle::{Signals, Stopping, Told, raise_open_files, stop_pair};
 use tidegate_origin_shield::ShieldSettings;
@@ -42,6 +43,28 @@ impl Role {
             until_told(|stopping| async {
                 tokio::spawn(check_on_reload(stopping.clone(), move || Ok(ShieldSettings::from_file(&self.config).map(drop)?)));
                 Ok(tidegate_origin_shield::run(settings, bound, stopping).await?)
+            })
+            .await
+        })
+    }
+}
+
+impl Role {
+    pub fn dns(self) -> Done {
+        let settings = DnsSettings::from_file(&self.config)?;
+        let networks = settings.read_networks();
+        if self.check {
+            networks?;
+            return checked(&self.config);
+        }
+        block_on(async {
+            let bound = tidegate_dns::Bound::bind(&settings)?;
+            until_told(|stopping| async {
+                tokio::spawn(check_on_reload(stopping.clone(), move || {
+                    DnsSettings::from_file(&self.config)?.read_networks()?;
+                    Ok(())
+                }));
+                Ok(tidegate_dns::run(settings, bound, stopping).await?)
             })
             .await
         })

@@ -25,7 +25,7 @@ pub struct Create {
     /// admin, deploy (sites and purges), purge or read
     #[arg(long, value_name = "ROLE", required_unless_present = "join")]
     role: Option<TokenRole>,
-    /// For a node of this role: control, edge or shield
+    /// For a node of this role: control, edge, shield or dns
     #[arg(long, value_name = "ROLE", conflicts_with_all = ["role", "site", "note"])]
     join: Option<Role>,
     /// With --join: only in this region

@@ -105,11 +105,13 @@ pub struct Plan<'a> {
     pub controls: usize,
     pub shields: usize,
     pub edges: usize,
+    pub dns: usize,
     pub lease: &'a str,
     /// `{data}` in these stands for the node's data folder.
     pub control_more: &'a str,
     pub shield_more: &'a str,
     pub edge_more: &'a str,
+    pub dns_more: &'a str,
     /// Lines of an edge's [limits].
     pub limits: &'a str,
     /// Each on a host of its own.
@@ -122,10 +124,12 @@ impl Default for Plan<'_> {
             controls: 1,
             shields: 0,
             edges: 1,
+            dns: 0,
             lease: "5s",
             control_more: "",
             shield_more: "",
             edge_more: "",
+            dns_more: "",
             limits: "drain = \"3s\"",
             apart: false,
         }
@@ -148,7 +152,7 @@ impl Network {
     }
 
     pub fn planned(dir: &Path, plan: Plan<'_>) -> Self {
-        let Plan { controls, shields, edges, lease, control_more, shield_more, edge_more, limits, apart } = plan;
+        let Plan { controls, shields, edges, dns, lease, control_more, shield_more, edge_more, dns_more, limits, apart } = plan;
         let hosts = apart.then(Hosts::new);
         let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned(), hosts };
         let peers: Vec<_> = (1..=controls).map(|n| SocketAddr::new(network.host(&format!("control-{n}")), free_port())).collect();
@@ -192,10 +196,18 @@ impl Network {
             let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
             let ip = network.host(&name);
             let text = format!(
-                "{control}http = [\"{ip}:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"{ip}:{https}\"]\nadvertise = [\"{ip}\", \"::1\"]\nworkers = 2\n{edge_more}\n"
+                "{control}http = [\"{ip}:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"{ip}:{https}\"]\nadvertise = [{}]\nworkers = 2\n{edge_more}\n",
+                // Each its own, for DNS to name.
+                if apart { format!("\"{ip}\"") } else { format!("\"127.0.1.{n}\", \"::1\"") }
             );
             network.add(&name, "edge", ip, port, port_6, &text, &format!("[limits]\n{limits}\n"));
             network.nodes.last_mut().unwrap().https = https;
+        }
+        for n in 1..=dns {
+            let (name, port) = (format!("dns-{n}"), free_port());
+            let ip = network.host(&name);
+            let text = format!("{control}zone = \"cdn.test\"\nlisten = [\"{ip}:{port}\"]\nadvertise = [\"{ip}\"]\n{dns_more}\n");
+            network.add(&name, "dns", ip, port, 0, &text, "");
         }
         for at in controls..network.nodes.len() {
             let (name, role) = (network.nodes[at].name.clone(), network.nodes[at].role);
@@ -223,6 +235,12 @@ impl Network {
         let log = self.dir.join(format!("{name}.log"));
         let (host, data) = (self.hosts.as_ref().map(|_| name.to_owned()), self.dir.join(name));
         self.nodes.push(Node { name: name.into(), role, config, port, port_6, admin, https: 0, process: None, ip, host, data, log });
+    }
+
+    /// A new join token for a node that begins anew.
+    pub fn enrol_again(&self, name: &str) {
+        let role = self.nodes.iter().find(|n| n.name == name).unwrap().role;
+        self.join_token(name, role);
     }
 
     fn join_token(&self, name: &str, role: &str) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate_control_types::explain::Question;
 use tidegate_control_types::lease::NodeLease;
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::{BootTime, FromNode, ToNode, WallTime};
+use tidegate_control_types::{BootTime, EdgeStanding, FromNode, ToNode, WallTime};
 
 /// Until the first grant says how long a lease lasts.
 const FIRST_ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub enum Heard {
     Removed { removal: u64 },
     /// To be answered when that can be.
     Explain { number: u64, question: Box<Question> },
+    /// How the edges stand.
+    Standings(Vec<EdgeStanding>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +84,7 @@ impl Follower {
     pub fn hear(&mut self, message: ToNode, heard: WallTime) -> Result<Heard, OutOfTurn> {
         let update = match message {
             ToNode::Explain { number, question } => return Ok(Heard::Explain { number, question }),
+            ToNode::Standings(standings) => return Ok(Heard::Standings(standings)),
             ToNode::Removed { removal } => {
                 self.lease = NodeLease::default();
                 return Ok(Heard::Removed { removal });

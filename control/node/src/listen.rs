@@ -2,7 +2,7 @@
 
 use crate::NodeError;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 const BACKLOG: i32 = 4096;
 
@@ -57,6 +57,45 @@ pub fn bind_shared(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>
         all.push(socket(bound, true).map_err(|e| fail(bound, e))?);
     }
     Ok(all)
+}
+
+/// As many listeners as [`bind_shared`] and, on the same port, sockets for packets.
+///
+/// # Errors
+/// The address cannot be bound, or another program has it.
+pub fn bind_both(address: SocketAddr, count: usize) -> Result<(Vec<TcpListener>, Vec<UdpSocket>), NodeError> {
+    // A free port of the one kind may be taken of the other.
+    let mut tries = if address.port() == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let listeners = bind_shared(address, count)?;
+        let bound = listeners.first().and_then(|l| l.local_addr().ok()).unwrap_or(address);
+        if address.port() != 0 {
+            drop(packets(bound, false).map_err(|e| fail(bound, e))?);
+        }
+        match (0..count).map(|_| packets(bound, true)).collect() {
+            Ok(sockets) => return Ok((listeners, sockets)),
+            Err(error) if tries == 0 => return Err(fail(bound, error)),
+            Err(_) => {}
+        }
+    }
+}
+
+const FREE_PORT_TRIES: u32 = 20;
+/// Bytes of packets that wait for their worker.
+const PACKET_BUFFER: usize = 4 << 20;
+
+fn packets(address: SocketAddr, shared: bool) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(shared)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // The kernel gives less where it must.
+    let _ = socket.set_recv_buffer_size(PACKET_BUFFER);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::{Clock, FromNode, NodeReport, ToNode};
+use tidegate_control_types::{Clock, EdgeStanding, FromNode, NodeReport, ToNode};
 use tokio::sync::{mpsc, watch};
 
 const REPORT_EVERY: Duration = Duration::from_secs(2);
@@ -109,6 +109,8 @@ pub struct Watcher<C> {
     pub workers: Outbox,
     /// Called with each update before any worker has it: what they will need is there then.
     pub prepare: Box<dyn Fn(&Update) + Send + Sync>,
+    /// Called where this node is told how the edges stand.
+    pub standings: Box<dyn Fn(Vec<EdgeStanding>) + Send + Sync>,
     pub report: Box<dyn Fn() -> NodeReport + Send + Sync>,
     pub watched: Arc<Watched>,
 }
@@ -221,6 +223,10 @@ impl<C: ControlPlane> Watcher<C> {
                         let _ = answers.try_send(FromNode::Explained { number, explained: Box::new(explained) });
                     }
                 });
+                return Ok(());
+            }
+            Ok(Heard::Standings(standings)) => {
+                (self.standings)(standings);
                 return Ok(());
             }
             Ok(Heard::Removed { removal }) => {

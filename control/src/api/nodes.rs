@@ -33,7 +33,7 @@ pub fn view(control: &Control, state: &Machine, leadership: &Leadership, node: &
         address: node.state.address.clone(),
         advertise: node.state.advertise.iter().map(ToString::to_string).collect(),
         state: condition.into(),
-        applied: if node.state.role.caches() { leadership.fleet.acked_index(name) } else { None },
+        applied: if node.state.role.follows() { leadership.fleet.acked_index(name) } else { None },
         requests: report.map(|r| r.requests),
         hits: report.map(|r| r.hits),
         stored_bytes: report.map(|r| r.stored_bytes),

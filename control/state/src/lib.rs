@@ -133,7 +133,7 @@ impl State {
         (self.applied, self.hosts_changed, self.restored_at) = (index, index, index);
         self.purges = self.purges.restarted_at(index);
         self.members.clear();
-        self.nodes.retain(|_, n| n.state.role.caches());
+        self.nodes.retain(|_, n| n.state.role.follows());
         self
     }
 

@@ -4,7 +4,7 @@
 use crate::explain::{Explained, Question};
 use crate::lease::Grant;
 use crate::name::{NodeName, SiteName};
-use crate::node::{NodeReport, NodeState};
+use crate::node::{EdgeStanding, NodeReport, NodeState};
 use crate::purge::PurgeOrder;
 use crate::revision::Revision;
 use crate::site::SiteSpec;
@@ -92,6 +92,8 @@ pub enum ToNode {
         number: u64,
         question: Box<Question>,
     },
+    /// To a node that answers for the zone, whenever it asks for its lease: how the edges stand.
+    Standings(Vec<EdgeStanding>),
 }
 
 /// Cache node to control node.

@@ -25,7 +25,7 @@ pub use command::{Change, Command};
 pub use event::{CatchUp, Certificate, Event, FromNode, SiteState, ToNode};
 pub use lease::LeaseTerms;
 pub use name::{NodeName, SiteName};
-pub use node::{NodeReport, NodeState, Role};
+pub use node::{EdgeStanding, NodeReport, NodeState, Role};
 pub use purge::{PurgeOrder, Selector};
 pub use revision::{Incarnation, Revision};
 pub use site::SiteSpec;

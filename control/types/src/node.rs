@@ -12,6 +12,7 @@ pub enum Role {
     Control,
     Edge,
     Shield,
+    Dns,
 }
 
 impl Role {
@@ -21,6 +22,7 @@ impl Role {
             Self::Control => "control",
             Self::Edge => "edge",
             Self::Shield => "shield",
+            Self::Dns => "dns",
         }
     }
 
@@ -28,6 +30,18 @@ impl Role {
     #[must_use]
     pub fn caches(self) -> bool {
         matches!(self, Self::Edge | Self::Shield)
+    }
+
+    /// Whether it is told of sites' private keys.
+    #[must_use]
+    pub fn holds_keys(self) -> bool {
+        self == Self::Edge
+    }
+
+    /// Whether it follows the log over a watch stream of its own.
+    #[must_use]
+    pub fn follows(self) -> bool {
+        self.caches() || self == Self::Dns
     }
 }
 
@@ -40,10 +54,10 @@ impl fmt::Display for Role {
 impl FromStr for Role {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        [Self::Control, Self::Edge, Self::Shield]
+        [Self::Control, Self::Edge, Self::Shield, Self::Dns]
             .into_iter()
             .find(|r| r.as_str() == s)
-            .ok_or_else(|| format!("{s:?} is not a role: control, edge or shield"))
+            .ok_or_else(|| format!("{s:?} is not a role: control, edge, shield or dns"))
     }
 }
 
@@ -61,6 +75,16 @@ pub struct NodeState {
     pub drained: bool,
     /// The revision at which it enrolled.
     pub since: u64,
+}
+
+/// How an edge stands to the control plane, as the leader knows it: soft state, for those who send clients to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeStanding {
+    pub node: NodeName,
+    /// It holds a lease.
+    pub attached: bool,
+    /// The index through which it has applied the log.
+    pub applied: u64,
 }
 
 /// What a node says of itself now and then; soft state, never in the log.

@@ -296,6 +296,7 @@ impl World {
             random: Box::new(move || jitter.lock().u64(..)),
             workers: Outbox::new(senders),
             prepare: Box::new(move |update| set_shields(&shields, update)),
+            standings: Box::new(drop),
             report: Box::new(NodeReport::default),
             watched: Arc::clone(&watched),
         };

@@ -373,7 +373,7 @@ impl World {
         let Some(control) = self.control(host) else { return };
         let shared = Arc::clone(&control.shared);
         let state = shared.state.read();
-        let entries = feed::entries(&state, output.applied, &|_| None);
+        let (entries, _) = feed::entries(&state, output.applied, &|_| None);
         let (mut out, mut forgotten) = (Vec::new(), Vec::new());
         for (conn, session) in &mut control.sessions {
             if state.node(session.node.as_str()).is_none() {

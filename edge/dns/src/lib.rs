@@ -1,0 +1,28 @@
+//! Authoritative DNS for the network's zone. A client is sent to an edge near it that is ready to serve its site rightly: attached to
+//! the control plane, not drained, and at the site's newest version or later.
+//!
+//! A query's way, without any IO: [`Responder::respond`] (`respond.rs`) reads the packet and writes the answer, [`zone`](zone::answer)
+//! knows which records a name has, [`steer`](steer::choose) which edges a client is sent to, [`Networks`] where a client is. What they
+//! answer from is one [`Table`], replaced as a whole (`current.rs`). `server.rs` is the rim: UDP, where the same answer goes to the same network so often and no more (`limit.rs`), and TCP.
+
+#![forbid(unsafe_code)]
+
+mod current;
+mod figures;
+mod limit;
+mod networks;
+mod respond;
+mod run;
+mod server;
+mod settings;
+pub mod steer;
+mod table;
+#[cfg(test)]
+mod tests;
+pub mod zone;
+
+pub use networks::{Networks, NotNetworks};
+pub use respond::{MOST_UDP, Responder, Transport};
+pub use run::{Bound, run};
+pub use settings::DnsSettings;
+pub use table::{Edge, NameServer, Table};

@@ -1,0 +1,173 @@
+//! From a packet to its answer.
+//!
+//! Always true: what is no query gets no answer; an answer over UDP is no longer than [`MOST_UDP`] and than the client takes; nothing
+//! that a packet says makes this node send more than one packet, to where it came from.
+
+use crate::networks::Networks;
+use crate::table::Table;
+use crate::zone::{self, Answered};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::HINFO;
+use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption, NSIDPayload};
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use std::net::IpAddr;
+
+/// Bytes that fit into one packet everywhere, so that nothing is fragmented (DNS flag day 2020).
+pub const MOST_UDP: u16 = 1232;
+const LEAST_UDP: u16 = 512;
+/// Of the answer to ANY (RFC 8482).
+const ANY_TTL: u32 = 3600;
+
+/// Where the question section of one of our answers ends: it holds one question at most, whose name is written out.
+fn question_end(answer: &[u8]) -> usize {
+    let mut at = 12;
+    if answer.get(4..6) != Some(&[0, 1]) {
+        return at;
+    }
+    while let Some(length) = answer.get(at).filter(|l| **l > 0) {
+        at += 1 + usize::from(*length);
+    }
+    (at + 5).min(answer.len())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+pub struct Responder<'a> {
+    pub table: &'a Table,
+    pub networks: &'a Networks,
+    /// What this node calls itself to who asks (NSID, RFC 5001).
+    pub name: &'a str,
+}
+
+impl Responder<'_> {
+    /// The answer to `packet`, which came from `source`; `None`: it gets none.
+    #[must_use]
+    pub fn respond(&self, packet: &[u8], source: IpAddr, transport: Transport) -> Option<Vec<u8>> {
+        // Its id and flags: without them there is nobody to answer.
+        let (id, flags) = (packet.get(..2)?, *packet.get(2)?);
+        let is_response = flags & 0x80 != 0;
+        if is_response || packet.len() < 12 {
+            return None;
+        }
+        let Ok(query) = Message::from_vec(packet) else {
+            let id = u16::from_be_bytes([*id.first()?, *id.get(1)?]);
+            return Message::error_msg(id, OpCode::from_u8(flags >> 3 & 0xf), ResponseCode::FormErr).to_vec().ok();
+        };
+        let mut response = self.answer(&query, source);
+        response.metadata.message_type = MessageType::Response;
+        let limit = match (transport, &query.edns) {
+            (Transport::Tcp, _) => usize::from(u16::MAX),
+            (Transport::Udp, Some(edns)) => usize::from(edns.max_payload().clamp(LEAST_UDP, MOST_UDP)),
+            (Transport::Udp, None) => usize::from(LEAST_UDP),
+        };
+        let bytes = response.to_vec().ok()?;
+        if bytes.len() <= limit { Some(bytes) } else { response.truncate().to_vec().ok().filter(|b| b.len() <= limit) }
+    }
+
+    /// The part of an answer that is the same for all who ask the same, for [`crate::limit`]: its code and, where there is something to
+    /// be had by asking, the question. The names that do not exist are without number.
+    #[must_use]
+    pub fn alike(answer: &[u8]) -> Vec<u8> {
+        let code = answer.get(3).copied().unwrap_or(0) & 0xf;
+        let mut alike = vec![code];
+        if code == 0 {
+            alike.extend(answer.get(12..question_end(answer)).unwrap_or_default().iter().map(u8::to_ascii_lowercase));
+        }
+        alike
+    }
+
+    /// The same answer without content, which says that there is more over TCP.
+    #[must_use]
+    pub fn cut_short(answer: &[u8]) -> Vec<u8> {
+        let mut short = answer.get(..question_end(answer)).unwrap_or_default().to_vec();
+        if let Some(flags) = short.get_mut(2) {
+            *flags |= 0x02;
+        }
+        if let Some(counts) = short.get_mut(6..12) {
+            counts.fill(0);
+        }
+        short
+    }
+
+    fn answer(&self, query: &Message, source: IpAddr) -> Message {
+        let mut response = Message::response(query.id, query.op_code);
+        response.metadata.recursion_desired = query.recursion_desired;
+        let fail = |mut response: Message, code| {
+            response.metadata.response_code = code;
+            response
+        };
+        let subnet = query.edns.as_ref().and_then(|e| match e.option(EdnsCode::Subnet) {
+            Some(EdnsOption::Subnet(subnet)) => Some(*subnet),
+            _ => None,
+        });
+        if let Some(edns) = &query.edns {
+            let mut own = Edns::new();
+            own.set_max_payload(MOST_UDP).set_version(0);
+            own.set_dnssec_ok(edns.flags().dnssec_ok);
+            if edns.option(EdnsCode::NSID).is_some()
+                && let Ok(name) = NSIDPayload::new(self.name.as_bytes())
+            {
+                own.options_mut().insert(EdnsOption::NSID(name));
+            }
+            if edns.version() > 0 {
+                own.set_rcode_high(ResponseCode::BADVERS.high());
+                response.set_edns(own);
+                return fail(response, ResponseCode::BADVERS);
+            }
+            response.set_edns(own);
+        }
+        if query.op_code != OpCode::Query {
+            return fail(response, ResponseCode::NotImp);
+        }
+        let [question] = &query.queries[..] else { return fail(response, ResponseCode::FormErr) };
+        // As it was asked, its letters' case too: who asks tells answers from forged ones by it.
+        response.add_query(question.clone());
+        if question.query_class != DNSClass::IN {
+            return fail(response, ResponseCode::Refused);
+        }
+        if matches!(question.query_type, RecordType::AXFR | RecordType::IXFR) {
+            return fail(response, ResponseCode::Refused);
+        }
+        if subnet.is_some_and(|s| s.scope_prefix() != 0 || s.source_prefix() > if s.addr().is_ipv4() { 32 } else { 128 }) {
+            // RFC 7871 section 7.1.2.
+            return fail(response, ResponseCode::FormErr);
+        }
+        let client = subnet.filter(|s| s.source_prefix() > 0).map_or(source, |s| s.addr());
+        let (near, scope) = self.networks.find(client);
+        let (answered, by_client) = zone::answer(self.table, question.name(), question.query_type, near);
+        if let (Some(subnet), Some(edns)) = (subnet, response.edns.as_mut()) {
+            // For which clients it counts (RFC 7871 section 7.2.1): for all, where the client had no say in it.
+            let scope = if by_client && subnet.source_prefix() > 0 { scope } else { 0 };
+            edns.options_mut().insert(EdnsOption::Subnet(ClientSubnet::new(subnet.addr(), subnet.source_prefix(), scope)));
+        }
+        let code = match answered {
+            Answered::Refused => ResponseCode::Refused,
+            Answered::Failed => ResponseCode::ServFail,
+            Answered::NxDomain => {
+                response.metadata.authoritative = true;
+                response.add_authority(zone::negative(self.table));
+                ResponseCode::NXDomain
+            }
+            Answered::NoData => {
+                response.metadata.authoritative = true;
+                if question.query_type == RecordType::ANY {
+                    let hinfo = RData::HINFO(HINFO::new("RFC8482".into(), String::new()));
+                    response.add_answer(Record::from_rdata(question.name().clone(), ANY_TTL, hinfo));
+                } else {
+                    response.add_authority(zone::negative(self.table));
+                }
+                ResponseCode::NoError
+            }
+            Answered::Records(records, ttl) => {
+                response.metadata.authoritative = true;
+                response.add_answers(records.into_iter().map(|data| Record::from_rdata(question.name().clone(), ttl, data)));
+                ResponseCode::NoError
+            }
+        };
+        fail(response, code)
+    }
+}

@@ -1,0 +1,163 @@
+//! A node that answers for the zone, running.
+
+use crate::current::Current;
+use crate::figures::{Collected, Figures};
+use crate::server::{self, Answers};
+use crate::settings::DnsSettings;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
+use tidegate_node::clock::random_u64;
+use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::link::Links;
+use tidegate_node::metrics::Metrics;
+use tidegate_node::network::SavedFile;
+use tidegate_node::watch::{Removed, Watched, Watcher};
+use tidegate_node::workers::{Outbox, Workers};
+use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen};
+
+/// Bound before anything runs.
+pub struct Bound {
+    workers: Vec<Sockets>,
+    admin: TcpListener,
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Of one worker.
+#[derive(Default)]
+struct Sockets {
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// # Errors
+    /// An address cannot be bound.
+    pub fn bind(settings: &DnsSettings) -> Result<Self, NodeError> {
+        let mut workers: Vec<Sockets> = (0..settings.workers.max(1)).map(|_| Sockets::default()).collect();
+        let mut bound = Vec::new();
+        for address in &settings.listen {
+            let (tcp, udp) = listen::bind_both(*address, workers.len())?;
+            bound.extend(tcp.first().and_then(|l| l.local_addr().ok()));
+            for ((worker, tcp), udp) in workers.iter_mut().zip(tcp).zip(udp) {
+                worker.tcp.push(tcp);
+                worker.udp.push(udp);
+            }
+        }
+        Ok(Self { workers, admin: listen::bind(settings.node.admin)?, listen: bound })
+    }
+
+    #[must_use]
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.local_addr().ok()
+    }
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// The node cannot start or enrol, or the control plane removed it.
+pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) -> Result<(), NodeError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let node = &settings.node;
+    let networks = settings.read_networks()?;
+    let state = NodeState {
+        name: node.name.clone(),
+        role: Role::Dns,
+        region: node.region.clone(),
+        address: None,
+        advertise: node.advertise.clone(),
+        drained: false,
+        since: 0,
+    };
+    let (credentials, node_key) = enrol::credentials(node, state).await?;
+    let credentials = CurrentCredentials::new(credentials);
+    let links = Links::new(credentials.clone());
+    let (watched, current, figures) = (Watched::new(), Current::new(settings.zone.clone()), Arc::<Figures>::default());
+    let name = node.name.to_string();
+    let answers = Answers {
+        current: Arc::clone(&current),
+        networks,
+        name: Arc::from(name.as_str()),
+        figures: Arc::clone(&figures),
+        clock: Arc::clone(&clock),
+    };
+    let (workers, _) = Workers::start("dns", bound.workers, {
+        let (watched, stopping) = (Arc::clone(&watched), stopping.clone());
+        // The kernel spreads packets over the workers by their source.
+        let limit = settings.rate_limit.div_ceil(u32::try_from(settings.workers.max(1)).unwrap_or(1));
+        move |sockets, _| serve(sockets, answers.clone(), limit, Arc::clone(&watched), stopping.clone())
+    })?;
+    let metrics = Metrics::new("dns", &name);
+    metrics.register(|r| r.register_collector(Box::new(Collected(Arc::clone(&figures)))));
+    let ready = Arc::clone(&watched);
+    let readiness: admin::Readiness =
+        Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
+    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    let (of_network, of_standings) = (Arc::clone(&current), current);
+    let watcher = Watcher {
+        node: node.name.to_string(),
+        addresses: node.control.clone(),
+        control: links,
+        saved: Box::new(SavedFile::new(&node.data, node_key)),
+        stored: false,
+        random: Box::new(random_u64),
+        clock: Arc::clone(&clock),
+        workers: Outbox::default(),
+        prepare: Box::new(move |update| of_network.network(&update.network)),
+        standings: Box::new(move |standings| of_standings.standings(standings)),
+        report: Box::new(move || NodeReport { requests: figures.queries(), version: VERSION.into(), ..NodeReport::default() }),
+        watched: Arc::clone(&watched),
+    };
+    let mut watching = tokio::spawn(watcher.run());
+    let mut begun = watched.begun.subscribe();
+    tasks.spawn(async move {
+        if begun.wait_for(|b| *b).await.is_ok() {
+            tracing::info!(node = name, "this node answers for the zone");
+            notify_systemd("READY=1");
+        }
+    });
+    let ended = tokio::select! {
+        () = stopping.stopped() => Ok(()),
+        ended = &mut watching => Err(match ended {
+            Ok(Removed) => NodeError::Removed { data: node.data.display().to_string() },
+            Err(e) => NodeError::Runtime(e.to_string()),
+        }),
+    };
+    notify_systemd("STOPPING=1");
+    watching.abort();
+    tasks.shutdown().await;
+    if ended.is_ok() {
+        let _ = tokio::task::spawn_blocking(move || workers.join()).await;
+    }
+    ended
+}
+
+/// One worker, from the first configuration on.
+async fn serve(sockets: Sockets, answers: Answers, limit: u32, watched: Arc<Watched>, mut stopping: Stopping) {
+    let serving = async {
+        let mut begun = watched.begun.subscribe();
+        if begun.wait_for(|b| *b).await.is_err() {
+            return;
+        }
+        for socket in sockets.udp {
+            match tokio::net::UdpSocket::from_std(socket) {
+                Ok(socket) => drop(tokio::task::spawn_local(server::udp(socket, answers.clone(), limit))),
+                Err(error) => tracing::error!(%error, "a socket failed"),
+            }
+        }
+        for listener in sockets.tcp {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => drop(tokio::task::spawn_local(server::tcp(listener, answers.clone()))),
+                Err(error) => tracing::error!(%error, "a listener failed"),
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = serving => {}
+        () = stopping.stopped() => {}
+    }
+}

@@ -1,0 +1,164 @@
+//! Which records a name of the zone has.
+//!
+//! ```text
+//! <zone>               SOA, NS, CAA
+//! ns.<zone>            nothing of its own, unless a site is called so
+//! <node>.ns.<zone>     A, AAAA: a node that answers for the zone
+//! <site>.<zone>        A, AAAA, HTTPS: edges
+//! ```
+
+use crate::steer;
+use crate::table::{Edge, NameServer, Table};
+use hickory_proto::rr::rdata::svcb::{Alpn, IpHint, SvcParamKey, SvcParamValue};
+use hickory_proto::rr::rdata::{A, AAAA, CAA, HTTPS, NS, SOA, SVCB};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Of records that change when the network's own nodes do.
+const STABLE_TTL: u32 = 3600;
+/// Of negative answers (RFC 2308): a site that was just made is soon there for all.
+const NEGATIVE_TTL: u32 = 5;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// The name has these records of the type.
+    Records(Vec<RData>, u32),
+    /// The name is there, but has none of the type.
+    NoData,
+    /// There is no such name, nor one below it.
+    NxDomain,
+    /// The zone is not ours.
+    Refused,
+    /// There is no edge at all to send anybody to: better asked again, or elsewhere.
+    Failed,
+}
+
+/// What stands at a name.
+enum At<'a> {
+    Apex,
+    Between,
+    NameServer(&'a NameServer),
+    Site(&'a str),
+    Nothing,
+}
+
+/// Answers for one name and type; `near`: the regions near the client, the nearest first. The second value says whether `near` had a say
+/// in it.
+#[must_use]
+pub fn answer(table: &Table, name: &Name, kind: RecordType, near: &[String]) -> (Answered, bool) {
+    if !table.zone.zone_of(name) {
+        return (Answered::Refused, false);
+    }
+    let records = |list: Vec<RData>, ttl| if list.is_empty() { Answered::NoData } else { Answered::Records(list, ttl) };
+    match at(table, name) {
+        At::Nothing => (Answered::NxDomain, false),
+        At::Between => (Answered::NoData, false),
+        At::Apex => (records(apex(table, kind), STABLE_TTL), false),
+        At::NameServer(server) => (records(addresses(&server.addresses, kind), STABLE_TTL), false),
+        At::Site(site) => site_answer(table, site, kind, near),
+    }
+}
+
+fn at<'a>(table: &'a Table, name: &Name) -> At<'a> {
+    let zone = usize::from(table.zone.num_labels());
+    let labels: Vec<&[u8]> = name.iter().collect();
+    let Some(own) = labels.len().checked_sub(zone).and_then(|n| labels.get(..n)) else { return At::Nothing };
+    let is = |label: &[u8], text: &str| label.eq_ignore_ascii_case(text.as_bytes());
+    let site = |label: &[u8]| {
+        // Sites' names are in lower case.
+        let name = String::from_utf8(label.to_ascii_lowercase()).ok()?;
+        table.sites.get_key_value(&name).map(|(name, _)| name.as_str())
+    };
+    match own {
+        [] => At::Apex,
+        [label] => match site(label) {
+            Some(site) => At::Site(site),
+            None if is(label, "ns") && !table.name_servers.is_empty() => At::Between,
+            None => At::Nothing,
+        },
+        [node, ns] if is(ns, "ns") => table.name_servers.iter().find(|s| is(node, &s.name)).map_or(At::Nothing, At::NameServer),
+        _ => At::Nothing,
+    }
+}
+
+/// The name of one of the zone's name servers.
+fn name_of(table: &Table, server: &NameServer) -> Option<Name> {
+    Name::from_labels([server.name.as_bytes(), b"ns"]).ok()?.append_domain(&table.zone).ok()
+}
+
+fn apex(table: &Table, kind: RecordType) -> Vec<RData> {
+    match kind {
+        RecordType::SOA => vec![RData::SOA(soa(table))],
+        RecordType::NS => table.name_servers.iter().filter_map(|s| name_of(table, s)).map(|n| RData::NS(NS(n))).collect(),
+        RecordType::CAA => caa(table),
+        _ => Vec::new(),
+    }
+}
+
+fn caa(table: &Table) -> Vec<RData> {
+    let authority = |name: &String| Some(RData::CAA(CAA::new_issue(false, Some(Name::from_ascii(name).ok()?), Vec::new())));
+    table.caa.iter().filter_map(authority).collect()
+}
+
+/// Also what a negative answer carries in its authority section.
+#[must_use]
+pub fn soa(table: &Table) -> SOA {
+    let server = table.name_servers.first().and_then(|s| name_of(table, s)).unwrap_or_else(|| table.zone.clone());
+    let hostmaster = table.zone.prepend_label("hostmaster").unwrap_or_else(|_| table.zone.clone());
+    SOA::new(server, hostmaster, table.serial, 3600, 600, 604_800, NEGATIVE_TTL)
+}
+
+/// The SOA record of a negative answer, whose TTL says how long that counts (RFC 2308 section 3).
+#[must_use]
+pub fn negative(table: &Table) -> Record {
+    Record::from_rdata(table.zone.clone(), NEGATIVE_TTL, RData::SOA(soa(table)))
+}
+
+fn addresses(all: &[IpAddr], kind: RecordType) -> Vec<RData> {
+    let of_kind = all.iter().filter_map(|ip| match (ip, kind) {
+        (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(*v4))),
+        (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(*v6))),
+        _ => None,
+    });
+    of_kind.collect()
+}
+
+fn site_answer(table: &Table, site: &str, kind: RecordType, near: &[String]) -> (Answered, bool) {
+    let wanted = |ip: &IpAddr| match kind {
+        RecordType::A => ip.is_ipv4(),
+        RecordType::AAAA => ip.is_ipv6(),
+        _ => true,
+    };
+    if kind == RecordType::CAA {
+        let caa = caa(table);
+        return (if caa.is_empty() { Answered::NoData } else { Answered::Records(caa, STABLE_TTL) }, false);
+    }
+    if !matches!(kind, RecordType::A | RecordType::AAAA | RecordType::HTTPS) {
+        return (Answered::NoData, false);
+    }
+    let chosen = steer::choose(table, site, near, wanted);
+    if chosen.is_empty() {
+        // Of one family none need have an address; of both, that is an outage and no fact about the name.
+        let any = !steer::choose(table, site, near, |_| true).is_empty();
+        return (if any { Answered::NoData } else { Answered::Failed }, true);
+    }
+    let ttl = u32::try_from(table.ttl.as_secs()).unwrap_or(u32::MAX);
+    let records =
+        if kind == RecordType::HTTPS { vec![https(&chosen)] } else { chosen.iter().flat_map(|e| addresses(&e.addresses, kind)).collect() };
+    (Answered::Records(records, ttl), true)
+}
+
+/// That the site is there over HTTPS, by which protocols, and at which addresses (RFC 9460): a client need not try http first.
+fn https(edges: &[&Edge]) -> RData {
+    let all = || edges.iter().flat_map(|e| &e.addresses);
+    let v4: Vec<Ipv4Addr> = all().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect();
+    let v6: Vec<Ipv6Addr> = all().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
+    let mut parameters = vec![(SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h2".into()])))];
+    if !v4.is_empty() {
+        parameters.push((SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(v4.into_iter().map(A).collect()))));
+    }
+    if !v6.is_empty() {
+        parameters.push((SvcParamKey::Ipv6Hint, SvcParamValue::Ipv6Hint(IpHint(v6.into_iter().map(AAAA).collect()))));
+    }
+    RData::HTTPS(HTTPS(SVCB::new(1, Name::root(), parameters)))
+}

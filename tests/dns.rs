@@ -1,0 +1,227 @@
+//! The zone as the world sees it: dig and a recursive resolver ask nodes of the role `dns`, while edges come, drain and die.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test fails by panicking.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use support::network::{Network, Node, Plan};
+use support::{Nginx, Process, error_of, free_port, text, wait_for};
+
+/// What dig says of a question, each answer's line in order.
+fn dig(port: u16, arguments: &[&str]) -> Vec<String> {
+    let mut dig = Command::new("dig");
+    dig.args(["@127.0.0.1", "-p", &port.to_string(), "+norecurse", "+tries=1", "+time=2", "+noall", "+answer"]);
+    let out = dig.args(arguments).output().unwrap();
+    let mut lines: Vec<_> = text(&out.stdout).lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    lines.sort();
+    lines
+}
+
+/// All that dig says: status, flags and sections.
+fn dig_all(port: u16, arguments: &[&str]) -> String {
+    let mut dig = Command::new("dig");
+    dig.args(["@127.0.0.1", "-p", &port.to_string(), "+norecurse", "+tries=1", "+time=2"]);
+    text(&dig.args(arguments).output().unwrap().stdout)
+}
+
+fn start(dir: &Path, plan: Plan<'_>) -> (Network, Nginx) {
+    let network = Network::planned(dir, plan);
+    let root = dir.join("www");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("page"), "page").unwrap();
+    let nginx = Nginx::start(&dir.join("nginx"), &root, "add_header Cache-Control max-age=3600;");
+    (network, nginx)
+}
+
+fn server(network: &Network) -> &Node {
+    network.nodes.iter().find(|n| n.role == "dns").unwrap()
+}
+
+/// The addresses that the site's name has, in order.
+fn named(port: u16) -> Vec<String> {
+    dig(port, &["shop.cdn.test", "A"]).iter().filter_map(|l| l.rsplit(' ').next().map(str::to_owned)).collect()
+}
+
+fn until(port: u16, what: &str, want: &[&str]) {
+    let mut last = Vec::new();
+    let came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_for(what, || {
+            last = named(port);
+            (last == want).then_some(())
+        });
+    }));
+    assert!(came.is_ok(), "{what}: {last:?} instead of {want:?}");
+}
+
+#[test]
+fn the_zone_answers_as_a_zone_should() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, nginx) =
+        start(dir.path(), Plan { edges: 2, dns: 2, dns_more: "caa = [\"ca.example.org\"]\nttl = \"7s\"", ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    let port = server(&network).port;
+    until(port, "both edges", &["127.0.1.1", "127.0.1.2"]);
+    assert_eq!(dig(port, &["ShOp.cdn.TEST", "AAAA"]), ["ShOp.cdn.TEST. 7 IN AAAA ::1", "ShOp.cdn.TEST. 7 IN AAAA ::1"]);
+    let https = dig(port, &["shop.cdn.test", "HTTPS"]);
+    assert!(https.len() == 1 && https[0].contains("1 . alpn=\"h2\" ipv4hint=127.0.1."), "{https:?}");
+    assert_eq!(dig(port, &["cdn.test", "NS"]), ["cdn.test. 3600 IN NS dns-1.ns.cdn.test.", "cdn.test. 3600 IN NS dns-2.ns.cdn.test."]);
+    assert_eq!(dig(port, &["dns-2.ns.cdn.test", "A"]), ["dns-2.ns.cdn.test. 3600 IN A 127.0.0.1"]);
+    assert_eq!(dig(port, &["cdn.test", "CAA"]), ["cdn.test. 3600 IN CAA 0 issue \"ca.example.org\""]);
+    assert_eq!(dig(port, &["shop.cdn.test", "ANY", "+notcp"]), ["shop.cdn.test. 3600 IN HINFO \"RFC8482\" \"\""]);
+    assert_eq!(dig(port, &["shop.cdn.test", "AAAA", "+tcp"]).len(), 2);
+    for (question, says) in [
+        (&["nowhere.cdn.test", "A"][..], "status: NXDOMAIN"),
+        (&["shop.cdn.test", "MX"], "status: NOERROR"),
+        (&["example.org", "A"], "status: REFUSED"),
+        (&["cdn.test", "AXFR", "+tcp"], "Transfer failed"),
+        (&["shop.cdn.test", "A", "+edns=1", "+noednsneg"], "status: BADVERS"),
+        (&["shop.cdn.test", "A", "+nsid"], "NSID: 64 6e 73 2d 31"),
+        (&["shop.cdn.test", "A", "+subnet=203.0.113.0/24"], "CLIENT-SUBNET: 203.0.113.0/24/0"),
+        (&["shop.cdn.test", "CH", "TXT"], "status: REFUSED"),
+    ] {
+        let answer = dig_all(port, question);
+        assert!(answer.contains(says), "{question:?}: {answer}");
+        let negative = question.contains(&"MX") || says.contains("NXDOMAIN");
+        assert_eq!(
+            answer.contains("AUTHORITY SECTION") && answer.contains("SOA\tdns-1.ns.cdn.test. hostmaster.cdn.test."),
+            negative,
+            "{answer}"
+        );
+        assert_eq!(answer.contains(" aa;") || answer.contains(" aa "), negative || answer.contains("ANSWER SECTION"), "{answer}");
+    }
+}
+
+#[test]
+fn edges_that_drain_die_or_hang_leave_the_answers_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut network, nginx) = start(dir.path(), Plan { controls: 3, edges: 2, dns: 1, lease: "1s", ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    let port = server(&network).port;
+    until(port, "both edges", &["127.0.1.1", "127.0.1.2"]);
+
+    assert!(network.tidegate(&["node", "drain", "edge-1"]).status.success());
+    until(port, "the drained edge to be named no more", &["127.0.1.2"]);
+    assert!(network.tidegate(&["node", "undrain", "edge-1"]).status.success());
+    until(port, "it to be back", &["127.0.1.1", "127.0.1.2"]);
+
+    network.node("edge-2").kill();
+    until(port, "the dead edge to be named no more", &["127.0.1.1"]);
+    network.node("edge-2").start();
+    until(port, "it to be back", &["127.0.1.1", "127.0.1.2"]);
+    network.node("edge-1").signal("STOP");
+    until(port, "the edge that hangs to be named no more", &["127.0.1.2"]);
+    network.node("edge-1").signal("CONT");
+    until(port, "it to be back", &["127.0.1.1", "127.0.1.2"]);
+
+    // Without any control node it goes on with what it knew, after a restart too.
+    for n in 1..=3 {
+        network.node(&format!("control-{n}")).kill();
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(named(port), ["127.0.1.1", "127.0.1.2"]);
+    let dns = network.node("dns-1");
+    dns.kill();
+    dns.start();
+    until(port, "it to answer after a restart", &["127.0.1.1", "127.0.1.2"]);
+}
+
+#[test]
+fn clients_are_sent_to_the_regions_near_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = dir.path().join("networks.csv");
+    std::fs::write(&networks, "203.0.113.0/24,eu\n198.51.100.0/24,us,eu\n").unwrap();
+    let more = format!("networks = \"{}\"", networks.display());
+    let (mut network, nginx) = start(dir.path(), Plan { edges: 3, dns: 1, dns_more: &more, ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    // Two of the edges are in the region eu; the third moves to us before it enrols anew.
+    assert!(network.tidegate(&["node", "remove", "edge-3", "--dead"]).status.success());
+    let edge = network.node("edge-3");
+    edge.kill();
+    let config =
+        std::fs::read_to_string(&edge.config).unwrap().replace("region = \"eu\"", "region = \"us\"").replace("edge-3\"", "nyc-1\"");
+    std::fs::write(&edge.config, config).unwrap();
+    std::fs::remove_dir_all(&edge.data).unwrap();
+    network.enrol_again("edge-3");
+    network.node("edge-3").start();
+    let port = server(&network).port;
+    let near = |subnet: &str| {
+        let lines = dig(port, &["shop.cdn.test", "A", &format!("+subnet={subnet}")]);
+        lines.iter().filter_map(|l| l.rsplit(' ').next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    wait_for("the edge in us", || (near("198.51.100.0/24") == ["127.0.1.3"]).then_some(()));
+    assert_eq!(near("203.0.113.7/32"), ["127.0.1.1", "127.0.1.2"]);
+    assert!(dig_all(port, &["shop.cdn.test", "+subnet=198.51.100.7/32"]).contains("CLIENT-SUBNET: 198.51.100.7/32/24"));
+}
+
+#[test]
+fn a_recursive_resolver_follows_a_cname_into_the_zone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, nginx) = start(dir.path(), Plan { edges: 1, dns: 1, ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    until(server(&network).port, "the edge", &["127.0.1.1"]);
+    let port = free_port();
+    let config = dir.path().join("unbound.conf");
+    let text = format!(
+        "server:\n interface: 127.0.0.1@{port}\n port: {port}\n do-daemonize: no\n use-syslog: no\n username: \"\"\n chroot: \"\"\n directory: \"{}\"\n \
+         pidfile: \"\"\n do-not-query-localhost: no\n use-caps-for-id: yes\n module-config: \"iterator\"\n local-zone: \"test.\" nodefault\n \
+         local-zone: \"www.shop.example.\" redirect\n local-data: \"www.shop.example. 60 IN CNAME shop.cdn.test.\"\n\
+         stub-zone:\n name: \"cdn.test.\"\n stub-addr: 127.0.0.1@{}\n",
+        dir.path().display(),
+        server(&network).port
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new("unbound");
+    let unbound = Process::start(command.args(["-d", "-p", "-c", config.to_str().unwrap()]), &dir.path().join("unbound.log"));
+    let resolve = |name: &str| {
+        let out =
+            Command::new("dig").args(["@127.0.0.1", "-p", &port.to_string(), "+short", "+tries=1", "+time=3", name, "A"]).output().unwrap();
+        support::text(&out.stdout)
+    };
+    wait_for("the resolver", || (resolve("shop.cdn.test") == "127.0.1.1\n").then_some(()));
+    assert_eq!(resolve("www.shop.example"), "shop.cdn.test.\n127.0.1.1\n", "{}", unbound.logged());
+    let edge = network.edges()[0];
+    let page = Command::new("curl")
+        .args([
+            "-sS",
+            "--fail",
+            "--cacert",
+            network.ca.to_str().unwrap(),
+            "--resolve",
+            &format!("www.shop.example:{}:127.0.0.1", edge.https),
+        ])
+        .arg(format!("https://www.shop.example:{}/page", edge.https))
+        .output()
+        .unwrap();
+    assert_eq!(support::text(&page.stdout), "page", "{}", error_of(&page));
+}
+
+#[test]
+fn garbage_harms_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, nginx) = start(dir.path(), Plan { dns: 1, ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    let port = server(&network).port;
+    until(port, "the edge", &["127.0.1.1"]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut r = support::Numbers(7);
+    for _ in 0..3_000 {
+        let packet: Vec<u8> = (0..r.index(600)).map(|_| u8::try_from(r.below(256)).unwrap()).collect();
+        socket.send_to(&packet, ("127.0.0.1", port)).unwrap();
+    }
+    // Over TCP: garbage, half a query, a length of nothing, and many connections that say nothing.
+    for bytes in [&b"\xff\xffgarbage"[..], b"\0\x20half", b"\0\0", b"\0\x0c123456789012"] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(bytes).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    assert_eq!(named(port), ["127.0.1.1"]);
+    assert_eq!(dig(port, &["shop.cdn.test", "A", "+tcp"]).len(), 1);
+    drop(silent);
+}
