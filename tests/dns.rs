@@ -225,3 +225,13 @@ fn garbage_harms_nothing() {
     assert_eq!(dig(port, &["shop.cdn.test", "A", "+tcp"]).len(), 1);
     drop(silent);
 }
+
+#[test]
+fn a_network_in_one_process_answers_for_its_zone_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = support::Dev::start(dir.path(), &["--edges", "2"]);
+    let lines = dig(dev.dns.port(), &["dev.cdn.test", "A"]);
+    assert_eq!(lines, ["dev.cdn.test. 5 IN A 127.0.0.1", "dev.cdn.test. 5 IN A 127.0.0.1"]);
+    let status = text(&dev.tidegate(&["site", "show", "dev"]).stdout);
+    assert!(status.contains("dev.cdn.test"), "{status}");
+}

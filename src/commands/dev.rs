@@ -1,6 +1,8 @@
 //! `tidegate dev`: a whole network in one process. It makes the settings of the roles, and calls what the roles' own
 //! commands call; the nodes reach one another through mutual-TLS sockets only.
 
+mod nodes;
+
 use super::{Done, Failure, block_on, sample};
 use crate::output;
 use clap::Args;
@@ -8,7 +10,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,19 +18,15 @@ use std::time::Duration;
 use tidegate_certs::SealingKey;
 use tidegate_client::{Client, Settings};
 use tidegate_control::ControlSettings;
-use tidegate_control::settings::RaftSettings;
 use tidegate_control_types::api::{JoinRequest, NodeView, TokenRequest};
 use tidegate_control_types::site_file::parse_origin_url;
 use tidegate_control_types::token::TokenRole;
 use tidegate_control_types::{Clock, NodeName, Role};
-use tidegate_edge::{EdgeSettings, Limits};
+use tidegate_node::SystemClock;
 use tidegate_node::lifecycle::{Signals, Stop, Told, raise_open_files, stop_pair};
 use tidegate_node::settings::NodeSettings;
-use tidegate_node::{SystemClock, workers};
-use tidegate_origin_shield::ShieldSettings;
 use tokio::task::JoinHandle;
 
-const REGION: &str = "local";
 /// How long the network may take until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -53,9 +51,9 @@ pub struct Dev {
     api: SocketAddr,
     #[arg(long, default_value = "127.0.0.1:9081")]
     admin: SocketAddr,
-    /// Taken by the network's own DNS once there is one
-    #[arg(long, default_value = "127.0.0.1:8053", hide = true)]
-    dns: SocketAddr,
+    /// Where the zone cdn.test is answered for, over UDP and TCP [default: 127.0.0.1:8053, or a free port where that is taken]
+    #[arg(long, value_name = "ADDR")]
+    dns: Option<SocketAddr>,
     /// Kept between runs; without it a temporary folder, removed at the end
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -81,13 +79,6 @@ struct Ready {
 /// Ports that nodes told one another, kept with the data: another run has to take the same.
 #[derive(Default, Serialize, Deserialize)]
 struct Ports(BTreeMap<String, u16>);
-
-/// The n-th of a row of addresses: the next port each time, or a free one.
-fn nth(first: SocketAddr, n: u16) -> Result<SocketAddr, Failure> {
-    let port = if first.port() == 0 { Some(0) } else { first.port().checked_add(n) };
-    let port = port.ok_or_else(|| Failure::usage(format!("there is no port {} places after {}", n, first.port())))?;
-    Ok(SocketAddr::new(first.ip(), port))
-}
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -178,6 +169,9 @@ impl Dev {
         let shields =
             shields.into_iter().map(|s| tidegate_origin_shield::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
 
+        let (mut dns_settings, dns_bound) = self.dns(network)?;
+        let dns = *dns_bound.listen.first().ok_or_else(|| Failure::new("DNS has no address"))?;
+
         let admin = edges.first().and_then(|(_, b)| b.admin()).unwrap_or(self.admin);
         let http: Vec<_> = edges.iter().flat_map(|(_, b)| b.http.clone()).collect();
         let https: Vec<_> = edges.iter().flat_map(|(_, b)| b.https.clone()).collect();
@@ -206,6 +200,9 @@ impl Dev {
             let name = settings.node.name.clone();
             network.run(name.as_str(), |stopping| async move { Ok(tidegate_edge::run(settings, bound, None, stopping).await?) });
         }
+        dns_settings.node.control.clone_from(&control);
+        join_token(&client, &dns_settings.node, Role::Dns).await?;
+        network.run("dns-1", |stopping| async move { Ok(tidegate_dns::run(dns_settings, dns_bound, stopping).await?) });
         let origins = if self.origin.is_empty() {
             let (stop, stopping) = stop_pair();
             let address = sample::start(stopping)?;
@@ -228,80 +225,11 @@ impl Dev {
             https: https.iter().map(|a| url("https", *a)).collect(),
             api: api.iter().map(|a| url("http", *a)).collect(),
             admin: url("http", admin),
-            dns: None,
+            dns: Some(dns.to_string()),
             token,
             ca: network.data.join("ca.pem"),
             data: network.data.clone(),
         })
-    }
-
-    fn node(network: &Network, name: &str, admin: SocketAddr) -> Result<NodeSettings, Failure> {
-        Ok(NodeSettings {
-            name: name.parse::<NodeName>().map_err(Failure::new)?,
-            region: REGION.into(),
-            data: network.data.join(name),
-            node_key: network.data.join("keys").join(format!("{name}.key")),
-            control: Vec::new(),
-            join_token_file: Some(network.data.join("keys").join(format!("{name}.join"))),
-            advertise: vec![IpAddr::from([127, 0, 0, 1])],
-            admin,
-            disk: None,
-            name_servers: Vec::new(),
-        })
-    }
-
-    fn edge(&self, network: &Network, n: u16) -> Result<EdgeSettings, Failure> {
-        let admin = if n == 0 { self.admin } else { loopback(0) };
-        Ok(EdgeSettings {
-            node: Self::node(network, &format!("edge-{}", n + 1), admin)?,
-            http: vec![nth(self.http, n)?],
-            https: vec![nth(self.https, n)?],
-            workers: workers::cores(),
-            proxy_protocol_from: Vec::new(),
-            memory: 1 << 30,
-            access_log: self.access_log.as_deref().map(tidegate_edge::AccessLog::of),
-            limits: Limits::default(),
-        })
-    }
-
-    fn shield(network: &Network, n: u16) -> Result<ShieldSettings, Failure> {
-        let name = format!("shield-{}", n + 1);
-        Ok(ShieldSettings {
-            listen: vec![loopback(network.ports.get(&name))],
-            address: None,
-            workers: workers::cores(),
-            memory: 1 << 30,
-            drain: Limits::default().drain,
-            node: Self::node(network, &name, loopback(0))?,
-        })
-    }
-
-    fn control(&self, network: &Network, n: u16) -> Result<ControlSettings, Failure> {
-        let name = format!("control-{}", n + 1);
-        let node = Self::node(network, &name, loopback(0))?;
-        Ok(ControlSettings {
-            listen: vec![loopback(network.ports.get(&name))],
-            address: None,
-            api: vec![nth(self.api, n)?],
-            api_https: Vec::new(),
-            api_names: Vec::new(),
-            peers: Vec::new(),
-            join_token_file: node.join_token_file,
-            admin: node.admin,
-            zone: None,
-            raft: RaftSettings::default(),
-            cluster_key: network.data.join("keys").join(format!("{name}.cluster.key")),
-            name: node.name,
-            region: node.region,
-            data: node.data,
-            node_key: node.node_key,
-        })
-    }
-
-    /// The nodes of this run.
-    fn wanted(&self) -> BTreeSet<String> {
-        let names = |kind: &'static str, count: u16| (1..=count).map(move |n| format!("{kind}-{n}"));
-        names("edge", self.edges).chain(names("shield", self.shields)).collect()
     }
 
     /// Founds or starts the control plane; gives a client with an admin's token.
@@ -371,12 +299,18 @@ impl Dev {
         output::line(&format!("  https   {}", ready.https.join("  ")));
         output::line(&format!("  api     {}", ready.api.join("  ")));
         output::line(&format!("  admin   {}", ready.admin));
+        if let Some(dns) = &ready.dns {
+            output::line(&format!("  dns     {dns}, for the zone cdn.test"));
+        }
         output::line(&format!("  CA      {}", ready.ca.display()));
         output::line(&format!("  data    {}{}\n", ready.data.display(), if self.data.is_none() { " (removed at the end)" } else { "" }));
         output::line("Try, in another terminal:\n");
         output::line(&format!("  export TIDEGATE_API={api} TIDEGATE_TOKEN={}", ready.token));
         output::line(&format!("  curl -sI {first}/ | grep -i -e cache-status -e age"));
         let program = program();
+        if let Some((ip, port)) = ready.dns.as_ref().and_then(|d| d.rsplit_once(':')) {
+            output::line(&format!("  dig @{ip} -p {port} dev.cdn.test"));
+        }
         output::line(&format!("  {program} purge all"));
         output::line(&format!("  {program} status\n"));
         output::line("Ctrl-C ends it.");

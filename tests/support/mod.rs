@@ -349,6 +349,7 @@ pub struct Dev {
     pub https: Vec<String>,
     pub api: Vec<String>,
     pub admin: SocketAddr,
+    pub dns: SocketAddr,
     pub token: String,
     pub ca: PathBuf,
     pub data: PathBuf,
@@ -370,6 +371,8 @@ impl Dev {
             "--api",
             "127.0.0.1:0",
             "--admin",
+            "127.0.0.1:0",
+            "--dns",
             "127.0.0.1:0",
         ]);
         command.args(more).env("TIDEGATE_LOG", "info").stdin(Stdio::null());
@@ -394,6 +397,7 @@ impl Dev {
             https: all("https"),
             api: all("api"),
             admin: address(v["admin"].as_str().unwrap()),
+            dns: address(v["dns"].as_str().unwrap()),
             token: v["token"].as_str().unwrap().into(),
             ca: v["ca"].as_str().unwrap().into(),
             data: v["data"].as_str().unwrap().into(),

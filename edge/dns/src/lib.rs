@@ -24,5 +24,5 @@ pub mod zone;
 pub use networks::{Networks, NotNetworks};
 pub use respond::{MOST_UDP, Responder, Transport};
 pub use run::{Bound, run};
-pub use settings::DnsSettings;
+pub use settings::{DnsSettings, ZoneSettings};
 pub use table::{Edge, NameServer, Table};
