@@ -127,6 +127,15 @@ fn a_client_is_sent_to_what_is_near_it() {
 }
 
 #[test]
+fn edges_behind_one_address_are_named_once() {
+    let mut t = table();
+    t.edges[1].addresses = t.edges[0].addresses.clone();
+    let to = |kind| records(&ask_over(&t, &query("shop.cdn.example.net.", kind), "203.0.113.9".parse().unwrap(), Transport::Udp));
+    assert_eq!(to(RecordType::A), ["shop.cdn.example.net. 20 192.0.2.1"]);
+    assert_eq!(to(RecordType::AAAA), ["shop.cdn.example.net. 20 2001:db8::1"]);
+}
+
+#[test]
 fn the_letters_case_of_the_question_comes_back() {
     let asked = query("ShOp.CDN.example.NET.", RecordType::AAAA);
     let answer = ask(&asked);

@@ -143,16 +143,26 @@ fn site_answer(table: &Table, site: &str, kind: RecordType, near: &[String]) -> 
         return (if any { Answered::NoData } else { Answered::Failed }, true);
     }
     let ttl = u32::try_from(table.ttl.as_secs()).unwrap_or(u32::MAX);
-    let records =
-        if kind == RecordType::HTTPS { vec![https(&chosen)] } else { chosen.iter().flat_map(|e| addresses(&e.addresses, kind)).collect() };
+    let records = if kind == RecordType::HTTPS { vec![https(&chosen)] } else { addresses(&distinct(&chosen), kind) };
     (Answered::Records(records, ttl), true)
+}
+
+/// Their addresses; edges behind one address are one to the world, and no set of records holds one twice (RFC 2181 section 5).
+fn distinct(edges: &[&Edge]) -> Vec<IpAddr> {
+    let mut all = Vec::new();
+    for ip in edges.iter().flat_map(|e| &e.addresses) {
+        if !all.contains(ip) {
+            all.push(*ip);
+        }
+    }
+    all
 }
 
 /// That the site is there over HTTPS, by which protocols, and at which addresses (RFC 9460): a client need not try http first.
 fn https(edges: &[&Edge]) -> RData {
-    let all = || edges.iter().flat_map(|e| &e.addresses);
-    let v4: Vec<Ipv4Addr> = all().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect();
-    let v6: Vec<Ipv6Addr> = all().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
+    let all = distinct(edges);
+    let v4: Vec<Ipv4Addr> = all.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect();
+    let v6: Vec<Ipv6Addr> = all.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
     let mut parameters = vec![(SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h2".into()])))];
     if !v4.is_empty() {
         parameters.push((SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(v4.into_iter().map(A).collect()))));
