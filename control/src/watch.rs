@@ -136,7 +136,7 @@ impl Session {
                 tokio::spawn(async move {
                     match lease(&control, &name).await {
                         Ok(grant) => drop(leases.send(ToNode::Lease { asking, grant }).await),
-                        Err(why) => tracing::debug!(node = %name, why, "no lease granted"),
+                        Err(why) => return tracing::debug!(node = %name, why, "no lease granted"),
                     }
                     if role == Role::Dns {
                         match standings(&control).await {
@@ -194,10 +194,14 @@ async fn standings(control: &Arc<Control>) -> Result<Vec<EdgeStanding>, String> 
     wire::decode(&bytes).map_err(|e| e.to_string())
 }
 
-/// Where this node leads: how the edges stand.
+/// Where this node leads: how the edges stand. Nothing until it has led for long enough to know: those who send clients to edges go on with what
+/// they heard last then, or all clients would be sent to the edges that happened to ask first.
 pub fn standings_here(control: &Control) -> Option<Vec<EdgeStanding>> {
     let now = control.now();
     control.with_leadership(|state, leadership| {
+        if !leadership.fleet.knows_all(now) {
+            return Vec::new();
+        }
         let edges = state.nodes().filter(|n| n.removed.is_none() && n.state.role == Role::Edge);
         let standing = |name: &NodeName| EdgeStanding {
             node: name.clone(),

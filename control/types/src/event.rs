@@ -92,7 +92,7 @@ pub enum ToNode {
         number: u64,
         question: Box<Question>,
     },
-    /// To a node that answers for the zone, whenever it asks for its lease: how the edges stand.
+    /// To a node that answers for the zone, whenever it asks for its lease: how the edges stand. Empty where the leader does not know that yet.
     Standings(Vec<EdgeStanding>),
 }
 

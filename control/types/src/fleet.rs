@@ -123,6 +123,12 @@ impl Fleet {
         history.get(history.partition_point(|(i, _)| *i < index)).map(|(_, t)| *t)
     }
 
+    /// Whether every node that lives has had the time to ask this leader for a lease: before, one that has not is not known to be gone.
+    #[must_use]
+    pub fn knows_all(&self, now: BootTime) -> bool {
+        now >= self.terms.counted_until(self.elected)
+    }
+
     /// The latest moment at which `node` may believe that it holds a lease.
     #[must_use]
     pub fn lease_until(&self, node: &NodeName) -> BootTime {
@@ -206,6 +212,12 @@ mod tests {
         assert!(matches!(check(&fleet, 20_000, false), NodeVerdict::Waiting { .. }));
         assert!(matches!(check(&fleet, 23_099, true), NodeVerdict::Waiting { .. }), "it may hold a lease: not yet detached");
         assert_eq!(check(&fleet, 23_100, true), NodeVerdict::MayServe);
+    }
+
+    #[test]
+    fn a_new_leader_does_not_know_yet_who_is_gone() {
+        let fleet = Fleet::new(LeaseTerms::default(), at(18_000));
+        assert!(!fleet.knows_all(at(23_099)) && fleet.knows_all(at(23_100)));
     }
 
     #[test]

@@ -8,26 +8,33 @@ use crate::table::{Edge, NameServer, Table};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tidegate_control_types::{EdgeStanding, NodeName, Role};
+use tidegate_control_types::{EdgeStanding, NodeName, Role, SiteName, SiteState};
 use tidegate_node::network::Network;
+use tokio::sync::Notify;
 
 pub struct Current {
     zone: ZoneSettings,
     heard: Mutex<Heard>,
     /// `None` until there is a network.
     table: RwLock<Option<Arc<Table>>>,
+    is_told: Notify,
 }
 
 #[derive(Default)]
 struct Heard {
     network: Option<Arc<Network>>,
+    /// The leader has told how the edges stand, or that it does not know.
+    told: bool,
     standings: BTreeMap<NodeName, EdgeStanding>,
+    /// The sites' revisions when it told last: a newer one counts only from the next time on, or the first edge to have it would be sent all
+    /// clients there are.
+    settled: BTreeMap<SiteName, u64>,
 }
 
 impl Current {
     #[must_use]
     pub fn new(zone: ZoneSettings) -> Arc<Self> {
-        Arc::new(Self { zone, heard: Mutex::default(), table: RwLock::new(None) })
+        Arc::new(Self { zone, heard: Mutex::default(), table: RwLock::new(None), is_told: Notify::new() })
     }
 
     #[must_use]
@@ -42,25 +49,39 @@ impl Current {
     }
 
     pub fn standings(&self, standings: Vec<EdgeStanding>) {
-        let standings = standings.into_iter().map(|s| (s.node.clone(), s)).collect();
         let mut heard = self.heard.lock();
-        if heard.standings != standings {
-            heard.standings = standings;
-            self.publish(&heard);
+        heard.told = true;
+        self.is_told.notify_waiters();
+        if standings.is_empty() {
+            // A new leader does not know yet: what was heard of the one before counts.
+            return;
+        }
+        heard.standings = standings.into_iter().map(|s| (s.node.clone(), s)).collect();
+        self.publish(&heard);
+        heard.settled =
+            heard.network.as_ref().map(|n| n.sites.values().map(|s| (s.spec.name.clone(), s.revision)).collect()).unwrap_or_default();
+    }
+
+    /// Until the leader has told how the edges stand.
+    pub async fn told(&self) {
+        let mut told = std::pin::pin!(self.is_told.notified());
+        told.as_mut().enable();
+        if !self.heard.lock().told {
+            told.await;
         }
     }
 
     fn publish(&self, heard: &Heard) {
         if let Some(network) = &heard.network {
-            *self.table.write() = Some(Arc::new(table(&self.zone, network, &heard.standings)));
+            *self.table.write() = Some(Arc::new(table(&self.zone, network, heard)));
         }
     }
 }
 
-fn table(zone: &ZoneSettings, network: &Network, standings: &BTreeMap<NodeName, EdgeStanding>) -> Table {
+fn table(zone: &ZoneSettings, network: &Network, heard: &Heard) -> Table {
     let of_role = |role| network.nodes.values().filter(move |n| n.role == role && !n.advertise.is_empty());
     let edge = |n: &tidegate_control_types::NodeState| {
-        let standing = standings.get(&n.name);
+        let standing = heard.standings.get(&n.name);
         Edge {
             name: n.name.to_string(),
             region: n.region.clone(),
@@ -71,14 +92,76 @@ fn table(zone: &ZoneSettings, network: &Network, standings: &BTreeMap<NodeName, 
             weight: 1.0,
         }
     };
+    // Of a site that was made anew since, nothing earlier will do.
+    let wanted = |s: &SiteState| heard.settled.get(&s.spec.name).copied().filter(|r| *r >= s.created).unwrap_or(s.revision);
     Table {
         zone: zone.name.clone(),
         // It wraps around, as serials do (RFC 1982).
         serial: u32::try_from(network.revision.index & u64::from(u32::MAX)).unwrap_or(0),
         name_servers: of_role(Role::Dns).map(|n| NameServer { name: n.name.to_string(), addresses: n.advertise.clone() }).collect(),
-        sites: network.sites.values().map(|s| (s.spec.name.to_string(), s.revision)).collect(),
+        sites: network.sites.values().map(|s| (s.spec.name.to_string(), wanted(s))).collect(),
         edges: of_role(Role::Edge).map(edge).collect(),
         caa: zone.caa.clone(),
+        https: zone.https_records,
         ttl: zone.ttl,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tidegate_control_types::{Incarnation, NodeState, Revision, WallTime, site_file};
+
+    fn network(site_revision: u64) -> Arc<Network> {
+        let text = "name = \"shop\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
+        let spec = site_file::read("s.toml", text).unwrap();
+        let site = SiteState { spec, revision: site_revision, created: 3, keys_since: 3 };
+        let edge = |n: &str| NodeState {
+            name: n.parse().unwrap(),
+            role: Role::Edge,
+            region: "eu".into(),
+            address: None,
+            advertise: vec!["192.0.2.1".parse().unwrap()],
+            drained: false,
+            since: 1,
+        };
+        let nodes = ["e1", "e2"].map(|n| (n.parse().unwrap(), edge(n)));
+        Arc::new(Network {
+            revision: Revision::new(Incarnation(7), site_revision),
+            heard: WallTime(0),
+            sites: Arc::new([(site.spec.name.clone(), Arc::new(site))].into()),
+            certificates: Arc::default(),
+            nodes: Arc::new(nodes.into()),
+        })
+    }
+
+    #[test]
+    fn the_first_edge_to_have_a_new_version_is_not_sent_everybody() {
+        let zone = ZoneSettings { name: "cdn.test".parse().unwrap(), ttl: Duration::from_secs(5), caa: Vec::new(), https_records: false };
+        let current = Current::new(zone);
+        let tell = |e1, e2| {
+            let standing = |n: &str, applied| EdgeStanding { node: n.parse().unwrap(), attached: applied > 0, applied };
+            current.standings(vec![standing("e1", e1), standing("e2", e2)]);
+        };
+        let named = || {
+            let table = current.table().unwrap();
+            crate::steer::choose(&table, "shop", &[], |_| true).iter().map(|e| e.name.clone()).collect::<Vec<_>>()
+        };
+        let is_both = || named().len() == 2;
+        current.network(&network(5));
+        assert!(is_both(), "nothing is known of either");
+        tell(5, 5);
+        current.network(&network(9));
+        assert!(is_both(), "nobody can have it yet");
+        tell(9, 5);
+        assert!(is_both(), "the other may have it by now");
+        tell(9, 5);
+        assert_eq!(named(), ["e1"]);
+        tell(0, 9);
+        assert_eq!(named(), ["e2"]);
+        // A new leader does not know yet.
+        current.standings(Vec::new());
+        assert_eq!(named(), ["e2"]);
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 const SLOTS: usize = 1 << 16;
 /// What is saved up while nothing is asked, in seconds' worth.
 const BURST_SECONDS: u32 = 2;
+/// One answer: what a limit of one in a second earns in as many nanoseconds, so that no time is too short to earn.
+const ONE: u64 = 1_000_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -22,7 +24,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Default)]
 struct Slot {
     whose: u64,
-    /// Answers that may still go out, in thousandths.
+    /// Answers that may still go out, in units of [`ONE`].
     left: u64,
     at: Duration,
     over: bool,
@@ -37,7 +39,7 @@ pub struct RateLimit {
 }
 
 /// What is delegated to one customer, commonly: /24 and /56.
-fn network(client: IpAddr) -> u128 {
+pub fn network(client: IpAddr) -> u128 {
     match client {
         IpAddr::V4(v4) => u128::from(v4.to_bits() >> 8),
         IpAddr::V6(v6) => 1 << 127 | v6.to_bits() >> 72,
@@ -54,15 +56,15 @@ impl RateLimit {
     /// Whether `answer` (the same for all that are alike) may go to `client` at `now`.
     pub fn check(&mut self, client: IpAddr, answer: &[u8], now: Duration) -> Verdict {
         let whose = self.hasher.hash_one((network(client), answer));
-        let most = u64::from(self.per_second * BURST_SECONDS) * 1000;
+        let most = u64::from(self.per_second) * u64::from(BURST_SECONDS) * ONE;
         let at = usize::try_from(whose).unwrap_or(0) % self.slots.len().max(1);
         let Some(slot) = self.slots.get_mut(at) else { return Verdict::Send };
         if slot.whose != whose {
             *slot = Slot { whose, left: most, at: now, over: false };
         }
-        let earned = u64::try_from(now.saturating_sub(slot.at).as_millis()).unwrap_or(u64::MAX).saturating_mul(self.per_second.into());
+        let earned = u64::try_from(now.saturating_sub(slot.at).as_nanos()).unwrap_or(u64::MAX).saturating_mul(self.per_second.into());
         (slot.left, slot.at) = (slot.left.saturating_add(earned).min(most), now);
-        if let Some(left) = slot.left.checked_sub(1000) {
+        if let Some(left) = slot.left.checked_sub(ONE) {
             (slot.left, slot.over) = (left, false);
             return Verdict::Send;
         }
@@ -96,6 +98,10 @@ mod tests {
         // A tenth of a second later there is one more, after a minute no more than at first.
         assert_eq!(flood("192.0.2.7", b"a", at(5_100), 10).0, 1);
         assert_eq!(flood("192.0.2.7", b"a", at(65_100), 100).0, 20);
+        // However close together they come.
+        let mut close = RateLimit::new(200);
+        let sent = (0..40_000u32).filter(|n| close.check(victim, b"a", Duration::from_micros(100) * *n) == Verdict::Send).count();
+        assert!((1_190..=1_201).contains(&sent), "{sent}");
         assert_eq!(RateLimit::new(0).check(victim, b"a", at(0)), Verdict::Send);
     }
 }

@@ -66,6 +66,9 @@ impl FromStr for Networks {
             if length > if address.is_ipv4() { 32 } else { 128 } {
                 return Err(like());
             }
+            if address.to_canonical() != address {
+                return Err(wrong(format!("{network:?} is an IPv4 network in IPv6's clothes: write it as 203.0.113.0/24")));
+            }
             let (family, bits) = bits(address);
             if masked(bits, length) != bits {
                 return Err(wrong(format!("{network:?} has bits beyond its prefix")));

@@ -41,6 +41,8 @@ pub struct Responder<'a> {
     pub networks: &'a Networks,
     /// What this node calls itself to who asks (NSID, RFC 5001).
     pub name: &'a str,
+    /// Near whoever is in no network of the table: who asks this node is near it, for want of better.
+    pub region: &'a [String],
 }
 
 impl Responder<'_> {
@@ -68,13 +70,13 @@ impl Responder<'_> {
         if bytes.len() <= limit { Some(bytes) } else { response.truncate().to_vec().ok().filter(|b| b.len() <= limit) }
     }
 
-    /// The part of an answer that is the same for all who ask the same, for [`crate::limit`]: its code and, where there is something to
-    /// be had by asking, the question. The names that do not exist are without number.
+    /// The part of an answer that is the same for all who ask the same, for [`crate::limit`]: its code and, where it holds records, the
+    /// question. Names that do not exist, and types that a name does not have, are without number.
     #[must_use]
     pub fn alike(answer: &[u8]) -> Vec<u8> {
         let code = answer.get(3).copied().unwrap_or(0) & 0xf;
-        let mut alike = vec![code];
-        if code == 0 {
+        let (mut alike, is_cut) = (vec![code], answer.get(2).is_some_and(|f| f & 0x02 != 0));
+        if code == 0 && (is_cut || answer.get(6..8) != Some(&[0, 0])) {
             alike.extend(answer.get(12..question_end(answer)).unwrap_or_default().iter().map(u8::to_ascii_lowercase));
         }
         alike
@@ -87,8 +89,15 @@ impl Responder<'_> {
         if let Some(flags) = short.get_mut(2) {
             *flags |= 0x02;
         }
+        // All that stands behind the authority section is the OPT record, which who asks would miss.
+        let has_opt = answer.get(10..12).is_some_and(|n| n != [0, 0]);
         if let Some(counts) = short.get_mut(6..12) {
-            counts.fill(0);
+            counts.copy_from_slice(&[0, 0, 0, 0, 0, u8::from(has_opt)]);
+        }
+        if has_opt {
+            short.extend_from_slice(&[0, 0, 41]);
+            short.extend_from_slice(&MOST_UDP.to_be_bytes());
+            short.extend_from_slice(&[0; 6]);
         }
         short
     }
@@ -138,6 +147,7 @@ impl Responder<'_> {
         }
         let client = subnet.filter(|s| s.source_prefix() > 0).map_or(source, |s| s.addr());
         let (near, scope) = self.networks.find(client);
+        let near = if near.is_empty() { self.region } else { near };
         let (answered, by_client) = zone::answer(self.table, question.name(), question.query_type, near);
         if let (Some(subnet), Some(edns)) = (subnet, response.edns.as_mut()) {
             // For which clients it counts (RFC 7871 section 7.2.1): for all, where the client had no say in it.

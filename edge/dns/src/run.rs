@@ -6,6 +6,7 @@ use crate::server::{self, Answers};
 use crate::settings::DnsSettings;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
@@ -80,12 +81,14 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         networks,
         name: Arc::from(name.as_str()),
         figures: Arc::clone(&figures),
+        region: Arc::from([node.region.clone()]),
         clock: Arc::clone(&clock),
     };
     let (workers, _) = Workers::start("dns", bound.workers, {
         let (watched, stopping) = (Arc::clone(&watched), stopping.clone());
         // The kernel spreads packets over the workers by their source.
-        let limit = settings.rate_limit.div_ceil(u32::try_from(settings.workers.max(1)).unwrap_or(1));
+        let share = settings.rate_limit.div_ceil(u32::try_from(settings.workers.max(1)).unwrap_or(1));
+        let limit = settings.rate_limit.min(share.max(LEAST_RATE));
         move |sockets, _| serve(sockets, answers.clone(), limit, Arc::clone(&watched), stopping.clone())
     })?;
     let metrics = Metrics::new("dns", &name);
@@ -106,7 +109,11 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: Outbox::default(),
-        prepare: Box::new(move |update| of_network.network(&update.network)),
+        prepare: Box::new(move |update| {
+            if update.changes_configuration() {
+                of_network.network(&update.network);
+            }
+        }),
         standings: Box::new(move |standings| of_standings.standings(standings)),
         report: Box::new(move || NodeReport { requests: figures.queries(), version: VERSION.into(), ..NodeReport::default() }),
         watched: Arc::clone(&watched),
@@ -135,6 +142,11 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
     ended
 }
 
+/// Of one worker, however many there are: a resolver's packets may all come to one.
+const LEAST_RATE: u32 = 50;
+/// A node that is cut off begins without knowing how the edges stand.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
+
 /// One worker, from the first configuration on.
 async fn serve(sockets: Sockets, answers: Answers, limit: u32, watched: Arc<Watched>, mut stopping: Stopping) {
     let serving = async {
@@ -142,6 +154,8 @@ async fn serve(sockets: Sockets, answers: Answers, limit: u32, watched: Arc<Watc
         if begun.wait_for(|b| *b).await.is_err() {
             return;
         }
+        // Before, an edge that died long ago looks like any other.
+        let _ = tokio::time::timeout(TOLD_WITHIN, answers.current.told()).await;
         for socket in sockets.udp {
             match tokio::net::UdpSocket::from_std(socket) {
                 Ok(socket) => drop(tokio::task::spawn_local(server::udp(socket, answers.clone(), limit))),

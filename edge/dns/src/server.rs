@@ -2,10 +2,11 @@
 
 use crate::current::Current;
 use crate::figures::Figures;
-use crate::limit::{RateLimit, Verdict};
+use crate::limit::{RateLimit, Verdict, network};
 use crate::networks::Networks;
 use crate::respond::{Responder, Transport};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +19,10 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 const MOST_CONNECTIONS: usize = 256;
 /// For the next query of a connection, and for each answer to be taken (RFC 7766 section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
+/// The same once half of the places are taken.
+const IDLE_WHEN_BUSY: Duration = Duration::from_secs(2);
+/// Of one network of clients, on one worker.
+const MOST_OF_A_NETWORK: usize = 32;
 /// Queries are short.
 const MOST_QUERY: usize = 4096;
 
@@ -29,12 +34,14 @@ pub struct Answers {
     pub name: Arc<str>,
     pub figures: Arc<Figures>,
     pub clock: Arc<dyn Clock>,
+    /// Its own.
+    pub region: Arc<[String]>,
 }
 
 impl Answers {
     fn to(&self, packet: &[u8], source: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
         let table = self.current.table()?;
-        let responder = Responder { table: &table, networks: &self.networks, name: &self.name };
+        let responder = Responder { table: &table, networks: &self.networks, name: &self.name, region: &self.region };
         let answer = responder.respond(packet, source.ip().to_canonical(), transport);
         self.figures.asked(transport, answer.is_some());
         answer
@@ -72,21 +79,20 @@ pub async fn udp(socket: UdpSocket, answers: Answers, limit: u32) {
 }
 
 pub async fn tcp(listener: TcpListener, answers: Answers) {
-    let open = Rc::new(Cell::new(0));
+    let open = Rc::new(Open::default());
     loop {
-        if open.get() >= MOST_CONNECTIONS {
+        if open.all.get() >= MOST_CONNECTIONS {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         }
         match listener.accept().await {
             Ok((stream, source)) => {
-                let (answers, open) = (answers.clone(), Rc::clone(&open));
-                open.set(open.get() + 1);
+                let Some(place) = open.place(source) else { continue };
+                let answers = answers.clone();
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = connection(stream, source, &answers).await {
+                    if let Err(error) = connection(stream, source, &answers, &place).await {
                         tracing::debug!(%source, %error, "a connection ended");
                     }
-                    open.set(open.get().saturating_sub(1));
                 });
             }
             Err(error) => {
@@ -97,8 +103,49 @@ pub async fn tcp(listener: TcpListener, answers: Answers) {
     }
 }
 
+/// The connections that are open on one worker.
+#[derive(Default)]
+struct Open {
+    all: Cell<usize>,
+    of_network: RefCell<HashMap<u128, usize>>,
+}
+
+/// One of them, until it is dropped.
+struct Place {
+    open: Rc<Open>,
+    network: u128,
+}
+
+impl Open {
+    /// `None`: its network has enough.
+    fn place(self: &Rc<Self>, source: SocketAddr) -> Option<Place> {
+        let network = network(source.ip().to_canonical());
+        let mut of_network = self.of_network.borrow_mut();
+        let count = of_network.entry(network).or_default();
+        if *count >= MOST_OF_A_NETWORK {
+            return None;
+        }
+        *count += 1;
+        self.all.set(self.all.get() + 1);
+        Some(Place { open: Rc::clone(self), network })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.all.set(self.open.all.get().saturating_sub(1));
+        let mut of_network = self.open.of_network.borrow_mut();
+        if let Some(count) = of_network.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                of_network.remove(&self.network);
+            }
+        }
+    }
+}
+
 /// One query after another, each behind its length in two bytes (RFC 1035 section 4.2.2).
-async fn connection(mut stream: TcpStream, source: SocketAddr, answers: &Answers) -> std::io::Result<()> {
+async fn connection(mut stream: TcpStream, source: SocketAddr, answers: &Answers, place: &Place) -> std::io::Result<()> {
     let _ = stream.set_nodelay(true);
     let mut packet = Vec::new();
     loop {
@@ -116,7 +163,8 @@ async fn connection(mut stream: TcpStream, source: SocketAddr, answers: &Answers
             framed.extend_from_slice(&answer);
             stream.write_all(&framed).await
         };
-        match tokio::time::timeout(IDLE, one).await {
+        let idle = if place.open.all.get() > MOST_CONNECTIONS / 2 { IDLE_WHEN_BUSY } else { IDLE };
+        match tokio::time::timeout(idle, one).await {
             Err(_) => return Ok(()),
             Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
             Ok(done) => done?,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_control_types::settings::{Section, duration, number, parsed, string};
+use tidegate_control_types::settings::{Section, boolean, duration, number, parsed, string};
 use tidegate_node::settings::{NodeSettings, path, read_file};
 use tidegate_node::{NodeError, workers};
 use toml::de::DeValue;
@@ -35,6 +35,9 @@ pub struct ZoneSettings {
     pub name: Name,
     pub ttl: Duration,
     pub caa: Vec<String>,
+    /// Whether sites have HTTPS records. Not before their certificates are ones that everybody trusts: who reads such a record goes
+    /// to https alone (RFC 9460 section 9.5).
+    pub https_records: bool,
 }
 
 fn zone(v: &DeValue<'_>) -> Result<Name, String> {
@@ -75,13 +78,14 @@ impl DnsSettings {
         let name = s.required("zone", "\"cdn.example.net\"", zone);
         let ttl = s.or("ttl", TTL, duration(Duration::from_secs(1), Duration::from_secs(3600)));
         let caa = s.list("caa", authority);
+        let https_records = s.or("https_records", false, boolean);
         let networks = s.optional("networks", path);
         let workers = s.or("workers", workers::cores(), |v| match v.as_str() {
             Some("cores") => Ok(workers::cores()),
             _ => number(1, 1024)(v).map(|n| usize::try_from(n).unwrap_or(1)).map_err(|e| format!("{e}, or \"cores\"")),
         });
         let rate_limit = s.or("rate_limit", RATE_LIMIT, |v| number(0, 1_000_000)(v).map(|n| u32::try_from(n).unwrap_or(u32::MAX)));
-        Some(Self { rate_limit, node: node?, listen, zone: ZoneSettings { name: name?, ttl, caa }, networks, workers })
+        Some(Self { rate_limit, node: node?, listen, zone: ZoneSettings { name: name?, ttl, caa, https_records }, networks, workers })
     }
 
     /// # Errors

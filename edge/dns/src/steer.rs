@@ -32,20 +32,19 @@ pub fn readiness(edge: &Edge, revision: u64) -> Option<Readiness> {
     })
 }
 
-/// The edges for `site`, with an address that `reachable` takes, for a client near the regions of `near`; the best first. Empty only
-/// where no edge that is not drained has such an address.
+/// The edges for `site`, with an address that `reachable` takes, for a client near the regions of `near`; the best first. Which are good
+/// enough and near enough is decided whatever their addresses: none is better than one that is worse, or farther, than those that another
+/// kind of address leads to.
 #[must_use]
 pub fn choose<'a>(table: &'a Table, site: &str, near: &[String], reachable: impl Fn(&IpAddr) -> bool) -> Vec<&'a Edge> {
     let revision = table.sites.get(site).copied().unwrap_or(0);
-    let candidates = || {
-        let reachable = table.edges.iter().filter(|e| e.addresses.iter().any(&reachable));
-        reachable.filter_map(|e| readiness(e, revision).map(|r| (r, e)))
-    };
+    let candidates = || table.edges.iter().filter_map(|e| readiness(e, revision).map(|r| (r, e)));
     let Some(best) = candidates().map(|(r, _)| r).max() else { return Vec::new() };
     let distance = |e: &Edge| near.iter().position(|region| *region == e.region).unwrap_or(near.len());
     let ready = || candidates().filter(|(r, _)| *r == best).map(|(_, e)| e);
     let Some(nearest) = ready().map(distance).min() else { return Vec::new() };
-    let mut chosen: Vec<(f64, &Edge)> = ready().filter(|e| distance(e) == nearest).map(|e| (score(site, e), e)).collect();
+    let here = ready().filter(|e| distance(e) == nearest && e.addresses.iter().any(&reachable));
+    let mut chosen: Vec<(f64, &Edge)> = here.map(|e| (score(site, e), e)).collect();
     chosen.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.name.cmp(&y.name)));
     chosen.into_iter().take(MOST_NAMED).map(|(_, e)| e).collect()
 }

@@ -17,6 +17,8 @@ pub struct Table {
     pub edges: Vec<Edge>,
     /// Certificate authorities that may issue for names in the zone; none named: any may.
     pub caa: Vec<String>,
+    /// Whether sites have HTTPS records, after which clients try nothing but https.
+    pub https: bool,
     /// Of answers that name edges.
     pub ttl: Duration,
 }

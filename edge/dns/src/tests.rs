@@ -36,6 +36,7 @@ fn table() -> Table {
             edge("nyc-1", "us", &["198.51.100.1"]),
         ],
         caa: vec!["ca.example.org".into()],
+        https: true,
         ttl: Duration::from_secs(20),
     }
 }
@@ -61,7 +62,7 @@ fn with_option(mut query: Message, option: Option<EdnsOption>) -> Message {
 
 fn ask_over(table: &Table, query: &Message, source: IpAddr, transport: Transport) -> Message {
     let networks: Networks = NETWORKS.parse().unwrap();
-    let responder = Responder { table, networks: &networks, name: "d1" };
+    let responder = Responder { table, networks: &networks, name: "d1", region: &[] };
     Message::from_vec(&responder.respond(&query.to_vec().unwrap(), source, transport).unwrap()).unwrap()
 }
 
@@ -136,6 +137,19 @@ fn edges_behind_one_address_are_named_once() {
 }
 
 #[test]
+fn whoever_is_in_no_network_is_taken_for_near_this_node() {
+    let (t, networks) = (table(), NETWORKS.parse().unwrap());
+    let region = ["us".to_owned()];
+    let responder = Responder { table: &t, networks: &networks, name: "d1", region: &region };
+    let asked = query("shop.cdn.example.net.", RecordType::A).to_vec().unwrap();
+    let to = |source: &str| {
+        let answer = responder.respond(&asked, source.parse().unwrap(), Transport::Udp).unwrap();
+        records(&Message::from_vec(&answer).unwrap()).len()
+    };
+    assert_eq!((to("10.0.0.1"), to("203.0.113.9")), (1, 2));
+}
+
+#[test]
 fn the_letters_case_of_the_question_comes_back() {
     let asked = query("ShOp.CDN.example.NET.", RecordType::AAAA);
     let answer = ask(&asked);
@@ -192,7 +206,9 @@ fn what_is_no_question_for_us_is_said_or_ignored() {
     assert_eq!(ask(&query("cdn.example.net.", RecordType::AXFR)).response_code, ResponseCode::Refused);
     let networks = Networks::default();
     let (table, bytes) = (table(), query("shop.cdn.example.net.", RecordType::A).to_vec().unwrap());
-    let respond = |packet: &[u8]| Responder { table: &table, networks: &networks, name: "d1" }.respond(packet, SOMEWHERE, Transport::Udp);
+    let respond = |packet: &[u8]| {
+        Responder { table: &table, networks: &networks, name: "d1", region: &[] }.respond(packet, SOMEWHERE, Transport::Udp)
+    };
     let mut response = bytes.clone();
     response[2] |= 0x80;
     assert_eq!(respond(&response), None, "two servers would go on for ever");
@@ -215,16 +231,20 @@ fn what_does_not_fit_is_cut_short_over_udp_alone() {
 #[test]
 fn an_answer_that_is_held_back_says_where_there_is_more() {
     let (table, networks) = (table(), Networks::default());
-    let responder = Responder { table: &table, networks: &networks, name: "d1" };
+    let responder = Responder { table: &table, networks: &networks, name: "d1", region: &[] };
     let answer = |name, kind| {
         let query = with_option(query(name, kind), None).to_vec().unwrap();
         responder.respond(&query, SOMEWHERE, Transport::Udp).unwrap()
     };
     let whole = answer("shop.cdn.example.net.", RecordType::A);
     let short = Message::from_vec(&Responder::cut_short(&whole)).unwrap();
-    assert!(short.truncation && short.answers.is_empty() && short.edns.is_none() && short.id == 7);
+    assert!(short.truncation && short.answers.is_empty() && short.edns.is_some() && short.id == 7);
     assert_eq!(short.queries, Message::from_vec(&whole).unwrap().queries);
-    // Alike are those of one question, and all of names that do not exist.
+    // Alike are those of one question, and all that say that there is nothing.
+    assert_eq!(
+        Responder::alike(&answer("shop.cdn.example.net.", RecordType::MX)),
+        Responder::alike(&answer("blog.cdn.example.net.", RecordType::TXT))
+    );
     assert_eq!(Responder::alike(&whole), Responder::alike(&answer("SHOP.cdn.example.net.", RecordType::A)));
     assert_ne!(Responder::alike(&whole), Responder::alike(&answer("shop.cdn.example.net.", RecordType::AAAA)));
     assert_eq!(
@@ -255,8 +275,14 @@ fn without_a_ready_edge_the_next_best_answers_and_never_nothing_by_accident() {
         e.drained = true;
     }
     assert_eq!(to(&t), (ResponseCode::ServFail, String::new()));
-    // No edge has an address of the family: that is so, and no outage.
+    // An edge that is gone is not named for being the only one with an address of its kind.
     let mut t = table();
+    for e in &mut t.edges[..2] {
+        e.attached = false;
+    }
+    let none = ask_over(&t, &query("blog.cdn.example.net.", RecordType::AAAA), SOMEWHERE, Transport::Udp);
+    assert_eq!((none.response_code, none.answers.len()), (ResponseCode::NoError, 0));
+    // No edge has an address of the family: that is so, and no outage.
     t.edges.drain(..2);
     let none = ask_over(&t, &query("blog.cdn.example.net.", RecordType::AAAA), SOMEWHERE, Transport::Udp);
     assert_eq!((none.response_code, none.answers.len()), (ResponseCode::NoError, 0));
@@ -269,6 +295,7 @@ fn networks_are_read_as_a_whole_or_not_at_all() {
         ("203.0.113.0/24,eu\n203.0.113.1/24,eu", 2, "bits beyond its prefix"),
         ("203.0.113.0/33,eu", 1, "is no network"),
         ("eu,203.0.113.0/24", 1, "is no network"),
+        ("::ffff:203.0.113.0/120,eu", 1, "write it as"),
         ("203.0.113.0/24,eu,,us", 1, "needs the name of a region"),
         ("# two\n203.0.113.0/24,eu\n203.0.113.0/24,us", 3, "stands here twice"),
     ] {
@@ -335,7 +362,7 @@ proptest! {
     #[test]
     fn no_packet_panics_or_amplifies(packet in proptest::collection::vec(any::<u8>(), 0..300), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
         let (t, networks) = (table(), NETWORKS.parse().unwrap());
-        let responder = Responder { table: &t, networks: &networks, name: "d1" };
+        let responder = Responder { table: &t, networks: &networks, name: "d1", region: &[] };
         let mut query = with_option(query("shop.cdn.example.net.", RecordType::ANY), None).to_vec().unwrap();
         let at = flip.index(query.len());
         query[at] ^= 1 << bit;

@@ -133,7 +133,12 @@ fn site_answer(table: &Table, site: &str, kind: RecordType, near: &[String]) -> 
         let caa = caa(table);
         return (if caa.is_empty() { Answered::NoData } else { Answered::Records(caa, STABLE_TTL) }, false);
     }
-    if !matches!(kind, RecordType::A | RecordType::AAAA | RecordType::HTTPS) {
+    let leads_to_edges = match kind {
+        RecordType::A | RecordType::AAAA => true,
+        RecordType::HTTPS => table.https,
+        _ => false,
+    };
+    if !leads_to_edges {
         return (Answered::NoData, false);
     }
     let chosen = steer::choose(table, site, near, wanted);

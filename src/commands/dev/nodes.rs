@@ -103,7 +103,7 @@ impl Dev {
             Ok::<_, Failure>(DnsSettings {
                 node: Self::node(network, "dns-1", loopback(0))?,
                 listen: vec![listen],
-                zone: ZoneSettings { name: ZONE.parse().map_err(Failure::new)?, ttl: DNS_TTL, caa: Vec::new() },
+                zone: ZoneSettings { name: ZONE.parse().map_err(Failure::new)?, ttl: DNS_TTL, caa: Vec::new(), https_records: false },
                 networks: None,
                 workers: 1,
                 rate_limit: 0,
