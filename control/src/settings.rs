@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_control_types::settings::{Section, duration, number, parsed, string};
 use tidegate_control_types::{LeaseTerms, NodeName};
 use tidegate_node::NodeError;
+use tidegate_node::listen::everywhere;
 use tidegate_node::settings::{control_url, label, path, read_file};
 
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ impl ControlSettings {
         }
         let mut listen = s.list("listen", parsed);
         if !s.has("listen") {
-            listen = vec![SocketAddr::from(([0, 0, 0, 0], 7443)), SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7443))];
+            listen = everywhere(7443);
         }
         let mut address = s.optional("address", control_url);
         if address.is_none() && listen.first().is_none_or(|a| a.ip().is_unspecified()) {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tidegate_control_types::settings::{Section, duration, number, parsed, size, string};
+use tidegate_node::listen::everywhere;
 use tidegate_node::settings::{NodeSettings, path, read_file};
 use tidegate_node::{NodeError, workers};
 
@@ -87,10 +88,9 @@ impl EdgeSettings {
 
     fn read(s: &Section<'_>) -> Option<Self> {
         let node = NodeSettings::read(s);
-        let addresses = |key, default: &[SocketAddr]| if s.has(key) { s.list(key, parsed) } else { default.to_vec() };
-        let any = |port| [SocketAddr::from(([0, 0, 0, 0], port)), SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port))];
-        let http = addresses("http", &any(80));
-        let https = addresses("https", &any(443));
+        let addresses = |key, port| if s.has(key) { s.list(key, parsed) } else { everywhere(port) };
+        let http: Vec<SocketAddr> = addresses("http", 80);
+        let https: Vec<SocketAddr> = addresses("https", 443);
         if http.is_empty() && https.is_empty() {
             s.wrong("http", "is empty, and so is https: an edge needs at least one listener");
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 use tidegate_control_types::settings::{Section, duration, number, parsed, size};
 use tidegate_node::lifecycle::DRAIN_WITHIN;
+use tidegate_node::listen::everywhere;
 use tidegate_node::settings::{NodeSettings, control_url, read_file};
 use tidegate_node::{NodeError, workers};
 
@@ -33,7 +34,7 @@ impl ShieldSettings {
         let node = NodeSettings::read(s);
         let mut listen: Vec<SocketAddr> = s.list("listen", parsed);
         if !s.has("listen") {
-            listen = vec![SocketAddr::from(([0, 0, 0, 0], 7444)), SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7444))];
+            listen = everywhere(7444);
         }
         let address = s.optional("address", control_url);
         if address.is_none() && listen.first().is_none_or(|a| a.ip().is_unspecified()) {

@@ -2,7 +2,7 @@
 
 use crate::NodeError;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 const BACKLOG: i32 = 4096;
 
@@ -28,6 +28,15 @@ fn fail(address: SocketAddr, error: std::io::Error) -> NodeError {
         _ => "",
     };
     NodeError::Listen { address, error, hint }
+}
+
+/// All addresses of this host, IPv6 among them where it has any.
+#[must_use]
+pub fn everywhere(port: u16) -> Vec<SocketAddr> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let has_ipv6 = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).and_then(|s| s.bind(&any.into())).is_ok();
+    let ipv6 = has_ipv6.then_some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    std::iter::once(SocketAddr::from(([0, 0, 0, 0], port))).chain(ipv6).collect()
 }
 
 /// One listener; port 0 takes a free one.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::settings::{Section, boolean, duration, number, parsed, string};
+use tidegate_node::listen::everywhere;
 use tidegate_node::settings::{NodeSettings, path, read_file};
 use tidegate_node::{NodeError, workers};
 use toml::de::DeValue;
@@ -73,7 +74,7 @@ impl DnsSettings {
         }
         let mut listen: Vec<SocketAddr> = s.list("listen", parsed);
         if !s.has("listen") {
-            listen = vec![SocketAddr::from(([0, 0, 0, 0], 53)), SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 53))];
+            listen = everywhere(53);
         }
         let name = s.required("zone", "\"cdn.example.net\"", zone);
         let ttl = s.or("ttl", TTL, duration(Duration::from_secs(1), Duration::from_secs(3600)));
