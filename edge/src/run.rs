@@ -18,13 +18,13 @@ use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
 use tidegate_gateway::{Caches, Coder, Figures, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_node::clock::random_u64;
-use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
 use tidegate_node::network::SavedFile;
-use tidegate_node::watch::{Removed, Watched, Watcher};
+use tidegate_node::watch::{Watched, Watcher};
 use tidegate_node::workers::{Workers, cores};
-use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen};
+use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen, role};
 use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, ShieldTls, Shields, probe_all};
 
 const MOST_SESSIONS: usize = 20_480;
@@ -147,29 +147,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         report: Box::new(report(&shared, pools)),
         watched: Arc::clone(&watched),
     };
-    let mut watching = tokio::spawn(watcher.run());
-    let mut begun = watched.begun.subscribe();
-    let announce = Arc::clone(&shared);
-    tasks.spawn(async move {
-        if begun.wait_for(|b| *b).await.is_ok() {
-            tracing::info!(node = announce.node, "this edge serves");
-            notify_systemd("READY=1");
-        }
-    });
-    let ended = tokio::select! {
-        () = stopping.stopped() => Ok(()),
-        ended = &mut watching => Err(match ended {
-            Ok(Removed) => NodeError::Removed { data: node.data.display().to_string() },
-            Err(e) => NodeError::Runtime(e.to_string()),
-        }),
-    };
-    notify_systemd("STOPPING=1");
-    if ended.is_err() {
-        // Removed: what is in flight may finish, nothing new begins.
-        drop(watched);
-    }
-    watching.abort();
-    tasks.shutdown().await;
+    let ended = role::follow(watcher, "this edge serves", &node.data, tasks, &mut stopping).await;
     let joined = tokio::task::spawn_blocking(move || {
         workers.join();
         probes.join();

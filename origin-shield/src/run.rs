@@ -10,14 +10,14 @@ use std::sync::Arc;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
 use tidegate_gateway::{AllCounters, Caches, Figures, Fills, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_node::clock::random_u64;
-use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
 use tidegate_node::network::SavedFile;
 use tidegate_node::serve::mutual_tls;
-use tidegate_node::watch::{Removed, Watched, Watcher};
+use tidegate_node::watch::{Watched, Watcher};
 use tidegate_node::workers::Workers;
-use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen};
+use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen, role};
 use tidegate_upstream::{OriginPools, OriginUpstream, Resolver, probe_all};
 
 /// The listeners of a shield, bound before anything runs.
@@ -124,24 +124,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         report: Box::new(move || report(&figures, &reported, &*clock)),
         watched: Arc::clone(&watched),
     };
-    let mut watching = tokio::spawn(watcher.run());
-    let mut begun = watched.begun.subscribe();
-    tasks.spawn(async move {
-        if begun.wait_for(|b| *b).await.is_ok() {
-            tracing::info!(node = name, "this shield serves");
-            notify_systemd("READY=1");
-        }
-    });
-    let ended = tokio::select! {
-        () = stopping.stopped() => Ok(()),
-        ended = &mut watching => Err(match ended {
-            Ok(Removed) => NodeError::Removed { data: node.data.display().to_string() },
-            Err(e) => NodeError::Runtime(e.to_string()),
-        }),
-    };
-    notify_systemd("STOPPING=1");
-    watching.abort();
-    tasks.shutdown().await;
+    let ended = role::follow(watcher, "this shield serves", &node.data, tasks, &mut stopping).await;
     if ended.is_ok() {
         let _ = tokio::task::spawn_blocking(move || {
             workers.join();

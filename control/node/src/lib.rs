@@ -14,6 +14,7 @@ pub mod link;
 pub mod listen;
 pub mod metrics;
 pub mod network;
+pub mod role;
 pub mod serve;
 pub mod settings;
 pub mod watch;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
 use tidegate_node::clock::random_u64;
-use tidegate_node::lifecycle::{Stopping, notify_systemd};
+use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
 use tidegate_node::network::SavedFile;
-use tidegate_node::watch::{Removed, Watched, Watcher};
+use tidegate_node::watch::{Watched, Watcher};
 use tidegate_node::workers::{Outbox, Workers};
-use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen};
+use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen, role};
 
 /// Bound before anything runs.
 pub struct Bound {
@@ -118,24 +118,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         report: Box::new(move || NodeReport { requests: figures.queries(), version: VERSION.into(), ..NodeReport::default() }),
         watched: Arc::clone(&watched),
     };
-    let mut watching = tokio::spawn(watcher.run());
-    let mut begun = watched.begun.subscribe();
-    tasks.spawn(async move {
-        if begun.wait_for(|b| *b).await.is_ok() {
-            tracing::info!(node = name, "this node answers for the zone");
-            notify_systemd("READY=1");
-        }
-    });
-    let ended = tokio::select! {
-        () = stopping.stopped() => Ok(()),
-        ended = &mut watching => Err(match ended {
-            Ok(Removed) => NodeError::Removed { data: node.data.display().to_string() },
-            Err(e) => NodeError::Runtime(e.to_string()),
-        }),
-    };
-    notify_systemd("STOPPING=1");
-    watching.abort();
-    tasks.shutdown().await;
+    let ended = role::follow(watcher, "this node answers for the zone", &node.data, tasks, &mut stopping).await;
     if ended.is_ok() {
         let _ = tokio::task::spawn_blocking(move || workers.join()).await;
     }
