@@ -238,3 +238,29 @@ fn a_network_in_one_process_answers_for_its_zone_too() {
     let status = text(&dev.tidegate(&["status"]).stdout);
     assert!(status.contains("zone cdn.test"), "{status}");
 }
+
+#[test]
+fn its_settings_are_judged_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dns.toml");
+    let head = "name = \"d1\"\nregion = \"eu\"\ncontrol = [\"https://c1.example.net:7443\"]\n";
+    let check = |more: &str| {
+        std::fs::write(&file, format!("{head}{more}")).unwrap();
+        let out = support::tidegate(&["dns", "--check", "--config", file.to_str().unwrap()], &[]);
+        (out.status.code(), error_of(&out))
+    };
+    let (code, said) = check("zone = \"cdn..x\"\ncaa = [\"a b\"]\nttl = \"0s\"\nnetworks = \"here.csv\"\ndisk = 1\nrate_limt = 3\n");
+    assert_eq!(code, Some(1));
+    for mistake in
+        ["advertise: is missing", ":4: zone: ", ":5: caa[0]: ", ":6: ttl: ", ":7: networks: ", ":8: disk: ", "did you mean rate_limit?"]
+    {
+        assert!(said.contains(mistake), "{mistake}: {said}");
+    }
+    let networks = dir.path().join("networks.csv");
+    std::fs::write(&networks, "203.0.113.0/24,eu\nnonsense\n").unwrap();
+    let good = format!("zone = \"cdn.test\"\nadvertise = [\"192.0.2.53\"]\nnetworks = \"{}\"\n", networks.display());
+    let (code, said) = check(&good);
+    assert!(code == Some(1) && said.contains("networks.csv") && said.contains("line 2"), "{said}");
+    std::fs::write(&networks, "203.0.113.0/24,eu\n").unwrap();
+    assert_eq!(check(&good), (Some(0), String::new()));
+}
