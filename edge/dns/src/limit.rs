@@ -53,6 +53,12 @@ impl RateLimit {
         Self { slots: vec![Slot::default(); slots].into(), per_second, hasher: RandomState::new() }
     }
 
+    /// Whether there is anything to check.
+    #[must_use]
+    pub fn limits(&self) -> bool {
+        self.per_second > 0
+    }
+
     /// Whether `answer` (the same for all that are alike) may go to `client` at `now`.
     pub fn check(&mut self, client: IpAddr, answer: &[u8], now: Duration) -> Verdict {
         let whose = self.hasher.hash_one((network(client), answer));

@@ -105,7 +105,7 @@ impl Responder<'_> {
     fn answer(&self, query: &Message, source: IpAddr) -> Message {
         let mut response = Message::response(query.id, query.op_code);
         response.metadata.recursion_desired = query.recursion_desired;
-        let fail = |mut response: Message, code| {
+        let with_code = |mut response: Message, code| {
             response.metadata.response_code = code;
             response
         };
@@ -125,25 +125,25 @@ impl Responder<'_> {
             if edns.version() > 0 {
                 own.set_rcode_high(ResponseCode::BADVERS.high());
                 response.set_edns(own);
-                return fail(response, ResponseCode::BADVERS);
+                return with_code(response, ResponseCode::BADVERS);
             }
             response.set_edns(own);
         }
         if query.op_code != OpCode::Query {
-            return fail(response, ResponseCode::NotImp);
+            return with_code(response, ResponseCode::NotImp);
         }
-        let [question] = &query.queries[..] else { return fail(response, ResponseCode::FormErr) };
+        let [question] = &query.queries[..] else { return with_code(response, ResponseCode::FormErr) };
         // As it was asked, its letters' case too: who asks tells answers from forged ones by it.
         response.add_query(question.clone());
         if question.query_class != DNSClass::IN {
-            return fail(response, ResponseCode::Refused);
+            return with_code(response, ResponseCode::Refused);
         }
         if matches!(question.query_type, RecordType::AXFR | RecordType::IXFR) {
-            return fail(response, ResponseCode::Refused);
+            return with_code(response, ResponseCode::Refused);
         }
         if subnet.is_some_and(|s| s.scope_prefix() != 0 || s.source_prefix() > if s.addr().is_ipv4() { 32 } else { 128 }) {
             // RFC 7871 section 7.1.2.
-            return fail(response, ResponseCode::FormErr);
+            return with_code(response, ResponseCode::FormErr);
         }
         let client = subnet.filter(|s| s.source_prefix() > 0).map_or(source, |s| s.addr());
         let (near, scope) = self.networks.find(client);
@@ -178,6 +178,6 @@ impl Responder<'_> {
                 ResponseCode::NoError
             }
         };
-        fail(response, code)
+        with_code(response, code)
     }
 }

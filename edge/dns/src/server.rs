@@ -56,16 +56,20 @@ pub async fn udp(socket: UdpSocket, answers: Answers, limit: u32) {
         match socket.recv_from(&mut packet).await {
             Ok((length, source)) => {
                 if let Some(answer) = packet.get(..length).and_then(|p| answers.to(p, source, Transport::Udp)) {
-                    let now = Duration::from_nanos(answers.clock.boot().as_nanos());
-                    let answer = match limit.check(source.ip().to_canonical(), &Responder::alike(&answer), now) {
+                    let verdict = if limit.limits() {
+                        let now = Duration::from_nanos(answers.clock.boot().as_nanos());
+                        limit.check(source.ip().to_canonical(), &Responder::alike(&answer), now)
+                    } else {
+                        Verdict::Send
+                    };
+                    let answer = match verdict {
                         Verdict::Send => answer,
                         Verdict::CutShort => Responder::cut_short(&answer),
-                        Verdict::Drop => Vec::new(),
+                        Verdict::Drop => {
+                            answers.figures.held_back();
+                            continue;
+                        }
                     };
-                    if answer.is_empty() {
-                        answers.figures.held_back();
-                        continue;
-                    }
                     // One that cannot be sent is asked for again.
                     if let Err(error) = socket.send_to(&answer, source).await {
                         tracing::debug!(%source, %error, "an answer was not sent");
