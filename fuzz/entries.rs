@@ -14,17 +14,19 @@ use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{Command, FromNode, Selector, ToNode, site_file};
 use tidegate_dns::{Edge, MOST_UDP, NameServer, Networks, Responder, Table, Transport};
 use tidegate_edge::{Limits, head};
+use tidegate_http3::parsers::{Frame, Frames, Kind, headers_frame, request, trailers};
 
 pub type Entry = fn(&[u8]);
 
 /// By the name of the fuzz target.
-pub const ALL: [(&str, Entry); 6] = [
+pub const ALL: [(&str, Entry); 7] = [
     ("request_head", request_head),
     ("proxy_protocol", proxy_protocol),
     ("messages", messages),
     ("text", text),
     ("fields", fields),
     ("dns", dns),
+    ("http3", http3),
 ];
 
 /// Heads of HTTP/1.1 requests and lines of chunked bodies: the same however they are split, and what is admitted can be read in one
@@ -197,4 +199,43 @@ pub fn fields(data: &[u8]) {
     let once = Target::new(false, "h", &target, None).path_and_query;
     assert!(once.starts_with('/'));
     assert_eq!(Target::new(false, "h", &once, None).path_and_query, once, "the normal form is its own normal form");
+}
+
+/// What a client sends on a stream of HTTP/3, cut where the first byte says: the same however it is cut; and the field sections in it,
+/// whose fields are those of a request that HTTP/1.1 could carry.
+pub fn http3(data: &[u8]) {
+    const MOST: usize = 4 << 10;
+    let Some((cut, stream)) = data.split_first() else { return };
+    let read = |pieces: &[&[u8]]| {
+        let (mut frames, mut got, mut body) = (Frames::new(MOST), Vec::new(), Vec::new());
+        for piece in pieces {
+            let mut input = bytes::Bytes::copy_from_slice(piece);
+            loop {
+                match frames.next(&mut input) {
+                    Ok(Some(Frame::Data(data))) => body.extend_from_slice(&data),
+                    Ok(Some(frame)) => got.push(frame),
+                    Ok(None) => break,
+                    Err(broken) => return (got, body, Some(broken), false),
+                }
+            }
+        }
+        (got, body, None, frames.is_between())
+    };
+    let (first, second) = stream.split_at(usize::from(*cut).min(stream.len()));
+    let whole = read(&[stream]);
+    assert_eq!(whole, read(&[first, second]), "frames do not depend on how they come");
+    for frame in whole.0 {
+        let Frame::Whole(Kind::Headers, section) = frame else { continue };
+        assert!(section.len() <= MOST);
+        if let Ok(request) = request(&section, MOST) {
+            assert!(request.uri().authority().is_some_and(|a| !a.as_str().contains('@')));
+            assert!(request.uri().path_and_query().is_none_or(|p| !p.as_str().contains([' ', '\r', '\n'])));
+        }
+        let Ok(fields) = trailers(&section, MOST) else { continue };
+        assert!(fields.iter().map(|(n, v)| n.as_str().len() + v.len() + 32).sum::<usize>() <= MOST);
+        assert!(fields.values().all(|v| !v.as_bytes().iter().any(|b| matches!(b, b'\r' | b'\n' | 0))));
+        let mut again = headers_frame(None, &fields);
+        let Ok(Some(Frame::Whole(Kind::Headers, section))) = Frames::new(2 * MOST).next(&mut again) else { panic!("our own frame") };
+        assert_eq!(trailers(&section, MOST).ok(), Some(fields), "what is written is read");
+    }
 }

@@ -6,13 +6,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Crate, its folder, and the crates of this project that it may depend on.
-const ARROWS: [(&str, &str, &[&str]); 15] = [
+const ARROWS: [(&str, &str, &[&str]); 16] = [
     ("tidegate-control-types", "control/types", &[]),
     ("tidegate-cache", "edge/cache", &["tidegate-control-types"]),
     ("tidegate-store", "edge/store", &["tidegate-cache"]),
     ("tidegate-gateway", "edge/gateway", &["tidegate-cache", "tidegate-store", "tidegate-control-types"]),
     ("tidegate-dns", "edge/dns", &["tidegate-control-types", "tidegate-node"]),
     ("tidegate-http2", "http2", &["tidegate-gateway"]),
+    ("tidegate-http3", "http3", &["tidegate-gateway"]),
     ("tidegate-upstream", "upstream", &["tidegate-gateway", "tidegate-http2", "tidegate-control-types"]),
     ("tidegate-certs", "certs", &[]),
     ("tidegate-control-state", "control/state", &["tidegate-control-types"]),
@@ -22,7 +23,15 @@ const ARROWS: [(&str, &str, &[&str]); 15] = [
     (
         "tidegate-edge",
         "edge",
-        &["tidegate-gateway", "tidegate-http2", "tidegate-upstream", "tidegate-node", "tidegate-certs", "tidegate-control-types"],
+        &[
+            "tidegate-gateway",
+            "tidegate-http2",
+            "tidegate-http3",
+            "tidegate-upstream",
+            "tidegate-node",
+            "tidegate-certs",
+            "tidegate-control-types",
+        ],
     ),
     (
         "tidegate-simulation",

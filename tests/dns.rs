@@ -70,7 +70,7 @@ fn the_zone_answers_as_a_zone_should() {
     until(port, "both edges", &["127.0.1.1", "127.0.1.2"]);
     assert_eq!(dig(port, &["ShOp.cdn.TEST", "AAAA"]), ["ShOp.cdn.TEST. 7 IN AAAA ::1"]);
     let https = dig(port, &["shop.cdn.test", "HTTPS"]);
-    assert!(https.len() == 1 && https[0].contains("1 . alpn=\"h2\" ipv4hint=127.0.1."), "{https:?}");
+    assert!(https.len() == 1 && https[0].contains("1 . alpn=\"h3,h2\" ipv4hint=127.0.1."), "{https:?}");
     assert_eq!(dig(port, &["cdn.test", "NS"]), ["cdn.test. 3600 IN NS dns-1.ns.cdn.test.", "cdn.test. 3600 IN NS dns-2.ns.cdn.test."]);
     assert_eq!(dig(port, &["dns-2.ns.cdn.test", "A"]), ["dns-2.ns.cdn.test. 3600 IN A 127.0.0.1"]);
     assert_eq!(dig(port, &["cdn.test", "CAA"]), ["cdn.test. 3600 IN CAA 0 issue \"ca.example.org\""]);

@@ -83,6 +83,15 @@ impl ConnectionState {
         self.wake();
     }
 
+    /// Until the sweep has found that it waited too long.
+    pub async fn expired(&self) {
+        std::future::poll_fn(|cx| {
+            self.wait(0, cx);
+            if self.expired.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     fn wake(&self) {
         let wakers = std::mem::take(&mut *self.wakers.lock());
         wakers.into_iter().flatten().for_each(Waker::wake);

@@ -2,10 +2,14 @@
 
 use crate::admission::{Admission, ConnectionState};
 use crate::proxy_protocol;
+use crate::quic::Unproven;
 use crate::worker::{Client, Worker};
+use http::{HeaderName, HeaderValue, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use quinn::Connecting;
+use quinn::crypto::rustls::HandshakeData;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -116,6 +120,42 @@ where
         tracing::debug!(%error, "a connection ended");
     }
 }
+
+/// A QUIC connection, from its handshake on: requests may come before that is over.
+pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unproven: Option<Unproven>) {
+    let limits = worker.shared.limits();
+    let address = connecting.remote_address();
+    let Ok(Ok(data)) = tokio::time::timeout(limits.head_timeout, connecting.handshake_data()).await else {
+        return tracing::debug!(%address, "a QUIC handshake failed");
+    };
+    let named = data.downcast::<HandshakeData>().ok().and_then(|data| data.server_name);
+    let server_name = named.map(|n| n.trim_end_matches('.').to_ascii_lowercase());
+    let Ok((connection, shaken)) = connecting.into_0rtt() else { return };
+    tokio::task::spawn_local(async move {
+        shaken.await;
+        drop(unproven);
+    });
+    let state = worker.watch_connection(true);
+    let client = Client { ip: address.ip().to_canonical(), https: true, server_name };
+    let settings = tidegate_http3::ServerSettings { head: limits.head, head_timeout: limits.head_timeout, drain: limits.drain };
+    let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
+    let service = move |mut request: http::Request<tidegate_http3::Received>, interim| {
+        if request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some() {
+            if !request.method().is_safe() {
+                let why = "this request came before the handshake was over, when it could be a repeated one: send it again";
+                return Answering::now(answering.page(StatusCode::TOO_EARLY, why));
+            }
+            request.headers_mut().insert(EARLY_DATA, HeaderValue::from_static("1"));
+        }
+        let request = request.map(|body| RequestBody::of(body, answering.most_body()));
+        answer(&answering, &of_connection, request, &client, Some(interim), MULTIPLEXED_PIECE)
+    };
+    let mut stopping = worker.shared.stopping.clone();
+    tidegate_http3::serve(connection, &settings, service, stopping.stopped(), state.expired()).await;
+}
+
+/// RFC 8470: whoever takes such a request on may refuse it with 425.
+const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 
 type Answered = http::Response<tidegate_gateway::ResponseBody>;
 

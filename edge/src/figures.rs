@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct ClientFigures {
     pub connections: Arc<AtomicU64>,
     pub refused: Arc<AtomicU64>,
+    pub retries: Arc<AtomicU64>,
     pub log_dropped: Arc<AtomicU64>,
 }
 
@@ -27,6 +28,7 @@ impl Collector for ClientFigures {
         )?)?;
         for (name, help, value) in [
             ("refused", "Requests refused before they reached a site", &self.refused),
+            ("quic_retries", "QUIC clients that had to show where they are before their handshake", &self.retries),
             ("access_log_dropped", "Lines of the access log that were lost", &self.log_dropped),
         ] {
             let value = ConstCounter::new(value.load(Ordering::Relaxed));

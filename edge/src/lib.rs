@@ -9,6 +9,7 @@ mod early;
 mod figures;
 pub mod head;
 pub mod proxy_protocol;
+mod quic;
 mod routes;
 mod run;
 mod settings;

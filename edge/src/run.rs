@@ -2,8 +2,9 @@
 
 use crate::access_log::Log;
 use crate::figures::ClientFigures;
+use crate::quic::Quic;
 use crate::settings::{EdgeSettings, Limits};
-use crate::worker::{self, Shared};
+use crate::worker::{self, Listeners, Shared};
 use http::HeaderValue;
 use parking_lot::RwLock;
 use rustls::ServerConfig;
@@ -14,9 +15,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tidegate_certs::seal::SealingKey;
 use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
 use tidegate_gateway::{Caches, Coder, Figures, Gateway, MOST_SELECTORS, Node, Store, Tier};
+use tidegate_http3::Secret;
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::Links;
@@ -31,8 +34,7 @@ const MOST_SESSIONS: usize = 20_480;
 
 /// The listeners of an edge, bound before anything runs.
 pub struct Bound {
-    /// Per worker: listener, and whether it speaks TLS.
-    workers: Vec<Vec<(TcpListener, bool)>>,
+    workers: Vec<Listeners>,
     admin: TcpListener,
     pub http: Vec<SocketAddr>,
     pub https: Vec<SocketAddr>,
@@ -42,13 +44,18 @@ impl Bound {
     /// # Errors
     /// An address cannot be bound.
     pub fn bind(settings: &EdgeSettings) -> Result<Self, NodeError> {
-        let mut workers: Vec<Vec<(TcpListener, bool)>> = (0..settings.workers.max(1)).map(|_| Vec::new()).collect();
+        let mut workers: Vec<Listeners> = (0..settings.workers.max(1)).map(|_| Listeners::default()).collect();
         let (mut http, mut https) = (Vec::new(), Vec::new());
         for (addresses, tls, bound) in [(&settings.http, false, &mut http), (&settings.https, true, &mut https)] {
             for address in addresses {
-                let all = listen::bind_shared(*address, workers.len())?;
+                let (all, packets) = if tls && settings.http3 {
+                    listen::bind_both(*address, workers.len())?
+                } else {
+                    (listen::bind_shared(*address, workers.len())?, Vec::new())
+                };
                 bound.extend(all.first().and_then(|l| l.local_addr().ok()));
-                workers.iter_mut().zip(all).for_each(|(w, l)| w.push((l, tls)));
+                workers.iter_mut().zip(all).for_each(|(w, l)| w.tcp.push((l, tls)));
+                workers.iter_mut().zip(tidegate_http3::ports(packets)).for_each(|(w, port)| w.quic.push(port));
             }
         }
         Ok(Self { workers, admin: listen::bind(settings.node.admin)?, http, https })
@@ -71,6 +78,18 @@ fn tls_config(
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| NodeError::Runtime(e.to_string()))?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+/// QUIC has TLS 1.3 alone. Sessions are kept here and each is resumed once, so that early data cannot be taken twice.
+fn quic(certificates: &Arc<SiteCertificates>, key: &SealingKey) -> Arc<Quic> {
+    let resolver = Arc::clone(certificates) as Arc<dyn rustls::server::ResolvesServerCert>;
+    let mut tls =
+        ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]).with_no_client_auth().with_cert_resolver(resolver);
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    tls.session_storage = ServerSessionMemoryCache::new(MOST_SESSIONS);
+    // All or nothing, says RFC 9001 section 4.6.1; the amount is QUIC's to limit.
+    tls.max_early_data_size = u32::MAX;
+    Arc::new(Quic { tls: Arc::new(tls), secret: Secret::new(key.as_bytes()) })
 }
 
 /// Runs until told to stop; then listeners close, and requests in flight finish within the drain limit.
@@ -111,10 +130,12 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         clock: Arc::clone(&clock),
         tls: tls_config(&certificates, rustls::ALL_VERSIONS)?,
         tls_13: tls_config(&certificates, &[&rustls::version::TLS13])?,
+        quic: settings.http3.then(|| quic(&certificates, &node_key)),
         log,
         stopping: stopping.clone(),
         connections: Arc::default(),
         refused: Arc::default(),
+        retries: Arc::default(),
         links: Arc::clone(&links),
         background: tokio::runtime::Handle::current(),
         settings: settings.clone(),
@@ -167,7 +188,7 @@ pub fn cdn_id(cluster: &str, ca: &[u8]) -> Result<HeaderValue, NodeError> {
 
 fn start_workers(
     shared: &Arc<Shared>,
-    listeners: Vec<Vec<(TcpListener, bool)>>,
+    listeners: Vec<Listeners>,
     watched: &Arc<Watched>,
     (shields, shield_tls): (&Arc<Shields>, &ShieldTls),
     pools: &Arc<OriginPools>,
@@ -242,6 +263,7 @@ fn client_figures(shared: &Shared) -> ClientFigures {
     ClientFigures {
         connections: Arc::clone(&shared.connections),
         refused: Arc::clone(&shared.refused),
+        retries: Arc::clone(&shared.retries),
         log_dropped: shared.log.as_ref().map(|l| Arc::clone(&l.dropped)).unwrap_or_default(),
     }
 }

@@ -4,7 +4,7 @@ use crate::proxy_protocol::Network;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tidegate_control_types::settings::{Section, duration, number, parsed, size, string};
+use tidegate_control_types::settings::{Section, boolean, duration, number, parsed, size, string};
 use tidegate_node::listen::everywhere;
 use tidegate_node::settings::{NodeSettings, path, read_file};
 use tidegate_node::{NodeError, workers};
@@ -14,6 +14,8 @@ pub struct EdgeSettings {
     pub node: NodeSettings,
     pub http: Vec<SocketAddr>,
     pub https: Vec<SocketAddr>,
+    /// Whether HTTP/3 is spoken on the UDP ports of the same numbers.
+    pub http3: bool,
     pub workers: usize,
     /// Networks whose PROXY protocol v2 header is believed, and required.
     pub proxy_protocol_from: Vec<Network>,
@@ -56,7 +58,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Connections of one worker.
     pub connections: usize,
-    /// Streams of one HTTP/2 connection.
+    /// Streams of one HTTP/2 or HTTP/3 connection.
     pub streams: u32,
     /// For requests in flight once the edge drains.
     pub drain: Duration,
@@ -94,6 +96,7 @@ impl EdgeSettings {
         if http.is_empty() && https.is_empty() {
             s.wrong("http", "is empty, and so is https: an edge needs at least one listener");
         }
+        let http3 = s.or("http3", true, boolean);
         let workers = s.or("workers", workers::cores(), |v| match v.as_str() {
             Some("cores") => Ok(workers::cores()),
             _ => number(1, 1024)(v).map(|n| usize::try_from(n).unwrap_or(1)).map_err(|e| format!("{e}, or \"cores\"")),
@@ -105,7 +108,7 @@ impl EdgeSettings {
             _ => path(v).map(AccessLog::File),
         });
         let limits = limits(&s.table("limits"));
-        Some(Self { node: node?, http, https, workers, proxy_protocol_from, memory, access_log, limits })
+        Some(Self { node: node?, http, https, http3, workers, proxy_protocol_from, memory, access_log, limits })
     }
 }
 

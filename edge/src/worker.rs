@@ -4,6 +4,7 @@
 use crate::access_log::{Line, Log};
 use crate::admission::ConnectionState;
 use crate::connection;
+use crate::quic::{self, Quic};
 use crate::routes::Routes;
 use crate::settings::{EdgeSettings, Limits};
 use bytes::Bytes;
@@ -47,10 +48,14 @@ pub struct Shared {
     pub clock: Arc<dyn Clock>,
     pub tls: Arc<ServerConfig>,
     pub tls_13: Arc<ServerConfig>,
+    /// Where HTTP/3 is spoken.
+    pub quic: Option<Arc<Quic>>,
     pub log: Option<Log>,
     pub stopping: Stopping,
     pub connections: Arc<AtomicU64>,
     pub refused: Arc<AtomicU64>,
+    /// QUIC clients that had to show where they are.
+    pub retries: Arc<AtomicU64>,
     pub links: Arc<Links>,
     pub background: tokio::runtime::Handle,
 }
@@ -77,17 +82,27 @@ pub struct Worker {
     routes: RefCell<Rc<Routes>>,
     connections: RefCell<Vec<Weak<ConnectionState>>>,
     open: Cell<usize>,
+    /// What clients of a port are told of HTTP/3 there, once one was.
+    alt_svc: RefCell<Option<(u16, HeaderValue)>>,
 }
 
 fn milliseconds(t: BootTime) -> u64 {
     t.as_nanos() / 1_000_000
 }
 
+/// A worker's own.
+#[derive(Default)]
+pub struct Listeners {
+    /// With whether it speaks TLS.
+    pub tcp: Vec<(std::net::TcpListener, bool)>,
+    pub quic: Vec<tidegate_http3::Port>,
+}
+
 /// Runs a worker until the edge has drained. `begun` turns true when it may accept.
 pub async fn run(
     shared: Arc<Shared>,
     gateway: Rc<Gateway<WayOut>>,
-    listeners: Vec<(std::net::TcpListener, bool)>,
+    listeners: Listeners,
     mut begun: watch::Receiver<bool>,
     mut inbox: Inbox,
 ) {
@@ -100,6 +115,7 @@ pub async fn run(
         routes: RefCell::default(),
         connections: RefCell::default(),
         open: Cell::new(0),
+        alt_svc: RefCell::default(),
     });
     let mut stopping = shared.stopping.clone();
     let mut waiting = Some(listeners);
@@ -116,8 +132,12 @@ pub async fn run(
                 if ready.is_err() {
                     break;
                 }
-                for (listener, tls) in waiting.take().into_iter().flatten() {
+                let listeners = waiting.take().unwrap_or_default();
+                for (listener, tls) in listeners.tcp {
                     accepting.push(tokio::task::spawn_local(accept(Rc::clone(&worker), listener, tls)));
+                }
+                for (port, quic) in listeners.quic.into_iter().zip(std::iter::repeat(&shared.quic).flatten()) {
+                    accepting.push(tokio::task::spawn_local(quic::accept(Rc::clone(&worker), Arc::clone(quic), port)));
                 }
             }
             _ = sweep.tick() => worker.sweep(),
@@ -136,7 +156,7 @@ async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener, tls: bool) 
         Err(error) => return tracing::error!(%error, "a listener failed"),
     };
     loop {
-        if worker.open.get() >= worker.shared.limits().connections {
+        if worker.is_full() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         }
@@ -159,10 +179,10 @@ async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener, tls: bool) 
 }
 
 /// Counts an open connection.
-struct Open(Rc<Worker>);
+pub struct Open(Rc<Worker>);
 
 impl Open {
-    fn new(worker: &Rc<Worker>) -> Self {
+    pub fn new(worker: &Rc<Worker>) -> Self {
         worker.open.set(worker.open.get() + 1);
         worker.shared.connections.fetch_add(1, Ordering::Relaxed);
         Self(Rc::clone(worker))
@@ -177,6 +197,11 @@ impl Drop for Open {
 }
 
 impl Worker {
+    /// Whether it has as many connections as it may.
+    pub fn is_full(&self) -> bool {
+        self.open.get() >= self.limits.get().connections
+    }
+
     fn hear(&self, message: ToWorker) {
         match message {
             ToWorker::Update(delivery) => self.apply(delivery),
@@ -297,8 +322,14 @@ impl Worker {
             let this = Rc::clone(self);
             return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
         }
+        let alt_svc = (client.https && request.version() < Version::HTTP_3).then(|| self.alt_svc(port)).flatten();
         let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
-        let answering = self.forward(site, (&host, port), request, client, interim, upgrading);
+        let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|(mut answer, tunnel)| {
+            if let Some(value) = alt_svc {
+                answer.response.headers_mut().insert(header::ALT_SVC, value);
+            }
+            (answer, tunnel)
+        });
         let Some((started, seen)) = logged else { return answering.then(|(answer, tunnel)| (answer.response, tunnel)) };
         let this = Rc::clone(self);
         answering.then(move |(mut answer, tunnel)| {
@@ -322,6 +353,7 @@ impl Worker {
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
         headers.remove(header::HOST);
+        fields::join_cookies(&mut headers);
         if !upgrading {
             headers.remove(header::UPGRADE);
         }
@@ -384,7 +416,7 @@ impl Worker {
         Ok(Routed { site: Rc::clone(site), host, port })
     }
 
-    fn page(&self, status: StatusCode, why: &str) -> Response<ResponseBody> {
+    pub fn page(&self, status: StatusCode, why: &str) -> Response<ResponseBody> {
         let text = format!("{status}\n\n{why}\n");
         let mut response = Response::new(ResponseBody::whole(Bytes::from(text)));
         *response.status_mut() = status;
@@ -394,6 +426,20 @@ impl Worker {
         self.date(headers);
         headers.insert(header::VIA, self.gateway.node.via.clone());
         response
+    }
+
+    /// For a client of HTTP/1.1 or HTTP/2 (RFC 7838): it may come back over HTTP/3, for a day, on the port that it has come to. Where
+    /// ports are mapped on the way, that is not the port that this edge listens on.
+    fn alt_svc(&self, port: Option<u16>) -> Option<HeaderValue> {
+        self.shared.quic.as_ref()?;
+        let port = port.unwrap_or(443);
+        let mut last = self.alt_svc.borrow_mut();
+        if let Some((_, value)) = last.as_ref().filter(|(p, _)| *p == port) {
+            return Some(value.clone());
+        }
+        let value = HeaderValue::from_maybe_shared(Bytes::from(format!("h3=\":{port}\"; ma=86400"))).ok()?;
+        *last = Some((port, value.clone()));
+        Some(value)
     }
 
     fn date(&self, headers: &mut HeaderMap) {
@@ -496,6 +542,7 @@ struct Seen {
 impl Seen {
     fn of(request: &Request<RequestBody>, client: &Client, site: &Rc<Site>, host: &str) -> Self {
         let protocol = match (request.version(), client.https) {
+            (Version::HTTP_3, _) => "h3",
             (Version::HTTP_2, _) => "h2",
             (Version::HTTP_10, _) => "http/1.0",
             (_, true) => "https/1.1",

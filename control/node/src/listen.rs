@@ -102,6 +102,7 @@ fn packets(address: SocketAddr, shared: bool) -> std::io::Result<UdpSocket> {
     }
     // The kernel gives less where it must.
     let _ = socket.set_recv_buffer_size(PACKET_BUFFER);
+    let _ = socket.set_send_buffer_size(PACKET_BUFFER);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())

@@ -124,7 +124,7 @@ fn a_client_is_sent_to_what_is_near_it() {
     assert_eq!(to("::ffff:203.0.113.9"), expect(&eu));
     // And over HTTPS records to the same.
     let https = ask_over(&table(), &query("shop.cdn.example.net.", RecordType::HTTPS), "203.0.113.70".parse().unwrap(), Transport::Udp);
-    assert_eq!(records(&https), ["shop.cdn.example.net. 20 1 . alpn=h2, ipv4hint=198.51.100.1,"]);
+    assert_eq!(records(&https), ["shop.cdn.example.net. 20 1 . alpn=h3,h2, ipv4hint=198.51.100.1,"]);
 }
 
 #[test]

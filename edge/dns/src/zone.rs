@@ -168,7 +168,7 @@ fn https(edges: &[&Edge]) -> RData {
     let all = distinct(edges);
     let v4: Vec<Ipv4Addr> = all.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect();
     let v6: Vec<Ipv6Addr> = all.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
-    let mut parameters = vec![(SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h2".into()])))];
+    let mut parameters = vec![(SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h3".into(), "h2".into()])))];
     if !v4.is_empty() {
         parameters.push((SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(v4.into_iter().map(A).collect()))));
     }

@@ -84,6 +84,18 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
     headers.contains_key(header::TE) && field::list(headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"))
 }
 
+/// One Cookie field out of those that a client has split it into over HTTP/2 or HTTP/3, for what takes one alone (RFC 9113 section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let parts: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Out of what were values.
+    if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
 pub fn strip_internal(headers: &mut HeaderMap) {
     for name in [DEMAND, END_TO_END, SITE, SCHEME, VOUCHED, UNFRAMED, OWN_ERROR] {
@@ -91,12 +103,13 @@ pub fn strip_internal(headers: &mut HeaderMap) {
     }
 }
 
-/// What a client does not see of a stored response: tags, and directives for this network alone.
+/// What a client does not see of a stored response: tags, directives for this network alone, and where else the origin is to be found
+/// (RFC 7838), which is not where this network is.
 pub fn strip_for_client(headers: &mut HeaderMap) {
     for name in field::TAG_FIELDS {
         headers.remove(name);
     }
-    for name in ["surrogate-control", cache_control::TARGETED[0]] {
+    for name in ["alt-svc", "surrogate-control", cache_control::TARGETED[0]] {
         headers.remove(name);
     }
 }

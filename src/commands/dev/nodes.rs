@@ -49,6 +49,7 @@ impl Dev {
             node: Self::node(network, &format!("edge-{}", n + 1), admin)?,
             http: vec![nth(self.http, n)?],
             https: vec![nth(self.https, n)?],
+            http3: true,
             workers: workers::cores(),
             proxy_protocol_from: Vec::new(),
             memory: 1 << 30,

@@ -1,0 +1,383 @@
+//! One request and its response.
+
+use crate::code::Code;
+use crate::frame::{Frame, Kind};
+use crate::message::{self, MessageError};
+use crate::qpack::SectionError;
+use crate::received::{ReceiveError, Received, Stream};
+use crate::server::{Answered, EarlyData, Shared, data_head};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http_body::Body;
+use parking_lot::Mutex;
+use quinn::{RecvStream, SendStream, WriteError};
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use tidegate_gateway::interim::{Interim, MOST_INTERIM, TakesInterim};
+use tidegate_gateway::{Answering, ResponseBody};
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+/// ```text
+/// Head -> Body -> Answering -> Sending -> Acknowledged (only while the connection drains)
+///   \_______\________\___________\______-> over: reset, refused or finished
+/// ```
+pub struct Exchange<S> {
+    shared: Rc<Shared<S>>,
+    to: Sending,
+    phase: Phase,
+    interim: Arc<Interims>,
+    /// Where the head does not come at once: the time at which it is too late.
+    late: Option<Pin<Box<Sleep>>>,
+    /// Where nobody sends anything yet: whether the client gives the request up.
+    stopped: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    _alive: mpsc::Sender<Infallible>,
+}
+
+enum Phase {
+    Head(Stream),
+    /// The head is there; whether there is a body is not known.
+    Body(Box<(Request<()>, Received)>),
+    Answering(Answering<Answered>),
+    Sending(Outgoing),
+    /// All is sent; a connection that drains waits until the client has it.
+    Acknowledged,
+    Over,
+}
+
+/// A response's body on its way.
+struct Outgoing {
+    body: ResponseBody,
+    /// Of the one frame that a body of known length is.
+    left: Option<u64>,
+    over: bool,
+}
+
+/// Why an exchange ends before its response does.
+enum Ended {
+    /// The client, or its connection, is gone.
+    Gone,
+    /// Its stream is reset.
+    Reset(Code),
+}
+
+impl From<WriteError> for Ended {
+    fn from(_: WriteError) -> Self {
+        Self::Gone
+    }
+}
+
+impl<S> Exchange<S>
+where
+    S: Fn(Request<Received>, Interim) -> Answering<Answered>,
+{
+    pub fn new(shared: Rc<Shared<S>>, send: SendStream, receive: RecvStream, alive: mpsc::Sender<Infallible>) -> Self {
+        let stream = Stream::new(receive, shared.settings.head);
+        Self {
+            shared,
+            to: Sending { stream: send, waiting: Vec::new(), over: false },
+            phase: Phase::Head(stream),
+            interim: Arc::default(),
+            late: None,
+            stopped: None,
+            _alive: alive,
+        }
+    }
+
+    fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        loop {
+            match &mut self.phase {
+                Phase::Head(stream) => match stream.poll_frame(cx) {
+                    Poll::Pending => return self.poll_late(cx),
+                    Poll::Ready(frame) => {
+                        let frame = frame.map_err(|error| self.shared.failed(&error))?;
+                        self.head(frame)?;
+                    }
+                },
+                Phase::Body(asked) => match asked.1.poll_known(cx) {
+                    Poll::Pending => return self.poll_late(cx),
+                    Poll::Ready(known) => {
+                        known.map_err(|error| self.shared.failed(&error))?;
+                        if let Phase::Body(asked) = std::mem::replace(&mut self.phase, Phase::Over) {
+                            let (request, body) = *asked;
+                            self.ask(request.map(|()| body));
+                        }
+                    }
+                },
+                Phase::Answering(answering) => {
+                    let answered = Pin::new(answering).poll(cx);
+                    self.interim.hand_over(&mut self.to, cx, answered.is_ready());
+                    if answered.is_pending() {
+                        ready!(self.to.poll_written(cx))?;
+                    }
+                    let Poll::Ready(response) = answered else {
+                        let stopped = self.stopped.get_or_insert_with(|| {
+                            let stopped = self.to.stream.stopped();
+                            Box::pin(async move { drop(stopped.await) })
+                        });
+                        ready!(stopped.as_mut().poll(cx));
+                        return Poll::Ready(Err(Ended::Reset(Code::REQUEST_CANCELLED)));
+                    };
+                    self.phase = Phase::Sending(self.to.respond(response));
+                }
+                Phase::Sending(outgoing) => {
+                    ready!(outgoing.poll_sent(&mut self.to, cx))?;
+                    self.phase = Phase::Acknowledged;
+                    self.stopped = None;
+                }
+                Phase::Acknowledged if self.shared.draining.get() => {
+                    let stopped = self.stopped.get_or_insert_with(|| {
+                        let stopped = self.to.stream.stopped();
+                        Box::pin(async move { drop(stopped.await) })
+                    });
+                    ready!(stopped.as_mut().poll(cx));
+                    self.phase = Phase::Over;
+                }
+                Phase::Acknowledged | Phase::Over => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// The head has to come within its time.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let timeout = self.shared.settings.head_timeout;
+        let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        late.as_mut().poll(cx).map(|()| Err(Ended::Reset(Code::REQUEST_INCOMPLETE)))
+    }
+
+    /// The first frame of a stream is a request's head.
+    fn head(&mut self, frame: Option<Frame>) -> Result<(), Ended> {
+        let Phase::Head(mut stream) = std::mem::replace(&mut self.phase, Phase::Over) else { return Ok(()) };
+        let settings = &self.shared.settings;
+        let read = match frame {
+            None => return Err(Ended::Reset(Code::REQUEST_INCOMPLETE)),
+            Some(Frame::Whole(Kind::Headers, section)) => message::request(&section, settings.head),
+            Some(Frame::TooLong(Kind::Headers)) => Err(MessageError::Section(SectionError::TooLarge)),
+            Some(_) => return Err(self.shared.broken(Code::FRAME_UNEXPECTED, "a request does not begin with its head")),
+        };
+        let mut request = match read {
+            Ok(request) => request,
+            Err(MessageError::Section(SectionError::TooLarge)) => {
+                stream.stop(Code::NO_ERROR);
+                let mut response = Answered::new(ResponseBody::empty());
+                *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                self.phase = Phase::Answering(Answering::now(response));
+                return Ok(());
+            }
+            Err(MessageError::Section(SectionError::Broken)) => {
+                return Err(self.shared.broken(Code::DECOMPRESSION_FAILED, "a head cannot be read"));
+            }
+            Err(MessageError::Malformed(why)) => {
+                tracing::debug!(why, "a malformed request");
+                stream.stop(Code::MESSAGE_ERROR);
+                return Err(Ended::Reset(Code::MESSAGE_ERROR));
+            }
+        };
+        if stream.is_early() {
+            request.extensions_mut().insert(EarlyData);
+        }
+        self.to.prioritise(request.headers());
+        // Methods that have no body mostly: what the cache does depends on whether there is one.
+        let wait = matches!(*request.method(), Method::GET | Method::HEAD);
+        let body = Received::new(stream, self.shared.connection.clone(), request.headers(), settings.head);
+        if wait {
+            self.phase = Phase::Body(Box::new((request, body)));
+        } else {
+            self.ask(request.map(|()| body));
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, request: Request<Received>) {
+        self.late = None;
+        let interim = Interim::new(Arc::clone(&self.interim) as Arc<dyn TakesInterim>, 0);
+        self.phase = Phase::Answering((self.shared.service)(request, interim));
+    }
+}
+
+impl<S> Shared<S> {
+    fn broken(&self, code: Code, why: &'static str) -> Ended {
+        tracing::debug!(why, "a client broke HTTP/3");
+        self.connection.close(code.into(), why.as_bytes());
+        Ended::Gone
+    }
+
+    fn failed(&self, error: &ReceiveError) -> Ended {
+        match error {
+            ReceiveError::Lost(_) => Ended::Reset(Code::REQUEST_CANCELLED),
+            ReceiveError::Malformed(_) => Ended::Reset(Code::MESSAGE_ERROR),
+            ReceiveError::Broken(broken) => self.broken(broken.code, broken.why),
+        }
+    }
+}
+
+impl<S> Future for Exchange<S>
+where
+    S: Fn(Request<Received>, Interim) -> Answering<Answered>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = ready!(self.poll_answered(cx));
+        if let Err(Ended::Reset(code)) = ended {
+            self.to.reset(code);
+        }
+        self.phase = Phase::Over;
+        Poll::Ready(())
+    }
+}
+
+/// A stream that is over takes no interim response any more, however long its request goes on.
+impl<S> Drop for Exchange<S> {
+    fn drop(&mut self) {
+        self.interim.0.lock().over = true;
+    }
+}
+
+/// The way to the client. What was not finished is reset: a body that breaks off must not look whole.
+struct Sending {
+    stream: SendStream,
+    waiting: Vec<Bytes>,
+    over: bool,
+}
+
+impl Sending {
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WriteError>> {
+        while !self.waiting.is_empty() {
+            ready!(pin!(self.stream.write_chunks(&mut self.waiting)).poll(cx))?;
+            self.waiting.retain(|bytes| !bytes.is_empty());
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What else is on its way to this client waits for what is more urgent (RFC 9218).
+    fn prioritise(&self, headers: &HeaderMap) {
+        const USUAL: i32 = 3;
+        let Some(value) = headers.get("priority").and_then(|v| v.to_str().ok()) else { return };
+        let urgency = value.split(',').find_map(|p| p.trim().strip_prefix("u=")?.parse().ok()).filter(|u| (0..8).contains(u));
+        if let Some(urgency) = urgency.filter(|u| *u != USUAL) {
+            let _ = self.stream.set_priority(USUAL - urgency);
+        }
+    }
+
+    fn respond(&mut self, response: Answered) -> Outgoing {
+        let (mut head, body) = response.into_parts();
+        let bodiless = body.is_end_stream();
+        let length = body.size_hint().exact().filter(|_| !bodiless);
+        if let Some(length) = length.filter(|_| !head.headers.contains_key(header::CONTENT_LENGTH)) {
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        self.waiting.push(message::headers_frame(Some(head.status), &head.headers));
+        self.waiting.extend(length.map(data_head));
+        Outgoing { body, left: length, over: bodiless }
+    }
+
+    fn finish(&mut self) {
+        self.over = true;
+        let _ = self.stream.finish();
+    }
+
+    fn reset(&mut self, code: Code) {
+        self.over = true;
+        let _ = self.stream.reset(code.into());
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if !self.over {
+            self.reset(Code::INTERNAL_ERROR);
+        }
+    }
+}
+
+impl Outgoing {
+    fn poll_sent(&mut self, to: &mut Sending, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        loop {
+            // The head goes out with the first piece, where that is there.
+            let piece = if self.over { Poll::Ready(None) } else { Pin::new(&mut self.body).poll_frame(cx) };
+            match piece {
+                Poll::Pending => {
+                    ready!(to.poll_written(cx))?;
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) if self.left.unwrap_or(0) == 0 => {
+                    self.over = true;
+                    ready!(to.poll_written(cx))?;
+                    to.finish();
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Some(Ok(frame))) => self.add(frame, to)?,
+                Poll::Ready(None | Some(Err(_))) => {
+                    tracing::debug!("a body failed");
+                    return Poll::Ready(Err(Ended::Reset(Code::INTERNAL_ERROR)));
+                }
+            }
+            if self.over {
+                continue;
+            }
+            // The next piece is asked for once this one is taken.
+            ready!(to.poll_written(cx))?;
+        }
+    }
+
+    fn add(&mut self, frame: http_body::Frame<Bytes>, to: &mut Sending) -> Result<(), Ended> {
+        match frame.into_data() {
+            Ok(data) => {
+                match &mut self.left {
+                    Some(left) => *left = left.checked_sub(data.len() as u64).ok_or(Ended::Reset(Code::INTERNAL_ERROR))?,
+                    None if data.is_empty() => {}
+                    None => to.waiting.push(data_head(data.len() as u64)),
+                }
+                to.waiting.push(data);
+                self.over = self.body.is_end_stream();
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    to.waiting.push(message::headers_frame(None, &trailers));
+                    self.over = true;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Interim responses of one request, until its response has begun.
+#[derive(Default)]
+struct Interims(Mutex<InterimsState>);
+
+#[derive(Default)]
+struct InterimsState {
+    waiting: Vec<Bytes>,
+    count: u32,
+    over: bool,
+    waker: Option<Waker>,
+}
+
+impl Interims {
+    /// `last`: the response itself is there.
+    fn hand_over(&self, to: &mut Sending, cx: &Context<'_>, last: bool) {
+        let mut state = self.0.lock();
+        to.waiting.append(&mut state.waiting);
+        state.over |= last;
+        state.waker = (!last).then(|| cx.waker().clone());
+    }
+}
+
+impl TakesInterim for Interims {
+    fn take(&self, _: u64, status: StatusCode, headers: &HeaderMap) {
+        let mut state = self.0.lock();
+        if !state.over && state.count < MOST_INTERIM {
+            state.count += 1;
+            state.waiting.push(message::headers_frame(Some(status), headers));
+            let waker = state.waker.take();
+            drop(state);
+            waker.into_iter().for_each(Waker::wake);
+        }
+    }
+}
