@@ -121,8 +121,8 @@ where
     }
 }
 
-/// A QUIC connection, from its handshake on: requests may come before that is over.
-pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unproven: Option<Unproven>) {
+/// A QUIC connection, from its handshake on: requests, with heads of up to `head` bytes, may come before that is over.
+pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unproven: Option<Unproven>, head: usize) {
     let limits = worker.shared.limits();
     let address = connecting.remote_address();
     let Ok(Ok(data)) = tokio::time::timeout(limits.head_timeout, connecting.handshake_data()).await else {
@@ -131,13 +131,16 @@ pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unprove
     let named = data.downcast::<HandshakeData>().ok().and_then(|data| data.server_name);
     let server_name = named.map(|n| n.trim_end_matches('.').to_ascii_lowercase());
     let Ok((connection, shaken)) = connecting.into_0rtt() else { return };
+    let (shaking, timeout) = (connection.clone(), limits.head_timeout);
     tokio::task::spawn_local(async move {
-        shaken.await;
+        if tokio::time::timeout(timeout, shaken).await.is_err() {
+            shaking.close(0u8.into(), b"");
+        }
         drop(unproven);
     });
     let state = worker.watch_connection(true);
     let client = Client { ip: address.ip().to_canonical(), https: true, server_name };
-    let settings = tidegate_http3::ServerSettings { head: limits.head, head_timeout: limits.head_timeout, drain: limits.drain };
+    let settings = tidegate_http3::ServerSettings { head, head_timeout: limits.head_timeout, drain: limits.drain };
     let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
     let service = move |mut request: http::Request<tidegate_http3::Received>, interim| {
         if request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some() {

@@ -30,6 +30,8 @@ const SILENT_FOR: Duration = Duration::from_secs(30);
 
 /// Takes a worker's connections until its task is aborted.
 pub async fn accept(worker: Rc<Worker>, quic: Arc<Quic>, port: Port) {
+    // Clients that come back with early data go by what they were told before: it stays as it is.
+    let head = worker.shared.limits().head;
     let settings = EndpointSettings {
         streams: worker.shared.limits().streams,
         stream_window: STREAM_WINDOW,
@@ -56,11 +58,14 @@ pub async fn accept(worker: Rc<Worker>, quic: Arc<Quic>, port: Port) {
             continue;
         }
         let unproven = (!proven).then(|| Unproven::new(&unproven));
-        begin(&worker, incoming, unproven);
+        begin(&worker, incoming, unproven, head);
+        // A handshake takes a while: those that are open go on in between.
+        tokio::task::yield_now().await;
     }
+    tracing::error!("HTTP/3 has ended on a worker");
 }
 
-fn begin(worker: &Rc<Worker>, incoming: Incoming, unproven: Option<Unproven>) {
+fn begin(worker: &Rc<Worker>, incoming: Incoming, unproven: Option<Unproven>, head: usize) {
     let connecting: Connecting = match incoming.accept() {
         Ok(connecting) => connecting,
         Err(error) => return tracing::debug!(%error, "a QUIC handshake failed"),
@@ -69,7 +74,7 @@ fn begin(worker: &Rc<Worker>, incoming: Incoming, unproven: Option<Unproven>) {
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
         let _open = open;
-        connection::accept_quic(worker, connecting, unproven).await;
+        connection::accept_quic(worker, connecting, unproven, head).await;
     });
 }
 

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 
 /// How often connections are looked at for time-outs.
 const SWEEP: Duration = Duration::from_millis(250);
+const LAST_WORDS: Duration = Duration::from_millis(100);
 const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// From an edge: over the shields of its region, else to the origin.
@@ -242,7 +243,8 @@ impl Worker {
 
     /// Until the connections are done or their time is over; the network's changes are still taken in.
     async fn drain(&self, inbox: &mut Inbox) {
-        let limit = tokio::time::sleep(self.shared.limits().drain);
+        // Connections say their last word at the end of that time.
+        let limit = tokio::time::sleep(self.shared.limits().drain + LAST_WORDS);
         tokio::pin!(limit);
         let mut look = tokio::time::interval(Duration::from_millis(10));
         while self.open.get() > 0 {

@@ -5,7 +5,7 @@ use crate::code::{Broken, Code};
 use crate::frame::{Frame, Frames, Kind};
 use crate::varint;
 use bytes::{Bytes, BytesMut};
-use quinn::{Connection, ReadError, RecvStream};
+use quinn::{Connection, RecvStream};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -33,7 +33,11 @@ pub async fn read(connection: Connection) {
     while let Ok(stream) = connection.accept_uni().await {
         let (connection, seen) = (connection.clone(), Rc::clone(&seen));
         tokio::task::spawn_local(async move {
-            if let Err(broken) = read_stream(stream, &seen).await {
+            let read = tokio::select! {
+                read = read_stream(stream, &seen) => read,
+                _ = connection.closed() => return,
+            };
+            if let Err(broken) = read {
                 tracing::debug!(why = broken.why, "a client broke HTTP/3");
                 connection.close(broken.code.into(), broken.why.as_bytes());
             }
@@ -86,8 +90,6 @@ async fn read_stream(mut stream: RecvStream, seen: &Seen) -> Result<(), Broken> 
 async fn more(stream: &mut RecvStream) -> Result<Bytes, Broken> {
     match stream.read_chunk(MOST, true).await {
         Ok(Some(chunk)) => Ok(chunk.bytes),
-        // It went with its connection.
-        Err(ReadError::ConnectionLost(_)) => std::future::pending().await,
         Ok(None) | Err(_) => Err(Broken::new(Code::CLOSED_CRITICAL_STREAM, "a stream that has to stay was closed")),
     }
 }

@@ -3,7 +3,10 @@
 use crate::routing::Port;
 use aws_lc_rs::{hkdf, hmac};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    BloomTokenLog, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig,
+    VarInt,
+};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +26,21 @@ pub struct EndpointSettings {
 }
 
 /// From which the keys for stateless resets and address tokens are made: the same for all workers, and after a restart.
-pub struct Secret(hkdf::Prk);
+pub struct Secret {
+    key: hkdf::Prk,
+    /// Address tokens that were used: each counts once, whichever worker it comes to.
+    used: Arc<BloomTokenLog>,
+}
 
 impl Secret {
     #[must_use]
     pub fn new(key: &[u8]) -> Self {
-        Self(hkdf::Salt::new(hkdf::HKDF_SHA256, b"tidegate quic").extract(key))
+        Self { key: hkdf::Salt::new(hkdf::HKDF_SHA256, b"tidegate quic").extract(key), used: Arc::default() }
     }
 
-    fn key(&self, purpose: &[u8]) -> Result<[u8; 32], aws_lc_rs::error::Unspecified> {
+    fn derive(&self, purpose: &[u8], of: &[u8]) -> Result<[u8; 32], aws_lc_rs::error::Unspecified> {
         let mut bytes = [0; 32];
-        self.0.expand(&[purpose], hkdf::HKDF_SHA256)?.fill(&mut bytes)?;
+        self.key.expand(&[purpose, b" ", of], hkdf::HKDF_SHA256)?.fill(&mut bytes)?;
         Ok(bytes)
     }
 }
@@ -57,16 +64,22 @@ pub fn endpoint(
     secret: &Secret,
     random: fn() -> u64,
 ) -> io::Result<Endpoint> {
-    let key = |purpose: &[u8]| secret.key(purpose).map_err(io::Error::other);
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key(b"reset")?)));
+    // A connection of one address is unknown at another, which must not say so in the words that end it (RFC 9000 section 21.11).
+    let address = port.address()?.to_string();
+    let reset = secret.derive(b"reset", address.as_bytes()).map_err(io::Error::other)?;
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)));
     let number = port.identifiers(random);
     config.cid_generator(move || Box::new(number.clone()));
 
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
-    let tokens = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&key(b"token")?);
+    let tokens = secret.derive(b"token", b"").map_err(io::Error::other)?;
+    let tokens = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&tokens);
+    let mut once = ValidationTokenConfig::default();
+    once.log(Arc::clone(&secret.used) as Arc<dyn quinn::TokenLog>);
     let mut server = ServerConfig::new(Arc::new(crypto), Arc::new(tokens));
     server
         .transport_config(Arc::new(transport(settings)?))
+        .validation_token_config(once)
         .max_incoming(MOST_INCOMING)
         .incoming_buffer_size(EARLY)
         .incoming_buffer_size_total(EARLY_OF_ALL);

@@ -18,13 +18,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use tidegate_gateway::interim::{Interim, MOST_INTERIM, TakesInterim};
-use tidegate_gateway::{Answering, ResponseBody};
+use tidegate_gateway::{Answering, OneInFlight, ResponseBody};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 /// ```text
-/// Head -> Body -> Answering -> Sending -> Acknowledged (only while the connection drains)
-///   \_______\________\___________\______-> over: reset, refused or finished
+/// Head -> Body -> Answering -> Sending
+///   \_______\________\___________\____-> over: reset, refused or finished
 /// ```
 pub struct Exchange<S> {
     shared: Rc<Shared<S>>,
@@ -35,23 +35,58 @@ pub struct Exchange<S> {
     late: Option<Pin<Box<Sleep>>>,
     /// Where nobody sends anything yet: whether the client gives the request up.
     stopped: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    _alive: mpsc::Sender<Infallible>,
+    alive: mpsc::Sender<Infallible>,
 }
 
 enum Phase {
     Head(Stream),
-    /// The head is there; whether there is a body is not known.
-    Body(Box<(Request<()>, Received)>),
+    /// The head is there; whether there is a body is not known, and has to be for some methods.
+    Body {
+        asked: Box<(Request<()>, Received)>,
+        has_to_be_known: bool,
+    },
     Answering(Answering<Answered>),
     Sending(Outgoing),
-    /// All is sent; a connection that drains waits until the client has it.
-    Acknowledged,
     Over,
+}
+
+/// A response that its client does not have yet, all of it.
+struct Open {
+    in_flight: Option<Mutex<OneInFlight>>,
+    _alive: mpsc::Sender<Infallible>,
+}
+
+/// A piece of it: QUIC holds that until the client acknowledges it, or the stream is given up. So the transport knows when a connection
+/// may be ended, and the sweep whether the client takes anything.
+struct Unacknowledged {
+    data: Bytes,
+    of: Arc<Open>,
+}
+
+impl Unacknowledged {
+    fn hold(data: Bytes, of: &Arc<Open>) -> Bytes {
+        Bytes::from_owner(Self { data, of: Arc::clone(of) })
+    }
+}
+
+impl AsRef<[u8]> for Unacknowledged {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Unacknowledged {
+    fn drop(&mut self) {
+        if let Some(in_flight) = &self.of.in_flight {
+            in_flight.lock().all().taken();
+        }
+    }
 }
 
 /// A response's body on its way.
 struct Outgoing {
     body: ResponseBody,
+    open: Arc<Open>,
     /// Of the one frame that a body of known length is.
     left: Option<u64>,
     over: bool,
@@ -84,7 +119,7 @@ where
             interim: Arc::default(),
             late: None,
             stopped: None,
-            _alive: alive,
+            alive,
         }
     }
 
@@ -98,48 +133,45 @@ where
                         self.head(frame)?;
                     }
                 },
-                Phase::Body(asked) => match asked.1.poll_known(cx) {
-                    Poll::Pending => return self.poll_late(cx),
-                    Poll::Ready(known) => {
-                        known.map_err(|error| self.shared.failed(&error))?;
-                        if let Phase::Body(asked) = std::mem::replace(&mut self.phase, Phase::Over) {
-                            let (request, body) = *asked;
-                            self.ask(request.map(|()| body));
-                        }
+                Phase::Body { asked, has_to_be_known } => {
+                    match asked.1.poll_known(cx) {
+                        Poll::Pending if *has_to_be_known => return self.poll_late(cx),
+                        Poll::Pending => {}
+                        Poll::Ready(known) => known.map_err(|error| self.shared.failed(&error))?,
                     }
-                },
+                    if let Phase::Body { asked, .. } = std::mem::replace(&mut self.phase, Phase::Over) {
+                        let (request, body) = *asked;
+                        self.ask(request.map(|()| body));
+                    }
+                }
                 Phase::Answering(answering) => {
                     let answered = Pin::new(answering).poll(cx);
                     self.interim.hand_over(&mut self.to, cx, answered.is_ready());
                     if answered.is_pending() {
                         ready!(self.to.poll_written(cx))?;
                     }
-                    let Poll::Ready(response) = answered else {
-                        let stopped = self.stopped.get_or_insert_with(|| {
-                            let stopped = self.to.stream.stopped();
-                            Box::pin(async move { drop(stopped.await) })
-                        });
-                        ready!(stopped.as_mut().poll(cx));
-                        return Poll::Ready(Err(Ended::Reset(Code::REQUEST_CANCELLED)));
-                    };
-                    self.phase = Phase::Sending(self.to.respond(response));
+                    let Poll::Ready(response) = answered else { return self.poll_stopped(cx) };
+                    self.phase = Phase::Sending(self.to.respond(response, self.alive.clone()));
                 }
                 Phase::Sending(outgoing) => {
-                    ready!(outgoing.poll_sent(&mut self.to, cx))?;
-                    self.phase = Phase::Acknowledged;
-                    self.stopped = None;
+                    let sent = outgoing.poll_sent(&mut self.to, cx);
+                    if sent.is_pending() {
+                        return self.poll_stopped(cx);
+                    }
+                    return sent;
                 }
-                Phase::Acknowledged if self.shared.draining.get() => {
-                    let stopped = self.stopped.get_or_insert_with(|| {
-                        let stopped = self.to.stream.stopped();
-                        Box::pin(async move { drop(stopped.await) })
-                    });
-                    ready!(stopped.as_mut().poll(cx));
-                    self.phase = Phase::Over;
-                }
-                Phase::Acknowledged | Phase::Over => return Poll::Ready(Ok(())),
+                Phase::Over => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Whoever has asked may have given up.
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let stopped = self.stopped.get_or_insert_with(|| {
+            let stopped = self.to.stream.stopped();
+            Box::pin(async move { drop(stopped.await) })
+        });
+        stopped.as_mut().poll(cx).map(|()| Err(Ended::Reset(Code::REQUEST_CANCELLED)))
     }
 
     /// The head has to come within its time.
@@ -181,14 +213,10 @@ where
             request.extensions_mut().insert(EarlyData);
         }
         self.to.prioritise(request.headers());
-        // Methods that have no body mostly: what the cache does depends on whether there is one.
-        let wait = matches!(*request.method(), Method::GET | Method::HEAD);
+        // Of these the cache has to know whether there is a body, which they have none of mostly.
+        let has_to_be_known = matches!(*request.method(), Method::GET | Method::HEAD);
         let body = Received::new(stream, self.shared.connection.clone(), request.headers(), settings.head);
-        if wait {
-            self.phase = Phase::Body(Box::new((request, body)));
-        } else {
-            self.ask(request.map(|()| body));
-        }
+        self.phase = Phase::Body { asked: Box::new((request, body)), has_to_be_known };
         Ok(())
     }
 
@@ -264,16 +292,17 @@ impl Sending {
         }
     }
 
-    fn respond(&mut self, response: Answered) -> Outgoing {
-        let (mut head, body) = response.into_parts();
+    fn respond(&mut self, response: Answered, alive: mpsc::Sender<Infallible>) -> Outgoing {
+        let (mut head, mut body) = response.into_parts();
+        let open = Arc::new(Open { in_flight: body.take_in_flight().map(Mutex::new), _alive: alive });
         let bodiless = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !bodiless);
         if let Some(length) = length.filter(|_| !head.headers.contains_key(header::CONTENT_LENGTH)) {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        self.waiting.push(message::headers_frame(Some(head.status), &head.headers));
+        self.waiting.push(Unacknowledged::hold(message::headers_frame(Some(head.status), &head.headers), &open));
         self.waiting.extend(length.map(data_head));
-        Outgoing { body, left: length, over: bodiless }
+        Outgoing { body, open, left: length, over: bodiless }
     }
 
     fn finish(&mut self) {
@@ -300,6 +329,9 @@ impl Outgoing {
         loop {
             // The head goes out with the first piece, where that is there.
             let piece = if self.over { Poll::Ready(None) } else { Pin::new(&mut self.body).poll_frame(cx) };
+            if let Some(in_flight) = &self.open.in_flight {
+                in_flight.lock().waits_for_us(piece.is_pending());
+            }
             match piece {
                 Poll::Pending => {
                     ready!(to.poll_written(cx))?;
@@ -333,12 +365,12 @@ impl Outgoing {
                     None if data.is_empty() => {}
                     None => to.waiting.push(data_head(data.len() as u64)),
                 }
-                to.waiting.push(data);
+                to.waiting.push(Unacknowledged::hold(data, &self.open));
                 self.over = self.body.is_end_stream();
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    to.waiting.push(message::headers_frame(None, &trailers));
+                    to.waiting.push(Unacknowledged::hold(message::headers_frame(None, &trailers), &self.open));
                     self.over = true;
                 }
             }

@@ -89,6 +89,7 @@ pub fn request(section: &[u8], most: usize) -> Result<Request<()>, MessageError>
         uri.path_and_query = Some(PathAndQuery::from_maybe_shared(path).map_err(|_| malformed(":path is not a path"))?);
         uri.scheme = Some(Scheme::try_from(&scheme[..]).map_err(|_| malformed(":scheme is not a scheme"))?);
     }
+    one_length(&mut headers)?;
     let authority = match (pseudo.authority, headers.get(header::HOST)) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host.as_bytes()) => {
             return Err(malformed(":authority and Host differ"));
@@ -125,6 +126,19 @@ pub fn trailers(section: &[u8], most: usize) -> Result<HeaderMap, MessageError> 
         add(&mut headers, name, value)
     })?;
     Ok(headers)
+}
+
+/// Content-Length is one number, if it is there: two that differ could be read in two ways further on.
+fn one_length(headers: &mut HeaderMap) -> Result<(), MessageError> {
+    let mut all = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = all.next() else { return Ok(()) };
+    let is_number = first.as_bytes().iter().all(u8::is_ascii_digit) && first.to_str().is_ok_and(|v| v.parse::<u64>().is_ok());
+    if !is_number || all.any(|other| other != first) {
+        return Err(malformed("Content-Length is not one number"));
+    }
+    let first = first.clone();
+    headers.insert(header::CONTENT_LENGTH, first);
+    Ok(())
 }
 
 fn add(headers: &mut HeaderMap, name: &[u8], value: Bytes) -> Result<(), MessageError> {
@@ -243,6 +257,11 @@ mod tests {
             ("Transfer-Encoding", with(&[("transfer-encoding", "chunked")])),
             ("Upgrade", with(&[("upgrade", "websocket")])),
             ("TE", with(&[("te", "gzip")])),
+            ("two lengths", with(&[("content-length", "0"), ("content-length", "37")])),
+            ("a list of lengths", with(&[("content-length", "0, 37")])),
+            ("a length with a sign", with(&[("content-length", "+5")])),
+            ("a length beyond all numbers", with(&[("content-length", "18446744073709551653")])),
+            ("no length", with(&[("content-length", "")])),
         ];
         for (what, fields) in cases {
             let read = request(&section(&fields), 1 << 10);

@@ -5,11 +5,13 @@
 use parking_lot::Mutex;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, UdpPoller};
+use quinn_proto::InvalidCid;
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -43,12 +45,17 @@ pub fn ports(sockets: Vec<UdpSocket>) -> Vec<Port> {
 }
 
 impl Port {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
     pub(crate) fn identifiers(&self, random: fn() -> u64) -> Identifiers {
-        Identifiers { number: self.number, random }
+        Identifiers { number: self.number, workers: self.workers.len(), random }
     }
 
     pub(crate) fn routed(self, wrap: impl FnOnce(UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>>) -> io::Result<Routed> {
-        Ok(Routed { inner: wrap(self.socket)?, number: self.number, inbox: Mutex::new(self.inbox), workers: self.workers })
+        let (inner, inbox) = (wrap(self.socket)?, Mutex::new(self.inbox));
+        Ok(Routed { inner, number: self.number, inbox, own_first: AtomicBool::new(false), workers: self.workers })
     }
 }
 
@@ -56,6 +63,7 @@ impl Port {
 #[derive(Clone)]
 pub struct Identifiers {
     number: u16,
+    workers: usize,
     random: fn() -> u64,
 }
 
@@ -66,6 +74,12 @@ impl ConnectionIdGenerator for Identifiers {
         number.copy_from_slice(&self.number.to_be_bytes());
         random.copy_from_slice(&(self.random)().to_be_bytes());
         ConnectionId::new(&bytes)
+    }
+
+    /// What names another worker is lost here, and not answered as a connection that nobody knows: it may be known there.
+    fn validate(&self, identifier: &ConnectionId) -> Result<(), InvalidCid> {
+        let number = identifier.first_chunk().map_or(self.number, |n| u16::from_be_bytes(*n));
+        if number != self.number && usize::from(number) < self.workers { Err(InvalidCid) } else { Ok(()) }
     }
 
     fn cid_len(&self) -> usize {
@@ -91,6 +105,8 @@ pub struct Routed {
     number: u16,
     /// Locked by this worker alone.
     inbox: Mutex<mpsc::Receiver<Handed>>,
+    /// It is this socket's turn: neither keeps the other from being read.
+    own_first: AtomicBool,
     workers: Arc<[mpsc::Sender<Handed>]>,
 }
 
@@ -137,11 +153,20 @@ impl AsyncUdpSocket for Routed {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
-        let handed = self.take_handed(cx, bufs, meta);
-        if handed > 0 {
-            return Poll::Ready(Ok(handed));
+        if !self.own_first.swap(false, Ordering::Relaxed) {
+            let handed = self.take_handed(cx, bufs, meta);
+            if handed > 0 {
+                self.own_first.store(true, Ordering::Relaxed);
+                return Poll::Ready(Ok(handed));
+            }
         }
-        let count = ready!(self.inner.poll_recv(cx, bufs, meta))?;
+        let received = self.inner.poll_recv(cx, bufs, meta);
+        let Poll::Ready(received) = received else {
+            // Registers with the inbox too.
+            let handed = self.take_handed(cx, bufs, meta);
+            return if handed > 0 { Poll::Ready(Ok(handed)) } else { Poll::Pending };
+        };
+        let count = received?;
         for (buf, meta) in bufs.iter().zip(meta).take(count) {
             self.hand_over(buf, meta);
         }
@@ -171,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_identifier_names_its_worker() {
-        let mut of_worker = Identifiers { number: 259, random: || 7 };
+        let mut of_worker = Identifiers { number: 259, workers: 260, random: || 7 };
         let identifier = of_worker.generate_cid();
         assert_eq!(identifier.len(), of_worker.cid_len());
         let short = [&[0x40], &identifier[..], b"protected"].concat();
@@ -181,5 +206,8 @@ mod tests {
         for length in 0..=IDENTIFIER {
             assert_eq!(owner(&short[..length]), None);
         }
+        assert!(of_worker.validate(&identifier).is_ok());
+        assert!(Identifiers { number: 1, workers: 260, random: || 7 }.validate(&identifier).is_err());
+        assert!(Identifiers { number: 1, workers: 2, random: || 7 }.validate(&identifier).is_ok(), "of an earlier life with more workers");
     }
 }

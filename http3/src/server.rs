@@ -9,7 +9,6 @@ use crate::varint;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Request, Response};
 use quinn::{Connection, SendStream, VarInt};
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -42,7 +41,6 @@ pub(crate) struct Shared<S> {
     pub service: S,
     pub settings: ServerSettings,
     pub connection: Connection,
-    pub draining: Cell<bool>,
 }
 
 /// Serves a connection to its end, or until `stopping`, and from then on to the end of its requests; or until `expired`.
@@ -55,45 +53,47 @@ pub async fn serve<S>(
 ) where
     S: Fn(Request<Received>, Interim) -> Answering<Answered> + 'static,
 {
-    let Ok(mut ours) = begin(&connection, settings).await else { return };
+    let (mut expired, mut stopping) = (pin!(expired), pin!(stopping));
+    let begun = tokio::select! {
+        // A client may let us open no stream.
+        begun = tokio::time::timeout(settings.head_timeout, begin(&connection, settings)) => begun.ok().and_then(Result::ok),
+        () = expired.as_mut() => None,
+        () = stopping.as_mut() => None,
+    };
+    let Some(mut ours) = begun else { return connection.close(Code::STREAM_CREATION_ERROR.into(), b"no control stream can be opened") };
     tokio::task::spawn_local(control::read(connection.clone()));
-    let shared = Rc::new(Shared { service, settings: *settings, connection: connection.clone(), draining: Cell::new(false) });
-    // Each exchange holds the other end until it is over.
+    let shared = Rc::new(Shared { service, settings: *settings, connection: connection.clone() });
+    // Each response holds the other end until its client has it.
     let (alive, mut all_over) = mpsc::channel::<Infallible>(1);
     let mut next = 0;
-    let (mut expired, mut stopping) = (pin!(expired), pin!(stopping));
-    let ended = tokio::select! {
-        () = accept(&shared, &alive, &mut next) => true,
-        () = expired.as_mut() => true,
-        () = stopping.as_mut() => false,
+    let within = tokio::select! {
+        () = accept(&shared, &alive, &mut next) => Duration::ZERO,
+        () = expired.as_mut() => FAREWELL,
+        () = stopping.as_mut() => settings.drain,
     };
-    if !ended {
-        shared.draining.set(true);
-        let drained = tokio::time::timeout(settings.drain, async {
-            // What is on its way while the client hears of it is answered still (RFC 9114 section 5.2).
-            let _ = go_away(&mut ours, LAST).await;
-            let a_while = tokio::time::sleep(connection.rtt() * 2 + ON_ITS_WAY);
-            tokio::select! {
-                () = accept(&shared, &alive, &mut next) => return,
-                () = a_while => {}
-            }
-            let _ = go_away(&mut ours, next).await;
-            drop(alive);
-            tokio::select! {
-                _ = all_over.recv() => {}
-                () = refuse(&connection) => return,
-            }
-            // Whoever has all answers ends the connection; the last may have to be sent again.
-            let _ = tokio::time::timeout(connection.rtt() * 4 + ON_ITS_WAY, connection.closed()).await;
-        });
+    let _ = tokio::time::timeout(within, async {
+        // What is on its way while the client hears of it is answered still (RFC 9114 section 5.2).
+        let _ = go_away(&mut ours, LAST).await;
+        let a_while = tokio::time::sleep(connection.rtt() * 2 + ON_ITS_WAY);
         tokio::select! {
-            _ = drained => {}
-            () = expired => {}
+            () = accept(&shared, &alive, &mut next) => return,
+            () = a_while => {}
         }
-    }
+        let _ = go_away(&mut ours, next).await;
+        drop(alive);
+        tokio::select! {
+            _ = all_over.recv() => {}
+            () = refuse(&connection) => return,
+        }
+        // Whoever has all answers ends the connection.
+        let _ = tokio::time::timeout(connection.rtt() * 2 + ON_ITS_WAY, connection.closed()).await;
+    })
+    .await;
     connection.close(Code::NO_ERROR.into(), b"");
 }
 
+/// For one that is idle, or takes nothing.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// For packets between the two ends of a connection, beside its measured time.
 const ON_ITS_WAY: Duration = Duration::from_millis(50);
 /// No stream has a greater number.
@@ -102,17 +102,16 @@ const LAST: u64 = (1 << 62) - 4;
 /// Opens our control stream (RFC 9114 section 6.2.1). There are no QPACK streams of ours: without a dynamic table they would be silent.
 async fn begin(connection: &Connection, settings: &ServerSettings) -> Result<SendStream, ()> {
     const MAX_FIELD_SECTION_SIZE: u64 = 0x6;
-    const ENABLE_CONNECT_PROTOCOL: u64 = 0x8;
     let mut payload = BytesMut::new();
-    for (name, value) in [(MAX_FIELD_SECTION_SIZE, settings.head as u64), (ENABLE_CONNECT_PROTOCOL, 1)] {
-        varint::write(name, &mut payload);
-        varint::write(value, &mut payload);
-    }
+    varint::write(MAX_FIELD_SECTION_SIZE, &mut payload);
+    varint::write(settings.head as u64, &mut payload);
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
     frame::head(frame::SETTINGS, payload.len(), &mut bytes);
     bytes.put_slice(&payload);
     let mut ours = connection.open_uni().await.map_err(drop)?;
+    // What is said of the connection does not wait for responses, however urgent they are.
+    let _ = ours.set_priority(i32::MAX);
     ours.write_chunk(bytes.freeze()).await.map_err(drop)?;
     Ok(ours)
 }

@@ -239,6 +239,20 @@ class Forward(asyncio.DatagramProtocol):
         self.client.datagram_received(data, addr)
 
 
+async def cancel(run):
+    """{"do": "cancel", "request": {...}}: gives the request up once its first byte is there."""
+    client = await connect()
+    stream = client.begin(run["request"])
+    client.transmit()
+    while client.answers[stream].length == 0:
+        await asyncio.sleep(0.01)
+    client._quic.stop_stream(stream, 0x10C)
+    client.transmit()
+    print("begun", file=sys.stderr, flush=True)
+    await asyncio.sleep(run["seconds"])
+    return {"answers": []}
+
+
 async def raw(run):
     """{"do": "raw", "bidirectional": [hex...], "unidirectional": [hex...]}: what a stream carries as it stands; how it ends."""
     client = await connect()

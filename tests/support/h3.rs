@@ -75,6 +75,11 @@ pub struct Lossy {
 
 impl Lossy {
     pub fn start(server: SocketAddr, per_mille: u64, seed: u64) -> Self {
+        Self::slow(server, per_mille, seed, Duration::ZERO)
+    }
+
+    /// And takes so long for each packet to the client.
+    pub fn slow(server: SocketAddr, per_mille: u64, seed: u64, takes: Duration) -> Self {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let lossy = Self { address: socket.local_addr().unwrap(), carried: Arc::default(), lost: Arc::default(), over: Arc::default() };
@@ -100,6 +105,7 @@ impl Lossy {
                         while !over.load(Ordering::Relaxed) {
                             let Ok(length) = back.recv(&mut packet) else { continue };
                             if carries() {
+                                std::thread::sleep(takes);
                                 let _ = socket.send_to(&packet[..length], client);
                             }
                         }

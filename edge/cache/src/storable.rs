@@ -31,7 +31,7 @@ fn understood(status: StatusCode) -> bool {
     heuristically_cacheable(status) || matches!(status.as_u16(), 302 | 303 | 307 | 400 | 403 | 500 | 502 | 503 | 504)
 }
 
-/// `vary_star`: the response cannot be selected again. 206 is combined and not stored by this rule; 416 speaks of one request's range.
+/// `vary_star`: the response cannot be selected again. 206 is combined and not stored by this rule; 416 speaks of one request's range, 425 of one's early data.
 ///
 /// # Errors
 /// Why not.
@@ -50,7 +50,7 @@ pub fn storable(
     let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
     if method != Method::GET {
         Err(NotStorable::Method)
-    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304 | 416) {
+    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304 | 416 | 425) {
         Err(NotStorable::Status)
     } else if asked.no_store || (said.no_store && !(said.must_understand && understood(status))) {
         Err(NotStorable::NoStore)
@@ -133,6 +133,7 @@ mod tests {
             (&[], 499, &[(cc, "must-understand, max-age=1")], Err(NotStorable::Status)),
             (&[], 200, &[(cc, "private, max-age=1")], Err(NotStorable::Private)),
             (&[], 299, &[], Err(NotStorable::NoFreshness)),
+            (&[], 425, &[("cache-control", "max-age=60")], Err(NotStorable::Status)),
             (&[], 299, &[(cc, "max-age=1")], Ok(())),
             (&[], 302, &[], Err(NotStorable::NoFreshness)),
             (&[], 206, &[(cc, "max-age=1")], Err(NotStorable::Status)),

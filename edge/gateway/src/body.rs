@@ -103,6 +103,11 @@ impl ResponseBody {
         self.in_flight = Some(in_flight);
     }
 
+    /// What counts this response as one that is not over: for a transport that hears when the client has it.
+    pub fn take_in_flight(&mut self) -> Option<OneInFlight> {
+        self.in_flight.take()
+    }
+
     #[must_use]
     pub fn empty() -> Self {
         Self::of(Kind::Empty)

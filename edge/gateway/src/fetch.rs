@@ -399,7 +399,8 @@ async fn receive<U: Upstream>(
         Ok(vary) => vary,
         Err(why) => {
             // A part says nothing of what all of it would be.
-            if remembered(why) && !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE) {
+            if remembered(why) && !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::TOO_EARLY)
+            {
                 gateway.store.pass(&asked.key);
             }
             if let Some(relay) = relay {

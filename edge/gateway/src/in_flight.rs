@@ -34,7 +34,8 @@ impl InFlight {
         OneInFlight { all: Arc::clone(self), ours: true }
     }
 
-    fn taken(&self) {
+    /// The client took something.
+    pub fn taken(&self) {
         self.taken.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
@@ -74,6 +75,11 @@ pub struct OneInFlight {
 }
 
 impl OneInFlight {
+    #[must_use]
+    pub fn all(&self) -> &Arc<InFlight> {
+        &self.all
+    }
+
     /// Whether it waits for this node now, rather than for the client.
     pub fn waits_for_us(&mut self, ours: bool) {
         match (self.ours, ours) {
