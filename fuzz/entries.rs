@@ -72,8 +72,10 @@ pub fn dns(data: &[u8]) {
         addresses: vec![address(ip)],
         attached: true,
         drained: false,
+        reachable: true,
         applied: 9,
-        weight: 1.0,
+        capacity: 1.0,
+        room: 1.0,
     };
     let table = Table {
         zone: Name::from_ascii("cdn.test.").unwrap(),

@@ -31,7 +31,7 @@ enum Command {
     /// Run an origin shield
     Shield(commands::role::Role),
     /// Answer for the network's zone, and send clients to edges near them that are ready
-    Dns(commands::role::Role),
+    Dns(commands::dns::Dns),
     /// Sites: apply, look at, roll back
     #[command(subcommand)]
     Site(commands::site::Site),
@@ -57,16 +57,17 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // Every TLS of the process speaks through the same provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    commands::logging(matches!(
-        cli.command,
-        Command::Control(commands::control::Control::Run(_)) | Command::Edge(_) | Command::Shield(_) | Command::Dns(_)
-    ));
+    commands::logging(match &cli.command {
+        Command::Control(commands::control::Control::Run(_)) | Command::Edge(_) | Command::Shield(_) => true,
+        Command::Dns(dns) => dns.is_role(),
+        _ => false,
+    });
     let done = match cli.command {
         Command::Dev(c) => c.run(),
         Command::Control(c) => c.run(),
         Command::Edge(c) => c.edge(),
         Command::Shield(c) => c.shield(),
-        Command::Dns(c) => c.dns(),
+        Command::Dns(c) => c.run(),
         Command::Site(c) => c.run(),
         Command::Purge(c) => c.run(),
         Command::Node(c) => c.run(),

@@ -5,9 +5,11 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::network::{Network, Node, Plan};
 use support::{Nginx, Process, error_of, free_port, text, wait_for};
@@ -263,4 +265,89 @@ fn its_settings_are_judged_as_a_whole() {
     assert!(code == Some(1) && said.contains("networks.csv") && said.contains("line 2"), "{said}");
     std::fs::write(&networks, "203.0.113.0/24,eu\n").unwrap();
     assert_eq!(check(&good), (Some(0), String::new()));
+}
+
+/// The way of clients to an edge's port, for as long as it is not cut.
+struct Way(Arc<AtomicBool>);
+
+impl Way {
+    fn open(from: SocketAddr, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind(from).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let cut = Arc::new(AtomicBool::new(false));
+        let is_cut = Arc::clone(&cut);
+        std::thread::spawn(move || {
+            while !is_cut.load(Ordering::Relaxed) {
+                let Ok((client, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                client.set_nonblocking(false).unwrap();
+                let Ok(edge) = TcpStream::connect(to) else { continue };
+                for (mut from, mut to) in [(client.try_clone().unwrap(), edge.try_clone().unwrap()), (edge, client)] {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self(cut)
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_edge_that_loses_only_its_port_leaves_the_answers_and_explain_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let networks = dir.path().join("networks.csv");
+    std::fs::write(&networks, "203.0.113.0/24,us,eu\n").unwrap();
+    let more = format!("networks = \"{}\"\n[probe]\nport = {port}\ninterval = \"200ms\"", networks.display());
+    let (network, nginx) = start(dir.path(), Plan { edges: 2, dns: 1, dns_more: &more, ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    let ways: Vec<Way> = (0..2u8)
+        .map(|n| Way::open(SocketAddr::from(([127, 0, 1, n + 1], port)), support::loopback(network.edges()[usize::from(n)].https)))
+        .collect();
+    let dns = server(&network).port;
+    until(dns, "both edges", &["127.0.1.1", "127.0.1.2"]);
+    let explained = |client: &str| network.json(&["dns", "explain", "shop.cdn.test", "--client", client])["nodes"][0]["steered"].clone();
+    let here = explained("198.51.100.7");
+    assert!(here["near_by"].as_str().unwrap().contains("no network of the table"), "{here}");
+    let ready = |e: &serde_json::Value| e["edges"][0]["standing"] == "ready";
+    let there = wait_for("the edges to be ready", || Some(explained("203.0.113.7")).filter(ready));
+    assert_eq!(
+        (there["near"].as_array().unwrap().len(), there["scope"].as_u64(), &there["edges"][0]["standing"]),
+        (2, Some(24), &"ready".into())
+    );
+
+    // The edge itself lives, and holds its lease.
+    let [first, second] = <[Way; 2]>::try_from(ways).ok().unwrap();
+    drop(first);
+    until(dns, "the edge whose port is lost to be named no more", &["127.0.1.2"]);
+    let lost = explained("203.0.113.7");
+    let edge = lost["edges"].as_array().unwrap().iter().find(|e| e["name"] == "edge-1").unwrap();
+    assert_eq!((edge["standing"].as_str(), edge["named"].as_bool()), (Some("lost, ready"), Some(false)), "{lost}");
+    // Where nothing answers the fault is most likely here: better all of them than none.
+    drop(second);
+    until(dns, "both to be named again", &["127.0.1.1", "127.0.1.2"]);
+    let _way = Way::open(SocketAddr::from(([127, 0, 1, 1], port)), support::loopback(network.edges()[0].https));
+    until(dns, "the one that answers", &["127.0.1.1"]);
+    let out = network.tidegate(&["dns", "explain", "shop", "--client", "203.0.113.7"]);
+    let said = text(&out.stdout);
+    assert!(
+        said.contains("dns-1 (eu) on shop.cdn.test.") && said.contains("near the client: us, eu") && said.contains("lost, ready"),
+        "{said}"
+    );
+    for (name, client, code, says) in
+        [("nosuch", "203.0.113.7", 3, "no site is called"), ("shop", "somewhere", 2, "invalid IP address"), ("", "::1", 3, "no site")]
+    {
+        let out = network.tidegate(&["dns", "explain", name, "--client", client]);
+        assert!(out.status.code() == Some(code) && error_of(&out).contains(says), "{name} {client}: {out:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Questions to cache nodes: asked over their watch streams by every control node, answers gathered at the one that was asked.
+//! Questions to nodes: asked over their watch streams by every control node, answers gathered at the one that was asked.
 
 use crate::shared::{Broadcast, Control};
 use parking_lot::Mutex;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_control_types::NodeName;
-use tidegate_control_types::explain::{Explained, Question};
+use tidegate_control_types::explain::{Asked, Said};
 use tidegate_control_types::{ToNode, wire};
 use tokio::sync::mpsc;
 
@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 const MOST_QUESTIONS: usize = 64;
 
-type Answer = (NodeName, Explained);
+/// `None`: it is not for that node to say.
+type Answer = (NodeName, Option<Said>);
 
 #[derive(Default)]
 pub struct Questions {
@@ -29,15 +30,15 @@ pub struct Questions {
 pub struct Answers(pub Vec<Answer>);
 
 impl Questions {
-    pub fn answered(&self, number: u64, node: &NodeName, explained: Explained) {
+    pub fn answered(&self, number: u64, node: &NodeName, said: Option<Said>) {
         if let Some(asker) = self.open.lock().get(&number) {
-            let _ = asker.send((node.clone(), explained));
+            let _ = asker.send((node.clone(), said));
         }
     }
 }
 
 /// Of the nodes that watch here. Those that say nothing are left out.
-pub async fn ask_here(control: &Control, question: &Question, within: Duration) -> Answers {
+pub async fn ask_here(control: &Control, asked: &Asked, within: Duration) -> Answers {
     let number = control.questions.next.fetch_add(1, Ordering::Relaxed);
     let (sender, mut answers) = mpsc::unbounded_channel();
     {
@@ -47,12 +48,12 @@ pub async fn ask_here(control: &Control, question: &Question, within: Duration) 
         }
         open.insert(number, sender);
     }
-    let frame = wire::frame(&ToNode::Explain { number, question: Box::new(question.clone()) });
+    let frame = wire::frame(&ToNode::Explain { number, question: Box::new(asked.clone()) });
     // As many as there are streams.
-    let asked = control.broadcast.send(Broadcast::Question(frame.into())).unwrap_or(0);
+    let streams = control.broadcast.send(Broadcast::Question(frame.into())).unwrap_or(0);
     let mut all = Vec::new();
     let gather = async {
-        while all.len() < asked
+        while all.len() < streams
             && let Some(answer) = answers.recv().await
         {
             all.push(answer);
@@ -64,7 +65,7 @@ pub async fn ask_here(control: &Control, question: &Question, within: Duration) 
 }
 
 /// Of all nodes, whichever control node they watch.
-pub async fn ask_all(control: &Arc<Control>, question: &Question) -> BTreeMap<NodeName, Explained> {
+pub async fn ask_all(control: &Arc<Control>, asked: &Asked) -> BTreeMap<NodeName, Said> {
     let others: Vec<String> = {
         let state = control.raft.state.read();
         let ids: Vec<u64> = state.members().map(|(id, ..)| id).filter(|id| *id != control.raft.id).collect();
@@ -72,18 +73,18 @@ pub async fn ask_all(control: &Arc<Control>, question: &Question) -> BTreeMap<No
     };
     let mut asking = tokio::task::JoinSet::new();
     for address in others {
-        let (control, question) = (Arc::clone(control), wire::encode(question));
+        let (control, asked) = (Arc::clone(control), wire::encode(asked));
         asking.spawn(async move {
             let path = format!("/explain?log={}", control.log());
-            let answer = control.links.call(&address, "control", &path, question, ANSWERS_WITHIN).await;
+            let answer = control.links.call(&address, "control", &path, asked, ANSWERS_WITHIN).await;
             answer.ok().and_then(|bytes| wire::decode::<Answers>(&bytes).ok())
         });
     }
-    let mut all: BTreeMap<_, _> = ask_here(control, question, within()).await.0.into_iter().collect();
+    let mut all = ask_here(control, asked, within()).await.0;
     while let Some(answer) = asking.join_next().await {
         all.extend(answer.ok().flatten().into_iter().flat_map(|a| a.0));
     }
-    all
+    all.into_iter().filter_map(|(node, said)| Some((node, said?))).collect()
 }
 
 /// For the streams of one control node.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
-use tidegate_control_types::explain::Question;
+use tidegate_control_types::explain::Asked;
 use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::full;
@@ -308,7 +308,7 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
             Some(standings) => plain(StatusCode::OK, wire::encode(&standings)),
             None => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
         },
-        "/explain" => match wire::decode::<Question>(&bytes) {
+        "/explain" => match wire::decode::<Asked>(&bytes) {
             Ok(question) => {
                 let answers = questions::ask_here(control, &question, questions::within()).await;
                 plain(StatusCode::OK, wire::encode(&answers))

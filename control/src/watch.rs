@@ -129,7 +129,7 @@ impl Session {
                 self.control.note_change();
                 return Err("the node has ended".into());
             }
-            FromNode::Explained { number, explained } => self.control.questions.answered(number, &self.name, *explained),
+            FromNode::Explained { number, said } => self.control.questions.answered(number, &self.name, said.map(|s| *s)),
             FromNode::Report(report) => reported(&self.control, &self.name, report),
             FromNode::AskLease { asking } => {
                 let (control, name, role, leases) = (Arc::clone(&self.control), self.name.clone(), self.role, leases.clone());
@@ -203,10 +203,13 @@ pub fn standings_here(control: &Control) -> Option<Vec<EdgeStanding>> {
             return Vec::new();
         }
         let edges = state.nodes().filter(|n| n.removed.is_none() && n.state.role == Role::Edge);
+        let report = |name: &NodeName| leadership.fleet.report(name).map(|(report, _)| report);
         let standing = |name: &NodeName| EdgeStanding {
             node: name.clone(),
             attached: leadership.fleet.attached(name, now),
             applied: leadership.fleet.acked_index(name).unwrap_or(0),
+            load_permille: report(name).map_or(0, |r| r.load_permille),
+            capacity: report(name).map_or(1, |r| r.capacity),
         };
         edges.map(|n| standing(&n.state.name)).collect()
     })

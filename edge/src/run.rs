@@ -20,7 +20,7 @@ use tidegate_certs::{SiteCertificates, identity, site, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
 use tidegate_gateway::{Caches, Coder, Figures, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_http3::Secret;
-use tidegate_node::clock::random_u64;
+use tidegate_node::clock::{Load, random_u64};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
@@ -166,6 +166,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         prepare: Box::new(prepare(&settings, credentials, certificates, shields, Arc::clone(&pools))),
         standings: Box::new(drop),
         report: Box::new(report(&shared, pools)),
+        say: None,
         watched: Arc::clone(&watched),
     };
     let ended = role::follow(watcher, "this edge serves", &node.data, tasks, &mut stopping).await;
@@ -281,6 +282,8 @@ fn readiness(watched: &Arc<Watched>, own: NodeName) -> admin::Readiness {
 
 fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {
     let shared = Arc::clone(shared);
+    let capacity = u32::try_from(shared.settings.workers).unwrap_or(u32::MAX);
+    let load = Load::new(capacity.min(u32::try_from(cores()).unwrap_or(1)));
     move || {
         let (stored_bytes, stored_limit_bytes) = shared.caches.store.usage();
         NodeReport {
@@ -289,6 +292,8 @@ fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeRep
             stored_bytes,
             stored_limit_bytes,
             open_connections: shared.connections.load(Ordering::Relaxed),
+            load_permille: load.permille(),
+            capacity,
             version: VERSION.into(),
             origins_down: pools.down(&*shared.clock),
         }

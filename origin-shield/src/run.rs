@@ -122,6 +122,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         }),
         standings: Box::new(drop),
         report: Box::new(move || report(&figures, &reported, &*clock)),
+        say: None,
         watched: Arc::clone(&watched),
     };
     let ended = role::follow(watcher, "this shield serves", &node.data, tasks, &mut stopping).await;
@@ -143,8 +144,8 @@ fn report(figures: &Figures, pools: &OriginPools, clock: &dyn Clock) -> NodeRepo
         hits: figures.counters.sum(|c| &c.hits),
         stored_bytes,
         stored_limit_bytes,
-        open_connections: 0,
         version: VERSION.into(),
         origins_down: pools.down(clock),
+        ..NodeReport::default()
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod dev;
+pub mod dns;
 pub mod explain;
 pub mod node;
 pub mod purge;

@@ -15,10 +15,10 @@ use tidegate_origin_shield::ShieldSettings;
 pub struct Role {
     /// The settings (TOML)
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    pub config: PathBuf,
     /// Check the settings and exit
     #[arg(long)]
-    check: bool,
+    pub check: bool,
 }
 
 impl Role {

@@ -8,7 +8,7 @@ use crate::VERSION;
 use crate::network::{Network, Update};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_control_types::explain::Question;
+use tidegate_control_types::explain::Asked;
 use tidegate_control_types::lease::NodeLease;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, EdgeStanding, FromNode, ToNode, WallTime};
@@ -36,7 +36,7 @@ pub enum Heard {
     /// The operator removed this node.
     Removed { removal: u64 },
     /// To be answered when that can be.
-    Explain { number: u64, question: Box<Question> },
+    Explain { number: u64, question: Box<Asked> },
     /// How the edges stand.
     Standings(Vec<EdgeStanding>),
 }

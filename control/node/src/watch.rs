@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::explain::{Asked, Said};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{Clock, EdgeStanding, FromNode, NodeReport, ToNode};
@@ -95,6 +96,8 @@ pub trait Saved: Send + Sync {
     fn has_ended(&self) -> bool;
 }
 
+pub type Say = Arc<dyn Fn(&Asked) -> Option<Said> + Send + Sync>;
+
 pub struct Watcher<C> {
     pub node: String,
     /// Addresses of control nodes, asked in turn.
@@ -112,6 +115,8 @@ pub struct Watcher<C> {
     /// Called where this node is told how the edges stand.
     pub standings: Box<dyn Fn(Vec<EdgeStanding>) + Send + Sync>,
     pub report: Box<dyn Fn() -> NodeReport + Send + Sync>,
+    /// What a node without workers says to what it is asked.
+    pub say: Option<Say>,
     pub watched: Arc<Watched>,
 }
 
@@ -217,11 +222,14 @@ impl<C: ControlPlane> Watcher<C> {
         let update = match heard {
             Ok(Heard::Lease) => return Ok(()),
             Ok(Heard::Explain { number, question }) => {
-                let (workers, answers) = (self.workers.clone(), answers.clone());
+                let (workers, answers, say) = (self.workers.clone(), answers.clone(), self.say.clone());
                 tokio::spawn(async move {
-                    if let Some(explained) = workers.explain(question).await {
-                        let _ = answers.try_send(FromNode::Explained { number, explained: Box::new(explained) });
-                    }
+                    let said = match say {
+                        Some(say) => say(&question),
+                        None => workers.explain(*question).await,
+                    };
+                    // Who asks waits for all, those that have nothing to say too.
+                    let _ = answers.try_send(FromNode::Explained { number, said: said.map(Box::new) });
                 });
                 return Ok(());
             }

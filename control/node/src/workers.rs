@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tidegate_control_types::explain::{Explained, Question};
+use tidegate_control_types::explain::{Asked, Explained, Question, Said};
 use tidegate_control_types::planted::Bug;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -55,13 +55,15 @@ impl Outbox {
 }
 
 impl Outbox {
-    /// What a worker that runs says of a request; `None`: none runs, or it takes too long.
-    pub async fn explain(&self, question: Box<Question>) -> Option<Explained> {
+    /// What a worker that runs says of a request; `None`: none runs, it takes too long, or it is asked something else.
+    pub async fn explain(&self, asked: Asked) -> Option<Said> {
+        let Asked::Request(question) = asked else { return None };
+        let question = Box::new(question);
         let (reply, replied) = oneshot::channel();
         let mut asked = ToWorker::Explain(question, reply);
         for worker in &self.0 {
             match worker.send(asked) {
-                Ok(()) => return tokio::time::timeout(EXPLAINS_WITHIN, replied).await.ok()?.ok(),
+                Ok(()) => return tokio::time::timeout(EXPLAINS_WITHIN, replied).await.ok()?.ok().map(Said::Request),
                 Err(mpsc::error::SendError(back)) => asked = back,
             }
         }

@@ -8,10 +8,11 @@ use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, Uri};
 use std::sync::Arc;
-use tidegate_control_types::api::{ExplainRequest, ExplainView, NodeExplained};
-use tidegate_control_types::explain::Question;
+use tidegate_control_types::api::{ExplainRequest, ExplainView, NodeExplained, NodeSteered, SteeringRequest, SteeringView};
+use tidegate_control_types::explain::{Asked, Question, Said};
 use tidegate_control_types::purge::host_and_port;
 use tidegate_control_types::token::Verb;
+use tidegate_control_types::{Role, SiteName};
 
 const MOST_HEADERS: usize = 100;
 const MOST_URL: usize = 16 << 10;
@@ -31,16 +32,42 @@ pub async fn explain(State(control): State<Arc<Control>>, caller: Caller, body: 
     let site = control.raft.state.read().site_of_host(&host).map(|s| s.name().clone()).ok_or_else(nothing)?;
     caller.may(Verb::Read, Some(&site))?;
     let question = Question { site: site.clone(), https, host, port, target, headers: asked.headers };
-    let answers = questions::ask_all(&control, &question).await;
+    let answers = questions::ask_all(&control, &Asked::Request(question)).await;
     let state = control.raft.state.read();
     let caches = state.nodes().filter(|n| n.state.role.caches() && n.removed.is_none());
     let nodes = caches.map(|n| NodeExplained {
         name: n.state.name.to_string(),
         role: n.state.role.to_string(),
         region: n.state.region.clone(),
-        explained: answers.get(&n.state.name).cloned(),
+        explained: match answers.get(&n.state.name) {
+            Some(Said::Request(explained)) => Some(explained.clone()),
+            _ => None,
+        },
     });
     Ok(reply(StatusCode::OK, &ExplainView { site: site.to_string(), nodes: nodes.collect() }))
+}
+
+/// Where the nodes that answer for the zone send a client.
+pub async fn steering(State(control): State<Arc<Control>>, caller: Caller, body: Bytes) -> Result<Response, ApiError> {
+    let asked: SteeringRequest = json(&body)?;
+    let client = asked.client.parse().map_err(|_| ApiError::bad(format!("client: {:?} is not an IP address", asked.client)))?;
+    // `shop`, or `shop.<zone>`: a site's name has no dot.
+    let label = asked.name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let nothing = || ApiError::not_found(format!("no site is called {label:?}: ask for <site>, or for <site>.<zone>"));
+    let site = label.parse().ok().filter(|name: &SiteName| control.raft.state.read().site(name.as_str()).is_some()).ok_or_else(nothing)?;
+    caller.may(Verb::Read, Some(&site))?;
+    let answers = questions::ask_all(&control, &Asked::Steering { site, client }).await;
+    let state = control.raft.state.read();
+    let dns = state.nodes().filter(|n| n.state.role == Role::Dns && n.removed.is_none());
+    let nodes = dns.map(|n| NodeSteered {
+        name: n.state.name.to_string(),
+        region: n.state.region.clone(),
+        steered: match answers.get(&n.state.name) {
+            Some(Said::Steering(steered)) => Some(steered.clone()),
+            _ => None,
+        },
+    });
+    Ok(reply(StatusCode::OK, &SteeringView { nodes: nodes.collect() }))
 }
 
 /// Scheme, host, port, and path with query.

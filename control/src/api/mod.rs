@@ -56,6 +56,7 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/sites/{name}/versions", get(sites::versions))
         .route("/v1/sites/{name}/rollback", post(sites::rollback))
         .route("/v1/explain", post(explain::explain))
+        .route("/v1/dns/explain", post(explain::steering))
         .route("/v1/purges", post(purges::purge))
         .route("/v1/purges/{index}", get(purges::receipt))
         .route("/v1/nodes", get(nodes::list))

@@ -1,6 +1,6 @@
 //! The documents of the HTTP API, as the server writes and the client reads them.
 
-use crate::explain::Explained;
+use crate::explain::{Explained, Steered};
 use crate::purge::PurgeType;
 use crate::site::SiteSpec;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,28 @@ pub struct NodeExplained {
     pub region: String,
     /// `null` where the node gave no answer in time.
     pub explained: Option<Explained>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteeringRequest {
+    /// A site's name, or its name in the zone.
+    pub name: String,
+    /// An IP address.
+    pub client: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SteeringView {
+    pub nodes: Vec<NodeSteered>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeSteered {
+    pub name: String,
+    pub region: String,
+    /// `null` where the node gave no answer in time.
+    pub steered: Option<Steered>,
 }
 
 /// A purge and how far it has come: the answer to the purge and, later, its receipt.

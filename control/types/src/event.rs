@@ -1,7 +1,7 @@
 //! What control nodes and cache nodes say to each other on the watch stream: a node's hello, then what it missed,
 //! then every entry as it is applied; acknowledgements and askings for a lease the other way.
 
-use crate::explain::{Explained, Question};
+use crate::explain::{Asked, Said};
 use crate::lease::Grant;
 use crate::name::{NodeName, SiteName};
 use crate::node::{EdgeStanding, NodeReport, NodeState};
@@ -87,10 +87,10 @@ pub enum ToNode {
     Removed {
         removal: u64,
     },
-    /// What would it do with such a request?
+    /// What would it do with such a request, or such a client?
     Explain {
         number: u64,
-        question: Box<Question>,
+        question: Box<Asked>,
     },
     /// To a node that answers for the zone, whenever it asks for its lease: how the edges stand. Empty where the leader does not know that yet.
     Standings(Vec<EdgeStanding>),
@@ -121,6 +121,7 @@ pub enum FromNode {
     },
     Explained {
         number: u64,
-        explained: Box<Explained>,
+        /// `None`: it is not for this node to say.
+        said: Option<Box<Said>>,
     },
 }

@@ -1,7 +1,53 @@
-//! What nodes say of one request: what is stored for it, and what they would do with it.
+//! What nodes say of one request: what is stored for it, what they would do with it; and where they would send its client.
 
 use crate::name::SiteName;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// What a node is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Asked {
+    /// Of cache nodes.
+    Request(Question),
+    /// Of those that answer for the zone: where would a client of this address be sent for the site?
+    Steering { site: SiteName, client: IpAddr },
+}
+
+/// What it says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Said {
+    Request(Explained),
+    Steering(Steered),
+}
+
+/// Where a node that answers for the zone sends a client, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Steered {
+    /// The name that was asked for.
+    pub name: String,
+    /// Regions near the client, the nearest first; and what said so.
+    pub near: Vec<String>,
+    pub near_by: String,
+    /// How many bits of the client's address decided.
+    pub scope: u8,
+    /// Why these edges and no others, in words.
+    pub why: String,
+    /// Those that are named first, then the others by how good they are.
+    pub edges: Vec<SteeredEdge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SteeredEdge {
+    pub name: String,
+    pub region: String,
+    pub addresses: Vec<IpAddr>,
+    pub named: bool,
+    /// ready | behind | cut_off | drained, and "lost, " before it where probes do not get through.
+    pub standing: String,
+    /// Its share of the sites among the edges of its region, and which part of their clients' networks it lets in: 1, unless it is busy.
+    pub capacity: f64,
+    pub room: f64,
+}
 
 /// A request as it would come to an edge; its site is found already.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

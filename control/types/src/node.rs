@@ -85,6 +85,9 @@ pub struct EdgeStanding {
     pub attached: bool,
     /// The index through which it has applied the log.
     pub applied: u64,
+    /// As it reports itself: of its processors' time what it uses, in thousandths, and how many processors it has.
+    pub load_permille: u16,
+    pub capacity: u32,
 }
 
 /// What a node says of itself now and then; soft state, never in the log.
@@ -95,6 +98,9 @@ pub struct NodeReport {
     pub stored_bytes: u64,
     pub stored_limit_bytes: u64,
     pub open_connections: u64,
+    /// Of its processors' time what it uses, in thousandths, and how many processors it has for requests.
+    pub load_permille: u16,
+    pub capacity: u32,
     pub version: String,
     /// Origin servers that its probes found down.
     pub origins_down: Vec<String>,

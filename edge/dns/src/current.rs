@@ -3,12 +3,15 @@
 //! A node that is cut off goes on with what it heard last. One that was started so has heard nothing of how the edges stand: it takes
 //! them all for cut off, and so sends clients to any of them that is not drained.
 
+use crate::loads::Loads;
+use crate::probe::Probes;
 use crate::settings::ZoneSettings;
 use crate::table::{Edge, NameServer, Table};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
-use tidegate_control_types::{EdgeStanding, NodeName, Role, SiteName, SiteState};
+use tidegate_control_types::{BootTime, EdgeStanding, NodeName, Role, SiteName, SiteState};
 use tidegate_node::network::Network;
 use tokio::sync::Notify;
 
@@ -26,6 +29,8 @@ struct Heard {
     /// The leader has told how the edges stand, or that it does not know.
     told: bool,
     standings: BTreeMap<NodeName, EdgeStanding>,
+    loads: Loads,
+    probes: Probes,
     /// The sites' revisions when it told last: a newer one counts only from the next time on, or the first edge to have it would be sent all
     /// clients there are.
     settled: BTreeMap<SiteName, u64>,
@@ -48,7 +53,8 @@ impl Current {
         self.publish(&heard);
     }
 
-    pub fn standings(&self, standings: Vec<EdgeStanding>) {
+    /// Told at `now`.
+    pub fn standings(&self, standings: Vec<EdgeStanding>, now: BootTime) {
         let mut heard = self.heard.lock();
         heard.told = true;
         self.is_told.notify_waiters();
@@ -56,10 +62,26 @@ impl Current {
             // A new leader does not know yet: what was heard of the one before counts.
             return;
         }
+        heard.loads.reported(&standings, now);
         heard.standings = standings.into_iter().map(|s| (s.node.clone(), s)).collect();
         self.publish(&heard);
         heard.settled =
             heard.network.as_ref().map(|n| n.sites.values().map(|s| (s.spec.name.clone(), s.revision)).collect()).unwrap_or_default();
+    }
+
+    /// The addresses of edges that may be sent clients.
+    pub fn probed(&self) -> Vec<IpAddr> {
+        let heard = self.heard.lock();
+        let edges = heard.network.iter().flat_map(|n| n.nodes.values()).filter(|n| n.role == Role::Edge && !n.drained);
+        edges.flat_map(|n| n.advertise.iter().copied()).collect()
+    }
+
+    /// Takes in what was found of them; `true`: something changed.
+    pub fn probes(&self, take: impl FnOnce(&mut Probes) -> bool) {
+        let mut heard = self.heard.lock();
+        if take(&mut heard.probes) {
+            self.publish(&heard);
+        }
     }
 
     /// Until the leader has told how the edges stand.
@@ -82,14 +104,17 @@ fn table(zone: &ZoneSettings, network: &Network, heard: &Heard) -> Table {
     let of_role = |role| network.nodes.values().filter(move |n| n.role == role && !n.advertise.is_empty());
     let edge = |n: &tidegate_control_types::NodeState| {
         let standing = heard.standings.get(&n.name);
+        let found = heard.probes.found(&n.advertise);
         Edge {
             name: n.name.to_string(),
             region: n.region.clone(),
-            addresses: n.advertise.clone(),
+            reachable: !found.is_empty(),
+            addresses: if found.is_empty() { n.advertise.clone() } else { found },
             attached: standing.is_some_and(|s| s.attached),
             drained: n.drained,
             applied: standing.map_or(0, |s| s.applied),
-            weight: 1.0,
+            capacity: heard.loads.capacity(&n.name),
+            room: heard.loads.room(&n.name),
         }
     };
     // Of a site that was made anew since, nothing earlier will do.
@@ -141,12 +166,14 @@ mod tests {
         let zone = ZoneSettings { name: "cdn.test".parse().unwrap(), ttl: Duration::from_secs(5), caa: Vec::new(), https_records: false };
         let current = Current::new(zone);
         let tell = |e1, e2| {
-            let standing = |n: &str, applied| EdgeStanding { node: n.parse().unwrap(), attached: applied > 0, applied };
-            current.standings(vec![standing("e1", e1), standing("e2", e2)]);
+            let standing =
+                |n: &str, applied| EdgeStanding { node: n.parse().unwrap(), attached: applied > 0, applied, load_permille: 0, capacity: 1 };
+            current.standings(vec![standing("e1", e1), standing("e2", e2)], BootTime::default());
         };
         let named = || {
             let table = current.table().unwrap();
-            crate::steer::choose(&table, "shop", &[], |_| true).iter().map(|e| e.name.clone()).collect::<Vec<_>>()
+            let client = crate::steer::Client { near: &[], network: 0 };
+            crate::steer::choose(&table, "shop", client, |_| true).edges.iter().map(|e| e.name.clone()).collect::<Vec<_>>()
         };
         let is_both = || named().len() == 2;
         current.network(&network(5));
@@ -161,7 +188,7 @@ mod tests {
         tell(0, 9);
         assert_eq!(named(), ["e2"]);
         // A new leader does not know yet.
-        current.standings(Vec::new());
+        current.standings(Vec::new(), BootTime::default());
         assert_eq!(named(), ["e2"]);
     }
 }

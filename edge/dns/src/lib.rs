@@ -8,13 +8,18 @@
 #![forbid(unsafe_code)]
 
 mod current;
+mod explain;
 mod figures;
 mod limit;
+mod loads;
 mod networks;
+mod probe;
 mod respond;
 mod run;
 mod server;
 mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod steer;
 mod table;
 #[cfg(test)]
@@ -22,6 +27,7 @@ mod tests;
 pub mod zone;
 
 pub use networks::{Networks, NotNetworks};
+pub use probe::ProbeSettings;
 pub use respond::{MOST_UDP, Responder, Transport};
 pub use run::{Bound, run};
 pub use settings::{DnsSettings, ZoneSettings};

@@ -43,6 +43,21 @@ fn masked(bits: u128, length: u8) -> u128 {
     if length == 0 { 0 } else { bits & (u128::MAX << (128 - u32::from(length.min(128)))) }
 }
 
+/// Clients of so long a prefix are one network, by family: they are sent to the same edges also where others near them go elsewhere.
+const ONE_NETWORK: [u8; 2] = [20, 44];
+
+/// A client's network, for [`crate::steer::Client`], and the length of its prefix: `scope` at least.
+#[must_use]
+pub fn network(client: IpAddr, scope: u8) -> (u64, u8) {
+    let (family, bits) = bits(client);
+    let length = scope.max(ONE_NETWORK.get(usize::from(family)).copied().unwrap_or(0));
+    let masked = masked(bits, length);
+    // Its upper half alone says it for IPv4.
+    #[allow(clippy::cast_possible_truncation)]
+    let network = (masked >> 64) as u64 ^ (masked as u64).rotate_left(17) ^ u64::from(family);
+    (network, length)
+}
+
 impl FromStr for Networks {
     type Err = NotNetworks;
 

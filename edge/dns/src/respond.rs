@@ -3,9 +3,10 @@
 //! Always true: what is no query gets no answer; an answer over UDP is no longer than [`MOST_UDP`] and than the client takes; nothing
 //! that a packet says makes this node send more than one packet, to where it came from.
 
-use crate::networks::Networks;
+use crate::networks::{self, Networks};
+use crate::steer::Client;
 use crate::table::Table;
-use crate::zone::{self, Answered};
+use crate::zone::{self, Answered, DecidedBy};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::HINFO;
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption, NSIDPayload};
@@ -146,12 +147,17 @@ impl Responder<'_> {
             return with_code(response, ResponseCode::FormErr);
         }
         let client = subnet.filter(|s| s.source_prefix() > 0).map_or(source, |s| s.addr());
-        let (near, scope) = self.networks.find(client);
+        let (near, of_regions) = self.networks.find(client);
         let near = if near.is_empty() { self.region } else { near };
-        let (answered, by_client) = zone::answer(self.table, question.name(), question.query_type, near);
+        let (network, of_network) = networks::network(client, of_regions);
+        let (answered, decided_by) = zone::answer(self.table, question.name(), question.query_type, Client { near, network });
         if let (Some(subnet), Some(edns)) = (subnet, response.edns.as_mut()) {
             // For which clients it counts (RFC 7871 section 7.2.1): for all, where the client had no say in it.
-            let scope = if by_client && subnet.source_prefix() > 0 { scope } else { 0 };
+            let scope = match decided_by {
+                DecidedBy::Regions if subnet.source_prefix() > 0 => of_regions,
+                DecidedBy::Network if subnet.source_prefix() > 0 => of_network,
+                _ => 0,
+            };
             edns.options_mut().insert(EdnsOption::Subnet(ClientSubnet::new(subnet.addr(), subnet.source_prefix(), scope)));
         }
         let code = match answered {

@@ -1,12 +1,15 @@
 //! A node that answers for the zone, running.
 
 use crate::current::Current;
+use crate::explain::explain;
 use crate::figures::{Collected, Figures};
+use crate::probe::probe;
 use crate::server::{self, Answers};
 use crate::settings::DnsSettings;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::explain::{Asked, Said};
 use tidegate_control_types::{Clock, NodeReport, NodeState, Role};
 use tidegate_node::clock::random_u64;
 use tidegate_node::lifecycle::Stopping;
@@ -84,6 +87,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         region: Arc::from([node.region.clone()]),
         clock: Arc::clone(&clock),
     };
+    let said_by = answers.clone();
     let (workers, _) = Workers::start("dns", bound.workers, {
         let (watched, stopping) = (Arc::clone(&watched), stopping.clone());
         // The kernel spreads packets over the workers by their source.
@@ -99,6 +103,9 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    if !settings.probe.interval.is_zero() {
+        tasks.spawn(probe(Arc::clone(&current), settings.probe));
+    }
     let (of_network, of_standings) = (Arc::clone(&current), current);
     let watcher = Watcher {
         node: node.name.to_string(),
@@ -114,7 +121,11 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
                 of_network.network(&update.network);
             }
         }),
-        standings: Box::new(move |standings| of_standings.standings(standings)),
+        standings: Box::new({
+            let clock = Arc::clone(&clock);
+            move |standings| of_standings.standings(standings, clock.boot())
+        }),
+        say: Some(Arc::new(move |asked| say(&said_by, asked))),
         report: Box::new(move || NodeReport { requests: figures.queries(), version: VERSION.into(), ..NodeReport::default() }),
         watched: Arc::clone(&watched),
     };
@@ -123,6 +134,13 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         let _ = tokio::task::spawn_blocking(move || workers.join()).await;
     }
     ended
+}
+
+/// What this node says to what it is asked.
+fn say(answers: &Answers, asked: &Asked) -> Option<Said> {
+    let Asked::Steering { site, client } = asked else { return None };
+    let table = answers.current.table()?;
+    Some(Said::Steering(explain(&table, &answers.networks, &answers.region, site.as_str(), *client)))
 }
 
 /// Of one worker, however many there are: a resolver's packets may all come to one.

@@ -1,6 +1,7 @@
 //! The settings of a node that answers for the zone.
 
 use crate::networks::Networks;
+use crate::probe::ProbeSettings;
 use hickory_proto::rr::Name;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use toml::de::DeValue;
 const TTL: Duration = Duration::from_secs(20);
 /// Large resolvers ask for many of their clients, each with a subnet of its own.
 const RATE_LIMIT: u32 = 200;
+/// Three failures on end are within a lease.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 const MOST_NETWORKS_BYTES: u64 = 256 << 20;
 
 #[derive(Clone, Debug)]
@@ -27,6 +30,7 @@ pub struct DnsSettings {
     /// Where clients are; the file is read at start.
     pub networks: Option<PathBuf>,
     pub workers: usize,
+    pub probe: ProbeSettings,
     /// Of the same answer in a second to the same network over UDP; 0: any number.
     pub rate_limit: u32,
 }
@@ -53,6 +57,13 @@ fn authority(v: &DeValue<'_>) -> Result<String, String> {
     let text = string(v)?;
     Name::from_ascii(&text).map_err(|_| format!("{text:?} is no name of a certificate authority, as \"letsencrypt.org\" is one"))?;
     Ok(text)
+}
+
+fn probe(s: &Section<'_>) -> ProbeSettings {
+    ProbeSettings {
+        port: s.or("port", 443, |v| number(1, 65_535)(v).map(|n| u16::try_from(n).unwrap_or(443))),
+        interval: s.or("interval", PROBE_EVERY, duration(Duration::ZERO, Duration::from_secs(60))),
+    }
 }
 
 impl DnsSettings {
@@ -86,7 +97,16 @@ impl DnsSettings {
             _ => number(1, 1024)(v).map(|n| usize::try_from(n).unwrap_or(1)).map_err(|e| format!("{e}, or \"cores\"")),
         });
         let rate_limit = s.or("rate_limit", RATE_LIMIT, |v| number(0, 1_000_000)(v).map(|n| u32::try_from(n).unwrap_or(u32::MAX)));
-        Some(Self { rate_limit, node: node?, listen, zone: ZoneSettings { name: name?, ttl, caa, https_records }, networks, workers })
+        let probe = probe(&s.table("probe"));
+        Some(Self {
+            probe,
+            rate_limit,
+            node: node?,
+            listen,
+            zone: ZoneSettings { name: name?, ttl, caa, https_records },
+            networks,
+            workers,
+        })
     }
 
     /// # Errors

@@ -1,7 +1,11 @@
-//! Which edges a client is sent to: a pure function of the site, the regions near the client and the table.
+//! Which edges a client is sent to: a pure function of the site, the client and the table.
 //!
-//! Always true: no edge that is not ready is named while there is one that is ready. Equal inputs give equal answers. A site's clients
-//! in one region are sent to the same few edges, so that these hold what the site's clients ask for (rendezvous hashing, by weight).
+//! Always true: no edge that is not ready is named while there is one that is ready. Equal inputs give equal answers.
+//!
+//! A site's clients in one region are sent to the same few edges, so that these hold what the site's clients ask for: rendezvous hashing
+//! by capacity puts all edges of a region into an order of the site's own. An edge with room takes whoever comes; one that is busy lets
+//! only a part of the clients' networks in, and the others go on to the next in that order. So a site that is too much for its first
+//! edges spreads over as many as it takes, little by little, and what is not busy stays as it is.
 
 use crate::table::{Edge, Table};
 use std::net::IpAddr;
@@ -12,6 +16,13 @@ pub const MOST_NAMED: usize = 2;
 /// How good an edge is for a site; the best there are come into question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Readiness {
+    /// Probes do not get through to it; how it stands otherwise decides among several such.
+    Lost(Standing),
+    Found(Standing),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
     /// It serves what it has, perhaps by an older configuration: better than no answer.
     CutOff,
     /// Attached, but it has not applied the site's newest version yet.
@@ -25,43 +36,77 @@ pub fn readiness(edge: &Edge, revision: u64) -> Option<Readiness> {
     if edge.drained {
         return None;
     }
-    Some(match (edge.attached, edge.applied >= revision) {
-        (true, true) => Readiness::Ready,
-        (true, false) => Readiness::Behind,
-        (false, _) => Readiness::CutOff,
-    })
+    let standing = match (edge.attached, edge.applied >= revision) {
+        (true, true) => Standing::Ready,
+        (true, false) => Standing::Behind,
+        (false, _) => Standing::CutOff,
+    };
+    Some(if edge.reachable { Readiness::Found(standing) } else { Readiness::Lost(standing) })
 }
 
-/// The edges for `site`, with an address that `reachable` takes, for a client near the regions of `near`; the best first. Which are good
-/// enough and near enough is decided whatever their addresses: none is better than one that is worse, or farther, than those that another
-/// kind of address leads to.
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// Regions near it, the nearest first.
+    pub near: &'a [String],
+    /// Of its network: the same for all that an answer is for.
+    pub network: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen<'a> {
+    /// The best first.
+    pub edges: Vec<&'a Edge>,
+    /// Clients of other networks near the same regions may be sent elsewhere.
+    pub by_network: bool,
+}
+
+/// The edges for `site`, with an address that `reachable` takes. Which are good enough and near enough is decided whatever their
+/// addresses: none is better than one that is worse, or farther, than those that another kind of address leads to.
 #[must_use]
-pub fn choose<'a>(table: &'a Table, site: &str, near: &[String], reachable: impl Fn(&IpAddr) -> bool) -> Vec<&'a Edge> {
+pub fn choose<'a>(table: &'a Table, site: &str, client: Client<'_>, reachable: impl Fn(&IpAddr) -> bool) -> Chosen<'a> {
+    let nobody = Chosen { edges: Vec::new(), by_network: false };
     let revision = table.sites.get(site).copied().unwrap_or(0);
     let candidates = || table.edges.iter().filter_map(|e| readiness(e, revision).map(|r| (r, e)));
-    let Some(best) = candidates().map(|(r, _)| r).max() else { return Vec::new() };
-    let distance = |e: &Edge| near.iter().position(|region| *region == e.region).unwrap_or(near.len());
+    let Some(best) = candidates().map(|(r, _)| r).max() else { return nobody };
+    let distance = |e: &Edge| client.near.iter().position(|region| *region == e.region).unwrap_or(client.near.len());
     let ready = || candidates().filter(|(r, _)| *r == best).map(|(_, e)| e);
-    let Some(nearest) = ready().map(distance).min() else { return Vec::new() };
+    let Some(nearest) = ready().map(distance).min() else { return nobody };
     let here = ready().filter(|e| distance(e) == nearest && e.addresses.iter().any(&reachable));
-    let mut chosen: Vec<(f64, &Edge)> = here.map(|e| (score(site, e), e)).collect();
-    chosen.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.name.cmp(&y.name)));
-    chosen.into_iter().take(MOST_NAMED).map(|(_, e)| e).collect()
+    let mut order: Vec<(f64, &Edge)> = here.map(|e| (score(site, e), e)).collect();
+    order.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.name.cmp(&y.name)));
+
+    let mut chosen = nobody;
+    let mut passed_by = Vec::new();
+    for (_, edge) in order {
+        if chosen.edges.len() == MOST_NAMED {
+            break;
+        }
+        let is_busy = edge.room < 1.0;
+        chosen.by_network |= is_busy;
+        let lets_in = !is_busy || uniform(&[site.as_bytes(), edge.name.as_bytes(), &client.network.to_le_bytes()]) < edge.room;
+        if lets_in { &mut chosen.edges } else { &mut passed_by }.push(edge);
+    }
+    // Where all are busy some have to take more.
+    let missing = MOST_NAMED - chosen.edges.len();
+    chosen.edges.extend(passed_by.into_iter().take(missing));
+    chosen
 }
 
-/// Weighted rendezvous hashing: an edge wins a share of the sites that goes with its weight, and a change of one edge's weight moves only
+/// Weighted rendezvous hashing: an edge wins a share of the sites that goes with its capacity, and a change of one edge's moves only
 /// sites from or to it.
 fn score(site: &str, edge: &Edge) -> f64 {
-    let hash = mixed(
-        site.bytes()
-            .chain([0])
-            .chain(edge.name.bytes())
-            .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)),
-    );
-    // In (0, 1): 53 bits, and never 0.
+    -edge.capacity.max(f64::MIN_POSITIVE) / uniform(&[site.as_bytes(), edge.name.as_bytes()]).ln()
+}
+
+/// A number in (0, 1) that `parts` decide.
+fn uniform(parts: &[&[u8]]) -> f64 {
+    let bytes = parts.iter().flat_map(|part| part.iter().copied().chain([0]));
+    let hash = mixed(bytes.fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)));
+    // 53 bits, and never 0.
     #[allow(clippy::cast_precision_loss)]
-    let uniform = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -edge.weight.max(f64::MIN_POSITIVE) / uniform.ln()
+    let number = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    number
 }
 
 /// The finaliser of MurmurHash3: FNV alone leaves near names near.

@@ -34,12 +34,17 @@ pub struct NameServer {
 pub struct Edge {
     pub name: String,
     pub region: String,
+    /// Those that are not lost; all, where all are.
     pub addresses: Vec<IpAddr>,
     /// It holds a lease, as far as this table knows.
     pub attached: bool,
     pub drained: bool,
+    /// Clients get through to one of its addresses at least, as far as this node's own probes tell.
+    pub reachable: bool,
     /// The revision through which it has applied the log.
     pub applied: u64,
-    /// Its share among the edges of its region, above 0.
-    pub weight: f64,
+    /// Its share of the sites among the edges of its region, above 0.
+    pub capacity: f64,
+    /// Which part of their clients' networks it lets in, above 0: 1, unless it is busy.
+    pub room: f64,
 }

@@ -1,5 +1,5 @@
 use crate::respond::MOST_UDP;
-use crate::steer::{self, Readiness};
+use crate::steer::{self, Client, Readiness, Standing};
 use crate::{Edge, NameServer, Networks, Responder, Table, Transport};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption, NSIDPayload};
@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+const ANYBODY: Client<'_> = Client { near: &[], network: 0 };
+
 fn edge(name: &str, region: &str, addresses: &[&str]) -> Edge {
     Edge {
         name: name.into(),
@@ -16,8 +18,10 @@ fn edge(name: &str, region: &str, addresses: &[&str]) -> Edge {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         attached: true,
         drained: false,
+        reachable: true,
         applied: 10,
-        weight: 1.0,
+        capacity: 1.0,
+        room: 1.0,
     }
 }
 
@@ -305,11 +309,14 @@ fn networks_are_read_as_a_whole_or_not_at_all() {
 }
 
 fn any_edges() -> impl Strategy<Value = Vec<Edge>> {
-    let one = (any::<bool>(), any::<bool>(), 5u64..10, 0usize..4, 1u32..5).prop_map(|(attached, drained, applied, region, weight)| Edge {
+    let one = (any::<bool>(), any::<bool>(), any::<bool>(), 5u64..10, 0usize..4, 1u32..5, 1u32..11);
+    let one = one.prop_map(|(attached, drained, reachable, applied, region, capacity, room)| Edge {
         attached,
         drained,
+        reachable,
         applied,
-        weight: f64::from(weight),
+        capacity: f64::from(capacity),
+        room: f64::from(room) / 10.0,
         ..edge("", ["eu", "us", "as", "af"][region], &[])
     });
     proptest::collection::vec(one, 0..12).prop_map(|mut edges| {
@@ -323,10 +330,12 @@ fn any_edges() -> impl Strategy<Value = Vec<Edge>> {
 
 proptest! {
     #[test]
-    fn no_edge_is_named_while_a_better_one_is_there(edges in any_edges(), near in proptest::sample::subsequence(vec!["eu", "us", "as", "af"], 0..4)) {
+    fn no_edge_is_named_while_a_better_one_is_there(edges in any_edges(), near in proptest::sample::subsequence(vec!["eu", "us", "as", "af"], 0..4), network in any::<u64>()) {
         let near: Vec<String> = near.into_iter().map(str::to_owned).collect();
         let t = Table { edges, ..table() };
-        let chosen = steer::choose(&t, "blog", &near, |_| true);
+        let client = Client { near: &near, network };
+        let all = steer::choose(&t, "blog", client, |_| true);
+        let chosen = &all.edges;
         let best = t.edges.iter().filter_map(|e| steer::readiness(e, 9)).max();
         prop_assert!(chosen.iter().all(|e| steer::readiness(e, 9) == best));
         prop_assert_eq!(chosen.is_empty(), best.is_none());
@@ -335,7 +344,12 @@ proptest! {
         let far = |e: &Edge| near.iter().position(|r| *r == e.region).unwrap_or(near.len());
         let nearest = t.edges.iter().filter(|e| steer::readiness(e, 9) == best && best.is_some()).map(far).min();
         prop_assert!(chosen.iter().all(|e| Some(far(e)) == nearest));
-        prop_assert_eq!(steer::choose(&t, "blog", &near, |_| true), chosen);
+        let as_good = t.edges.iter().filter(|e| steer::readiness(e, 9) == best && best.is_some() && Some(far(e)) == nearest).count();
+        prop_assert_eq!(chosen.len(), as_good.min(steer::MOST_NAMED));
+        prop_assert_eq!(steer::choose(&t, "blog", client, |_| true), all.clone());
+        if !all.by_network {
+            prop_assert_eq!(steer::choose(&t, "blog", Client { near: &near, network: network ^ 1 }, |_| true), all.clone());
+        }
     }
 
     #[test]
@@ -378,14 +392,15 @@ proptest! {
 }
 
 #[test]
-fn a_change_of_one_weight_moves_few_sites_and_shares_go_by_weight() {
+fn a_change_of_one_capacity_moves_few_sites_and_shares_go_by_capacity() {
     let edges: Vec<Edge> =
-        (0..10).map(|n| Edge { weight: if n == 0 { 2.0 } else { 1.0 }, ..edge(&format!("e{n}"), "eu", &["192.0.2.1"]) }).collect();
-    let first =
-        |t: &Table| -> Vec<String> { (0..11_000).map(|n| steer::choose(t, &format!("s{n}"), &[], |_| true)[0].name.clone()).collect() };
+        (0..10).map(|n| Edge { capacity: if n == 0 { 2.0 } else { 1.0 }, ..edge(&format!("e{n}"), "eu", &["192.0.2.1"]) }).collect();
+    let first = |t: &Table| -> Vec<String> {
+        (0..11_000).map(|n| steer::choose(t, &format!("s{n}"), ANYBODY, |_| true).edges[0].name.clone()).collect()
+    };
     let before = Table { edges, ..table() };
     let mut after = before.clone();
-    after.edges[3].weight = 1.5;
+    after.edges[3].capacity = 1.5;
     let (before, after) = (first(&before), first(&after));
     let of = |all: &[String], name: &str| all.iter().filter(|n| *n == name).count();
     // A share of 1/11 is 1,000.
@@ -397,5 +412,23 @@ fn a_change_of_one_weight_moves_few_sites_and_shares_go_by_weight() {
     );
     let moved: Vec<_> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
     assert!(moved.len() < 600 && moved.iter().all(|(_, to)| *to == "e3"), "{}", moved.len());
-    assert_eq!(steer::readiness(&edge("e", "eu", &[]), 10), Some(Readiness::Ready));
+    assert_eq!(steer::readiness(&edge("e", "eu", &[]), 10), Some(Readiness::Found(Standing::Ready)));
+}
+
+#[test]
+fn a_busy_edge_lets_a_part_of_the_networks_in_and_a_small_change_moves_few() {
+    let named = |room: f64| -> Vec<Vec<String>> {
+        let mut t = Table { edges: (0..6).map(|n| edge(&format!("e{n}"), "eu", &["192.0.2.1"])).collect(), ..table() };
+        let first = steer::choose(&t, "blog", ANYBODY, |_| true).edges[0].name.clone();
+        t.edges.iter_mut().find(|e| e.name == first).unwrap().room = room;
+        let networks = (0..10_000u32).map(|n| crate::networks::network(IpAddr::V4(Ipv4Addr::from(n << 12)), 0).0);
+        let clients = networks.map(|network| Client { near: &[], network });
+        clients.map(|c| steer::choose(&t, "blog", c, |_| true).edges.iter().map(|e| e.name.clone()).collect()).collect()
+    };
+    let (all, busy, busier) = (named(1.0), named(0.7), named(0.65));
+    let stay = |a: &[Vec<String>], b: &[Vec<String>]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+    assert!((6_800..7_200).contains(&stay(&all, &busy)), "{}", stay(&all, &busy));
+    assert!((9_400..9_600).contains(&stay(&busy, &busier)), "{}", stay(&busy, &busier));
+    // Whoever is not let in goes to the second and the third.
+    assert!(busy.iter().filter(|n| n[0] != all[0][0]).all(|n| n[0] == all[0][1] && n[1] != all[0][0]));
 }

@@ -7,7 +7,7 @@
 //! <site>.<zone>        A, AAAA, HTTPS: edges
 //! ```
 
-use crate::steer;
+use crate::steer::{self, Chosen, Client};
 use crate::table::{Edge, NameServer, Table};
 use hickory_proto::rr::rdata::svcb::{Alpn, IpHint, SvcParamKey, SvcParamValue};
 use hickory_proto::rr::rdata::{A, AAAA, CAA, HTTPS, NS, SOA, SVCB};
@@ -42,20 +42,29 @@ enum At<'a> {
     Nothing,
 }
 
-/// Answers for one name and type; `near`: the regions near the client, the nearest first. The second value says whether `near` had a say
-/// in it.
+/// What of a client had a say in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecidedBy {
+    Nothing,
+    /// The regions near it.
+    Regions,
+    /// These, and its network.
+    Network,
+}
+
+/// Answers for one name and type.
 #[must_use]
-pub fn answer(table: &Table, name: &Name, kind: RecordType, near: &[String]) -> (Answered, bool) {
+pub fn answer(table: &Table, name: &Name, kind: RecordType, client: Client<'_>) -> (Answered, DecidedBy) {
     if !table.zone.zone_of(name) {
-        return (Answered::Refused, false);
+        return (Answered::Refused, DecidedBy::Nothing);
     }
     let records = |list: Vec<RData>, ttl| if list.is_empty() { Answered::NoData } else { Answered::Records(list, ttl) };
     match at(table, name) {
-        At::Nothing => (Answered::NxDomain, false),
-        At::Between => (Answered::NoData, false),
-        At::Apex => (records(apex(table, kind), STABLE_TTL), false),
-        At::NameServer(server) => (records(addresses(&server.addresses, kind), STABLE_TTL), false),
-        At::Site(site) => site_answer(table, site, kind, near),
+        At::Nothing => (Answered::NxDomain, DecidedBy::Nothing),
+        At::Between => (Answered::NoData, DecidedBy::Nothing),
+        At::Apex => (records(apex(table, kind), STABLE_TTL), DecidedBy::Nothing),
+        At::NameServer(server) => (records(addresses(&server.addresses, kind), STABLE_TTL), DecidedBy::Nothing),
+        At::Site(site) => site_answer(table, site, kind, client),
     }
 }
 
@@ -123,7 +132,7 @@ fn addresses(all: &[IpAddr], kind: RecordType) -> Vec<RData> {
     of_kind.collect()
 }
 
-fn site_answer(table: &Table, site: &str, kind: RecordType, near: &[String]) -> (Answered, bool) {
+fn site_answer(table: &Table, site: &str, kind: RecordType, client: Client<'_>) -> (Answered, DecidedBy) {
     let wanted = |ip: &IpAddr| match kind {
         RecordType::A => ip.is_ipv4(),
         RecordType::AAAA => ip.is_ipv6(),
@@ -131,7 +140,7 @@ fn site_answer(table: &Table, site: &str, kind: RecordType, near: &[String]) -> 
     };
     if kind == RecordType::CAA {
         let caa = caa(table);
-        return (if caa.is_empty() { Answered::NoData } else { Answered::Records(caa, STABLE_TTL) }, false);
+        return (if caa.is_empty() { Answered::NoData } else { Answered::Records(caa, STABLE_TTL) }, DecidedBy::Nothing);
     }
     let leads_to_edges = match kind {
         RecordType::A | RecordType::AAAA => true,
@@ -139,17 +148,18 @@ fn site_answer(table: &Table, site: &str, kind: RecordType, near: &[String]) -> 
         _ => false,
     };
     if !leads_to_edges {
-        return (Answered::NoData, false);
+        return (Answered::NoData, DecidedBy::Nothing);
     }
-    let chosen = steer::choose(table, site, near, wanted);
+    let Chosen { edges: chosen, by_network } = steer::choose(table, site, client, wanted);
+    let decided_by = if by_network { DecidedBy::Network } else { DecidedBy::Regions };
     if chosen.is_empty() {
         // Of one family none need have an address; of both, that is an outage and no fact about the name.
-        let any = !steer::choose(table, site, near, |_| true).is_empty();
-        return (if any { Answered::NoData } else { Answered::Failed }, true);
+        let any = !steer::choose(table, site, client, |_| true).edges.is_empty();
+        return (if any { Answered::NoData } else { Answered::Failed }, decided_by);
     }
     let ttl = u32::try_from(table.ttl.as_secs()).unwrap_or(u32::MAX);
     let records = if kind == RecordType::HTTPS { vec![https(&chosen)] } else { addresses(&distinct(&chosen), kind) };
-    (Answered::Records(records, ttl), true)
+    (Answered::Records(records, ttl), decided_by)
 }
 
 /// Their addresses; edges behind one address are one to the world, and no set of records holds one twice (RFC 2181 section 5).

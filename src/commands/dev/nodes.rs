@@ -8,7 +8,7 @@ use std::time::Duration;
 use tidegate_control::ControlSettings;
 use tidegate_control::settings::RaftSettings;
 use tidegate_control_types::NodeName;
-use tidegate_dns::{DnsSettings, ZoneSettings};
+use tidegate_dns::{DnsSettings, ProbeSettings, ZoneSettings};
 use tidegate_edge::{EdgeSettings, Limits};
 use tidegate_node::settings::NodeSettings;
 use tidegate_node::workers;
@@ -107,6 +107,8 @@ impl Dev {
                 zone: ZoneSettings { name: ZONE.parse().map_err(Failure::new)?, ttl: DNS_TTL, caa: Vec::new(), https_records: false },
                 networks: None,
                 workers: 1,
+                // Its edges share one address, at ports of their own.
+                probe: ProbeSettings { port: 443, interval: Duration::ZERO },
                 rate_limit: 0,
             })
         };

@@ -298,6 +298,7 @@ impl World {
             prepare: Box::new(move |update| set_shields(&shields, update)),
             standings: Box::new(drop),
             report: Box::new(NodeReport::default),
+            say: None,
             watched: Arc::clone(&watched),
         };
         let ended = Arc::clone(&watch_out);

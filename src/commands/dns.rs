@@ -1,0 +1,105 @@
+//! `tidegate dns`: the role, and where it sends clients.
+
+use super::role::Role;
+use super::{Api, Done, Failure, block_on};
+use crate::output;
+use clap::{Args, Subcommand};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tidegate_control_types::api::{SteeringRequest, SteeringView};
+use tidegate_control_types::explain::SteeredEdge;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Dns {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The settings (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the settings and exit
+    #[arg(long, requires = "config")]
+    check: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Where each dns node sends a client for a site, and why
+    Explain(Explain),
+}
+
+#[derive(Args)]
+struct Explain {
+    /// <site>, or <site>.<zone>
+    name: String,
+    /// The client's address, or one of its network
+    #[arg(long, value_name = "ADDR")]
+    client: IpAddr,
+    #[command(flatten)]
+    api: Api,
+}
+
+impl Dns {
+    pub fn is_role(&self) -> bool {
+        self.command.is_none()
+    }
+
+    pub fn run(self) -> Done {
+        match (self.command, self.config) {
+            (Some(Command::Explain(explain)), _) => explain.run(),
+            (None, Some(config)) => Role { config, check: self.check }.dns(),
+            (None, None) => Err(Failure::usage("which settings? tidegate dns --config FILE; or tidegate dns explain NAME --client ADDR")),
+        }
+    }
+}
+
+impl Explain {
+    fn run(self) -> Done {
+        block_on(async {
+            let asked = SteeringRequest { name: self.name.clone(), client: self.client.to_string() };
+            let view: SteeringView = self.api.client()?.post("/v1/dns/explain", &asked).await?;
+            if self.api.json {
+                output::json(&view);
+            } else {
+                show(&view);
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+fn show(view: &SteeringView) {
+    if view.nodes.is_empty() {
+        output::line("no node answers for the zone: enrol one (tidegate token create --join dns)");
+    }
+    for (n, node) in view.nodes.iter().enumerate() {
+        if n > 0 {
+            output::line("");
+        }
+        let Some(steered) = &node.steered else {
+            output::line(&format!("{} ({}): no answer: it is down, cut off from the control plane, or too slow", node.name, node.region));
+            continue;
+        };
+        output::line(&format!("{} ({}) on {}", node.name, node.region, steered.name));
+        let near = if steered.near.is_empty() { "none".to_owned() } else { steered.near.join(", ") };
+        output::line(&format!("near the client: {near} (by {}; /{} of the address decides)", steered.near_by, steered.scope));
+        output::line(&steered.why);
+        let row = |e: &SteeredEdge| {
+            let addresses = e.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            vec![
+                e.name.clone(),
+                e.region.clone(),
+                if e.named { "named".into() } else { String::new() },
+                e.standing.clone(),
+                e.capacity.to_string(),
+                format!("{:.0} %", e.room * 100.0),
+                addresses,
+            ]
+        };
+        output::table(
+            &["EDGE", "REGION", "", "STANDING", "CAPACITY", "ROOM", "ADDRESSES"],
+            &steered.edges.iter().map(row).collect::<Vec<_>>(),
+        );
+    }
+}
