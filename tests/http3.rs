@@ -88,7 +88,7 @@ fn the_sample_site_comes_over_http3_with_all_that_a_request_may_ask() {
     );
     // The server says what it takes, and the other protocols say that it is there.
     let settings = h3.run(&json!([{ "do": "requests", "requests": [{}] }]));
-    assert_eq!(settings[0]["settings"], json!({ "6": 32 << 10 }));
+    assert_eq!(settings[0]["settings"], json!({ "6": 32 << 10, "8": 1 }));
     let curl = Command::new("curl").args(["-s", "-i", "--cacert"]).arg(&dev.ca).arg(format!("{}/", dev.https[0])).output().unwrap();
     let port = https(&dev).port();
     assert!(text(&curl.stdout).contains(&format!("alt-svc: h3=\":{port}\"; ma=86400")), "{}", text(&curl.stdout));

@@ -109,6 +109,7 @@ where
         send_buffer: MOST_BUFFERED,
         keep_alive: KEEP_ALIVE,
         provoked_resets: MOST_PROVOKED_RESETS,
+        extended_connect: true,
         drain: limits.drain,
     };
     let service = |request: http::Request<tidegate_http2::Received>, interim| {

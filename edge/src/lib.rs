@@ -13,6 +13,7 @@ mod quic;
 mod routes;
 mod run;
 mod settings;
+mod websocket;
 mod worker;
 
 pub use run::{Bound, run};

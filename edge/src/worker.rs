@@ -7,6 +7,7 @@ use crate::connection;
 use crate::quic::{self, Quic};
 use crate::routes::Routes;
 use crate::settings::{EdgeSettings, Limits};
+use crate::websocket::{self, Asking};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -277,25 +278,40 @@ impl Worker {
     /// One request, from its head to its response's head.
     pub fn answer(
         self: &Rc<Self>,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         client: &Client,
         connection: &Arc<ConnectionState>,
         interim: Option<Interim>,
     ) -> Answering<Response<ResponseBody>> {
-        let upgrading = request.headers().contains_key(header::UPGRADE);
-        let answering = self.answer_routed(request, client, interim, upgrading);
-        if !upgrading {
-            return answering.then(|(response, _)| response);
+        match websocket::asked(&mut request) {
+            None => {}
+            Some(Err(status)) => return Answering::now(self.page(status, "this protocol is not carried here")),
+            Some(Ok(asking)) => return self.answer_websocket(asking, request, client, interim),
         }
+        if !request.headers().contains_key(header::UPGRADE) {
+            return self.answer_routed(request, client, interim, false).then(|(response, _)| response);
+        }
+        let granted = request.version() == Version::HTTP_11;
+        let ours = granted.then(|| hyper::upgrade::on(&mut request));
         let connection = Arc::clone(connection);
-        answering.then(move |(response, tunnel)| {
+        self.answer_routed(request, client, interim, granted).then(move |(response, theirs)| {
             // On every way: the transport waits for the word.
-            connection.decide_upgrade(tunnel.is_some());
-            if let Some((theirs, ours)) = tunnel {
+            connection.decide_upgrade(theirs.is_some());
+            if let (Some(theirs), Some(ours)) = (theirs, ours) {
                 tokio::task::spawn_local(carry(theirs, ours));
             }
             response
         })
+    }
+
+    fn answer_websocket(
+        self: &Rc<Self>,
+        asking: Asking,
+        request: Request<RequestBody>,
+        client: &Client,
+        interim: Option<Interim>,
+    ) -> Answering<Response<ResponseBody>> {
+        self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel))
     }
 
     fn answer_routed(
@@ -326,17 +342,17 @@ impl Worker {
         }
         let alt_svc = (client.https && request.version() < Version::HTTP_3).then(|| self.alt_svc(port)).flatten();
         let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
-        let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|(mut answer, tunnel)| {
+        let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|mut answer| {
             if let Some(value) = alt_svc {
                 answer.response.headers_mut().insert(header::ALT_SVC, value);
             }
-            (answer, tunnel)
+            answer
         });
-        let Some((started, seen)) = logged else { return answering.then(|(answer, tunnel)| (answer.response, tunnel)) };
+        let Some((started, seen)) = logged else { return answering.then(|answer| (answer.response, answer.tunnel)) };
         let this = Rc::clone(self);
-        answering.then(move |(mut answer, tunnel)| {
+        answering.then(move |mut answer| {
             this.log(started, seen, &mut answer);
-            (answer.response, tunnel)
+            (answer.response, answer.tunnel)
         })
     }
 
@@ -345,13 +361,11 @@ impl Worker {
         &self,
         site: Rc<Site>,
         (host, port): (&str, Option<u16>),
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         client: &Client,
         interim: Option<Interim>,
         upgrading: bool,
-    ) -> Answering<(Answer, Option<Tunnel>)> {
-        let upgrading = upgrading && request.version() == Version::HTTP_11;
-        let ours = upgrading.then(|| hyper::upgrade::on(&mut request));
+    ) -> Answering<Answer> {
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
         headers.remove(header::HOST);
@@ -364,10 +378,7 @@ impl Worker {
         let key = tidegate_gateway::key(site.name(), &target);
         let (method, client, accepted) = (parts.method, Some(client.ip), Accepted::default());
         let asked = Asked { site, method, target, key, headers, accepted, client, interim, demand: None, end_to_end: false };
-        self.gateway.answer(asked, body).then(|mut answer| {
-            let tunnel = answer.tunnel.take().zip(ours);
-            (answer, tunnel)
-        })
+        self.gateway.answer(asked, body)
     }
 
     /// The site of a request, or why it is refused.
@@ -520,9 +531,8 @@ impl Worker {
     }
 }
 
-/// The upstream's side of a granted upgrade, and the client's.
-type Tunnel = (hyper::upgrade::OnUpgrade, hyper::upgrade::OnUpgrade);
-type Tunnelled = (Response<ResponseBody>, Option<Tunnel>);
+/// With the upstream's side of a granted upgrade.
+type Tunnelled = (Response<ResponseBody>, Option<hyper::upgrade::OnUpgrade>);
 
 struct Routed {
     site: Rc<Site>,

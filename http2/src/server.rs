@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tidegate_gateway::interim::{Interim, MOST_INTERIM, TakesInterim};
-use tidegate_gateway::{Answering, ResponseBody};
+use tidegate_gateway::{Answering, ConnectProtocol, ResponseBody};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,8 @@ pub struct ServerSettings {
     pub keep_alive: KeepAlive,
     /// Resets of ours that a peer may provoke by errors, in all the life of its connection.
     pub provoked_resets: usize,
+    /// Whether CONNECT may name a protocol (RFC 8441).
+    pub extended_connect: bool,
     /// Once the server is to stop: for requests that are not over.
     pub drain: Duration,
 }
@@ -60,6 +62,9 @@ where
         .max_send_buffer_size(settings.send_buffer)
         .max_pending_accept_reset_streams(MOST_RESETS)
         .max_local_error_reset_streams(Some(settings.provoked_resets));
+    if settings.extended_connect {
+        builder.enable_connect_protocol();
+    }
     let mut stopping = pin!(stopping);
     let mut connection = tokio::select! {
         shaken = builder.handshake(io) => shaken?,
@@ -113,7 +118,10 @@ impl<S: FnMut(Request<Received>, Interim) -> Answering<Answered>> Requests<S> {
             }
             *self.spare.0.lock() = Some((respond, 0));
             let interim = Interim::new(Arc::clone(&self.spare) as Arc<dyn TakesInterim>, 0);
-            let (head, body) = request.into_parts();
+            let (mut head, body) = request.into_parts();
+            if let Some(protocol) = head.extensions.remove::<h2::ext::Protocol>() {
+                head.extensions.insert(ConnectProtocol(Bytes::copy_from_slice(protocol.as_ref())));
+            }
             let body = Received::new(body, &head.headers);
             let answering = (self.service)(Request::from_parts(head, body), interim);
             let mut stream = Stream { reply: Arc::clone(&self.spare), state: State::Answering(answering) };

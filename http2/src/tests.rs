@@ -29,6 +29,7 @@ const SERVER: ServerSettings = ServerSettings {
     send_buffer: 256 << 10,
     keep_alive: CLIENT.keep_alive,
     provoked_resets: 100,
+    extended_connect: false,
     drain: Duration::from_secs(5),
 };
 

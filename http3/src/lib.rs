@@ -19,7 +19,7 @@ mod server;
 mod varint;
 
 pub use endpoint::{EndpointSettings, Secret, endpoint};
-pub use message::{MessageError, Protocol};
+pub use message::MessageError;
 pub use received::Received;
 pub use routing::{Port, ports};
 pub use server::{EarlyData, ServerSettings, serve};

@@ -6,10 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, StatusCode, Uri, Version};
-
-/// What a head asks for beside its method: the protocol of an extended CONNECT (RFC 9220).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Protocol(pub Bytes);
+use tidegate_gateway::ConnectProtocol;
 
 /// Why a field section is not the head, or the trailers, that it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +105,7 @@ pub fn request(section: &[u8], most: usize) -> Result<Request<()>, MessageError>
     *request.version_mut() = Version::HTTP_3;
     *request.headers_mut() = headers;
     if let Some(protocol) = pseudo.protocol {
-        request.extensions_mut().insert(Protocol(protocol));
+        request.extensions_mut().insert(ConnectProtocol(protocol));
     }
     Ok(request)
 }
@@ -226,7 +223,7 @@ mod tests {
             ]),
             1 << 10,
         );
-        assert_eq!(connect.unwrap().extensions().get::<Protocol>().map(|p| p.0.clone()), Some("websocket".into()));
+        assert_eq!(connect.unwrap().extensions().get::<ConnectProtocol>().map(|p| p.0.clone()), Some("websocket".into()));
     }
 
     #[test]

@@ -102,9 +102,12 @@ const LAST: u64 = (1 << 62) - 4;
 /// Opens our control stream (RFC 9114 section 6.2.1). There are no QPACK streams of ours: without a dynamic table they would be silent.
 async fn begin(connection: &Connection, settings: &ServerSettings) -> Result<SendStream, ()> {
     const MAX_FIELD_SECTION_SIZE: u64 = 0x6;
+    const ENABLE_CONNECT_PROTOCOL: u64 = 0x8;
     let mut payload = BytesMut::new();
-    varint::write(MAX_FIELD_SECTION_SIZE, &mut payload);
-    varint::write(settings.head as u64, &mut payload);
+    for (name, value) in [(MAX_FIELD_SECTION_SIZE, settings.head as u64), (ENABLE_CONNECT_PROTOCOL, 1)] {
+        varint::write(name, &mut payload);
+        varint::write(value, &mut payload);
+    }
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
     frame::head(frame::SETTINGS, payload.len(), &mut bytes);

@@ -119,6 +119,7 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         keep_alive: KEEP_ALIVE,
         // An edge is known, and its connection lives for weeks.
         provoked_resets: usize::MAX,
+        extended_connect: false,
         drain: worker.drain,
     };
     let mut stopping = worker.stopping.clone();

@@ -239,6 +239,29 @@ class Forward(asyncio.DatagramProtocol):
         self.client.datagram_received(data, addr)
 
 
+async def websocket(run):
+    """{"do": "websocket", "path": "/ws", "say": [hex...]}: frames of WebSocket in DATA frames, and as many bytes of answers."""
+    client = await connect()
+    stream = client.begin({"method": "CONNECT", "protocol": "websocket", "path": run["path"], "keep_open": True, "headers": [["sec-websocket-version", "13"]]})
+    client.transmit()
+    answer = client.answers[stream]
+    for _ in range(500):
+        if answer.heads or answer.done.done():
+            break
+        await asyncio.sleep(0.01)
+    for said in run["say"]:
+        before = answer.length
+        client.http.send_data(stream, bytes.fromhex(said), end_stream=False)
+        client.transmit()
+        for _ in range(500):
+            if answer.length > before or answer.done.done():
+                break
+            await asyncio.sleep(0.01)
+    client.http.send_data(stream, b"", end_stream=True)
+    client.transmit()
+    return {"answers": [await client.answer(stream, 5)]}
+
+
 async def cancel(run):
     """{"do": "cancel", "request": {...}}: gives the request up once its first byte is there."""
     client = await connect()

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// Where `tests/run` puts what it has of Python.
+pub const PYTHON_PATH: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/python");
+
 /// aioquic, by way of `h3.py`.
 pub struct Aioquic {
     pub connect: SocketAddr,
@@ -27,7 +30,7 @@ impl Aioquic {
         let spec = json!({ "connect": self.connect.to_string(), "ca": self.ca, "name": self.name, "runs": runs });
         let mut command = Command::new("python3");
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/h3.py")).arg(spec.to_string());
-        command.env("PYTHONPATH", concat!(env!("CARGO_TARGET_TMPDIR"), "/aioquic")).env("PYTHONDONTWRITEBYTECODE", "1");
+        command.env("PYTHONPATH", PYTHON_PATH).env("PYTHONDONTWRITEBYTECODE", "1");
         command
     }
 

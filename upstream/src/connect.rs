@@ -98,14 +98,14 @@ static SYSTEM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
 #[derive(Default)]
 pub struct TlsSettings(Mutex<HashMap<Wanted, Arc<ClientConfig>>>);
 
-/// Whether to verify, and by which authority.
-type Wanted = (bool, Option<String>);
+/// Whether to verify, by which authority, and whether HTTP/2 may be spoken.
+type Wanted = (bool, Option<String>, bool);
 
 impl TlsSettings {
     /// # Errors
     /// The site's authority is no certificate.
-    pub fn get(&self, site: &OriginTls) -> Result<Arc<ClientConfig>, FetchError> {
-        let key = (site.verify, site.ca.clone());
+    pub fn get(&self, site: &OriginTls, http_2: bool) -> Result<Arc<ClientConfig>, FetchError> {
+        let key = (site.verify, site.ca.clone(), http_2);
         if let Some(made) = self.0.lock().get(&key) {
             return Ok(Arc::clone(made));
         }
@@ -125,7 +125,7 @@ impl TlsSettings {
         } else {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified)).with_no_client_auth()
         };
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = if http_2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
         let config = Arc::new(config);
         self.0.lock().insert(key, Arc::clone(&config));
         Ok(config)

@@ -109,7 +109,7 @@ async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, sp
         let tcp = connect::tcp(&addresses, server.port, origin.connect_timeout).await?;
         let connection = if server.https {
             let name = origin.tls.server_name.as_deref().unwrap_or(&server.host);
-            connect::tls(tcp, name, pools.tls.get(&origin.tls)?, origin.connect_timeout).await?
+            connect::tls(tcp, name, pools.tls.get(&origin.tls, true)?, origin.connect_timeout).await?
         } else {
             connect::clear(tcp).await?
         };

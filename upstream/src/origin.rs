@@ -191,9 +191,13 @@ impl OriginUpstream {
         Self { pools, connections: Pool::new(), clock }
     }
 
-    /// Opens a connection, or takes a kept one: `true` where it was kept, and so may be dead without anybody's fault.
-    async fn connection(&self, servers: &Servers, key: &PoolKey, fresh: bool) -> Result<(Connection, bool), FetchError> {
-        if !fresh && let Some(kept) = self.connections.take(key) {
+    /// Opens a connection, or takes a kept one: `true` where it was kept, and so may be dead without anybody's fault. `upgrading`: to be
+    /// one of HTTP/1.1, for this request alone.
+    async fn connection(&self, servers: &Servers, key: &PoolKey, fresh: bool, upgrading: bool) -> Result<(Connection, bool), FetchError> {
+        if !fresh
+            && !upgrading
+            && let Some(kept) = self.connections.take(key)
+        {
             return Ok((kept, true));
         }
         let (spec, server) = (&servers.spec, &key.server);
@@ -210,7 +214,7 @@ impl OriginUpstream {
         let tcp = connect::tcp(&addresses, server.port, spec.connect_timeout).await?;
         let connection = if server.https {
             let name = spec.tls.server_name.as_deref().unwrap_or(&server.host);
-            connect::tls(tcp, name, self.pools.tls.get(&spec.tls)?, spec.connect_timeout).await?
+            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, !upgrading)?, spec.connect_timeout).await?
         } else {
             connect::clear(tcp).await?
         };
@@ -234,7 +238,8 @@ impl OriginUpstream {
         let mut request = request;
         let mut fresh = false;
         loop {
-            let (connection, kept) = match self.connection(servers, &key, fresh).await {
+            let upgrading = request.headers().contains_key(header::UPGRADE);
+            let (connection, kept) = match self.connection(servers, &key, fresh, upgrading).await {
                 Ok(c) => c,
                 Err(error) => return Err(Failed::unsent(error, request)),
             };

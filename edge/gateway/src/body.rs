@@ -235,7 +235,7 @@ impl Body for ResponseBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Whole(_) => false,
-            Kind::Relay { body, left } => *left == Some(0) && body.is_end_stream(),
+            Kind::Relay { body, left } => left.unwrap_or(0) == 0 && body.is_end_stream(),
             Kind::Stored(body) => body.left == 0,
             Kind::Fill(reader) => reader.left() == Some(0),
             Kind::Sliced(body) => body.left() == 0,

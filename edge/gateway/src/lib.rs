@@ -37,7 +37,7 @@ pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Asked, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
 pub use site::{Counters, Site};
-pub use upstream::{Fetch, FetchError, Fetched, Upstream, UpstreamBody};
+pub use upstream::{ConnectProtocol, Fetch, FetchError, Fetched, Upstream, UpstreamBody};
 
 /// The key of a target within a site.
 #[must_use]

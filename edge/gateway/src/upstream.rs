@@ -98,6 +98,10 @@ pub struct Fetched {
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
+/// Among a request's extensions: what an extended CONNECT wants to speak (RFC 8441, RFC 9220).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectProtocol(pub Bytes);
+
 pub trait Upstream: 'static {
     /// Sends the request and returns once the response's head is there.
     fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> impl Future<Output = Result<Fetched, FetchError>>;

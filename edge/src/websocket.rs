@@ -1,0 +1,145 @@
+//! WebSocket over HTTP/2 and HTTP/3 (RFC 8441, RFC 9220): an extended CONNECT becomes an upgrade of HTTP/1.1 towards the origin, and the
+//! streams of both carry what follows.
+
+use bytes::{Bytes, BytesMut};
+use data_encoding::BASE64;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tidegate_certs::seal;
+use tidegate_gateway::{ConnectProtocol, FetchError, RequestBody, ResponseBody, UpstreamBody};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio::sync::oneshot;
+
+const ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
+/// RFC 6455 section 1.3.
+const OF_THE_PROTOCOL: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// Bytes that are read at once.
+const PIECE: usize = 16 << 10;
+
+/// A client's half of a tunnel, until the origin has granted it.
+pub struct Asking {
+    from_client: RequestBody,
+    key: HeaderValue,
+}
+
+/// Makes of an extended CONNECT what an origin of HTTP/1.1 knows. `None`: the request is none.
+///
+/// # Errors
+/// What the client is told: the protocol is none that is carried here.
+pub fn asked(request: &mut Request<RequestBody>) -> Option<Result<Asking, StatusCode>> {
+    if request.method() != Method::CONNECT {
+        return None;
+    }
+    let ConnectProtocol(protocol) = request.extensions_mut().remove::<ConnectProtocol>()?;
+    if !protocol.eq_ignore_ascii_case(b"websocket") {
+        return Some(Err(StatusCode::NOT_IMPLEMENTED));
+    }
+    let Some(key) = seal::random::<16>().ok().and_then(|bytes| HeaderValue::from_str(&BASE64.encode(&bytes)).ok()) else {
+        return Some(Err(StatusCode::INTERNAL_SERVER_ERROR));
+    };
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+    headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+    headers.remove(header::CONTENT_LENGTH);
+    let from_client = std::mem::replace(request.body_mut(), RequestBody::Empty);
+    Some(Ok(Asking { from_client, key }))
+}
+
+impl Asking {
+    /// The client's response: where `tunnel` was granted, its body is what the origin sends, and what the client sends goes there.
+    pub fn granted(self, mut response: Response<ResponseBody>, tunnel: Option<OnUpgrade>) -> Response<ResponseBody> {
+        let Some(tunnel) = tunnel else { return response };
+        let headers = response.headers_mut();
+        let accepted = headers.remove(ACCEPT);
+        headers.remove(header::UPGRADE);
+        headers.remove(header::CONNECTION);
+        if accepted.is_none_or(|a| a.as_bytes() != accept(&self.key).as_bytes()) {
+            tracing::debug!("an origin granted what was not asked");
+            *response.status_mut() = StatusCode::BAD_GATEWAY;
+            return response;
+        }
+        *response.status_mut() = StatusCode::OK;
+        let (hand_over, from_origin) = oneshot::channel();
+        tokio::task::spawn_local(carry(tunnel, hand_over, self.from_client));
+        response.map(|_| ResponseBody::relay(UpstreamBody::new(FromOrigin::Waiting(from_origin)), None))
+    }
+}
+
+/// What the origin has to answer to a key.
+fn accept(key: &HeaderValue) -> String {
+    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
+    digest.update(key.as_bytes());
+    digest.update(OF_THE_PROTOCOL);
+    BASE64.encode(digest.finish().as_ref())
+}
+
+type Io = TokioIo<Upgraded>;
+
+/// Hands the origin's half over, and carries what the client sends until it ends.
+async fn carry(tunnel: OnUpgrade, hand_over: oneshot::Sender<ReadHalf<Io>>, mut from_client: RequestBody) {
+    let Ok(upgraded) = tunnel.await else { return };
+    let (read, mut write): (_, WriteHalf<Io>) = tokio::io::split(TokioIo::new(upgraded));
+    if hand_over.send(read).is_err() {
+        return;
+    }
+    while let Some(Ok(frame)) = from_client.frame().await {
+        if let Ok(data) = frame.into_data()
+            && write.write_all(&data).await.is_err()
+        {
+            return;
+        }
+    }
+    let _ = write.shutdown().await;
+}
+
+/// What the origin sends.
+enum FromOrigin {
+    Waiting(oneshot::Receiver<ReadHalf<Io>>),
+    Reading(ReadHalf<Io>, BytesMut),
+    Over,
+}
+
+impl Body for FromOrigin {
+    type Data = Bytes;
+    type Error = FetchError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FetchError>>> {
+        if let Self::Waiting(from) = &mut *self {
+            match ready!(Pin::new(from).poll(cx)) {
+                Ok(read) => *self = Self::Reading(read, BytesMut::new()),
+                Err(_) => *self = Self::Over,
+            }
+        }
+        let Self::Reading(read, buffer) = &mut *self else { return Poll::Ready(Some(Err(FetchError::Broken))) };
+        buffer.resize(PIECE, 0);
+        let mut room = ReadBuf::new(buffer);
+        let came = ready!(Pin::new(read).poll_read(cx, &mut room)).map(|()| room.filled().len());
+        Poll::Ready(match came {
+            Ok(0) => None,
+            Ok(length) => Some(Ok(Frame::data(buffer.split_to(length).freeze()))),
+            Err(_) => Some(Err(FetchError::Broken)),
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_standard() {
+        assert_eq!(accept(&HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==")), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+}
