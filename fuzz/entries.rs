@@ -88,7 +88,7 @@ pub fn dns(data: &[u8]) {
         ttl: std::time::Duration::from_secs(20),
     };
     let networks: Networks = "203.0.113.0/24,eu\n2001:db8:1::/48,us,eu\n".parse().unwrap();
-    let responder = Responder { table: &table, networks: &networks, name: "d1", region: &[] };
+    let responder = Responder { table: &table, networks: &networks, signer: None, name: "d1", region: &[] };
     for transport in [Transport::Udp, Transport::Tcp] {
         let Some(answer) = responder.respond(data, address("203.0.113.9"), transport) else { continue };
         assert!(data.len() >= 12 && data[2] & 0x80 == 0, "what is no query was answered");

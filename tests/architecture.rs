@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Crate, its folder, and the crates of this project that it may depend on.
-const ARROWS: [(&str, &str, &[&str]); 16] = [
+const ARROWS: [(&str, &str, &[&str]); 17] = [
     ("tidegate-control-types", "control/types", &[]),
     ("tidegate-cache", "edge/cache", &["tidegate-control-types"]),
     ("tidegate-store", "edge/store", &["tidegate-cache"]),
@@ -15,6 +15,7 @@ const ARROWS: [(&str, &str, &[&str]); 16] = [
     ("tidegate-http2", "http2", &["tidegate-gateway"]),
     ("tidegate-http3", "http3", &["tidegate-gateway"]),
     ("tidegate-upstream", "upstream", &["tidegate-gateway", "tidegate-http2", "tidegate-control-types"]),
+    ("tidegate-bench", "bench", &["tidegate-http3"]),
     ("tidegate-certs", "certs", &[]),
     ("tidegate-control-state", "control/state", &["tidegate-control-types"]),
     ("tidegate-node", "control/node", &["tidegate-control-types", "tidegate-certs"]),

@@ -351,3 +351,91 @@ fn an_edge_that_loses_only_its_port_leaves_the_answers_and_explain_says_so() {
         assert!(out.status.code() == Some(code) && error_of(&out).contains(says), "{name} {client}: {out:?}");
     }
 }
+
+#[test]
+fn a_signed_zone_is_validated_by_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let more = "caa = [\"ca.example.org\"]\nhttps_records = true";
+    let (mut network, nginx) = start(dir.path(), Plan { edges: 2, dns: 1, dns_more: more, ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    let dns = server(&network).port;
+    until(dns, "both edges", &["127.0.1.1", "127.0.1.2"]);
+    for (arguments, code, says) in [
+        (&["ds", "cdn.test"][..], 3, "is not signed"),
+        (&["sign", "not a zone"], 1, "is no zone"),
+        (&["unsign", "cdn.test"], 3, "there is no signed zone"),
+    ] {
+        let out = network.tidegate(&[&["dns"], arguments].concat());
+        assert!(out.status.code() == Some(code) && error_of(&out).contains(says), "{arguments:?}: {out:?}");
+    }
+    assert!(network.tidegate(&["dns", "sign", "CDN.test."]).status.success());
+    assert!(error_of(&network.tidegate(&["dns", "sign", "cdn.test"])).contains("is signed already"));
+    let ds = text(&network.tidegate(&["dns", "ds", "cdn.test"]).stdout).trim().to_owned();
+    let signed = || dig(dns, &["cdn.test", "DNSKEY", "+dnssec"]);
+    wait_for("the zone to be signed", || (signed().len() == 2).then_some(()));
+    let cds = dig(dns, &["cdn.test", "CDS", "+nosplit"]);
+    assert!(cds[0].ends_with(ds.rsplit(' ').next().unwrap()), "{cds:?}");
+    assert_eq!(dig(dns, &["cdn.test", "CDNSKEY"]).len(), 1);
+
+    // A resolver that knows the DS record and trusts nothing else, and asks in letters of mixed case.
+    let port = free_port();
+    let config = dir.path().join("unbound.conf");
+    let text_of = format!(
+        "server:\n interface: 127.0.0.1@{port}\n port: {port}\n do-daemonize: no\n use-syslog: no\n username: \"\"\n chroot: \"\"\n directory: \"{}\"\n \
+         pidfile: \"\"\n do-not-query-localhost: no\n use-caps-for-id: yes\n module-config: \"validator iterator\"\n local-zone: \"test.\" nodefault\n \
+         trust-anchor: \"{ds}\"\n aggressive-nsec: yes\n\
+         stub-zone:\n name: \"cdn.test.\"\n stub-addr: 127.0.0.1@{dns}\n",
+        dir.path().display(),
+    );
+    std::fs::write(&config, text_of).unwrap();
+    let mut command = Command::new("unbound");
+    let unbound = Process::start(command.args(["-d", "-p", "-c", config.to_str().unwrap()]), &dir.path().join("unbound.log"));
+    let ask = |question: &[&str]| {
+        let mut dig = Command::new("dig");
+        dig.args(["@127.0.0.1", "-p", &port.to_string(), "+dnssec", "+tries=1", "+time=3"]);
+        text(&dig.args(question).output().unwrap().stdout)
+    };
+    wait_for("the resolver", || ask(&["shop.cdn.test", "A"]).contains("status: NOERROR").then_some(()));
+    for (question, records) in [
+        (&["shop.cdn.test", "A"][..], 3),
+        (&["SHOP.cdn.TEST", "AAAA"], 2),
+        (&["shop.cdn.test", "HTTPS"], 2),
+        (&["cdn.test", "NS"], 2),
+        (&["cdn.test", "SOA"], 2),
+        (&["cdn.test", "CAA"], 2),
+        (&["cdn.test", "DNSKEY"], 2),
+        (&["dns-1.ns.cdn.test", "A"], 2),
+        (&["shop.cdn.test", "MX"], 0),
+        (&["ns.cdn.test", "A"], 0),
+        (&["nowhere.cdn.test", "A"], 0),
+        (&["no.where.cdn.test", "TXT"], 0),
+        (&["dns-1.ns.cdn.test", "AAAA"], 0),
+        // After all these denials, whatever was made of them.
+        (&["shop.cdn.test", "CAA"], 2),
+    ] {
+        let answer = ask(question);
+        let flags = answer.lines().find(|l| l.starts_with(";; flags:")).unwrap_or_default();
+        assert!(flags.contains(" ad;") || flags.contains(" ad "), "{question:?}: {answer}{}", unbound.logged());
+        assert!(flags.contains(&format!("ANSWER: {records},")), "{question:?}: {answer}");
+    }
+    // Who asks for no signatures gets none, and the code that there is no such name.
+    assert_eq!(dig(dns, &["shop.cdn.test", "A"]).len(), 2);
+    assert!(dig_all(dns, &["nowhere.cdn.test", "A"]).contains("status: NXDOMAIN"));
+    let denied = dig_all(dns, &["nowhere.cdn.test", "A", "+dnssec"]);
+    assert!(denied.contains("status: NOERROR") && denied.contains("TYPE128"), "{denied}");
+    let large = dig_all(dns, &["shop.cdn.test", "A", "+dnssec", "+notcp", "+ignore"]);
+    assert!(
+        large.lines().any(|l| l.starts_with(";; MSG SIZE") && l.rsplit(' ').next().unwrap().parse::<u32>().unwrap() <= 1232),
+        "{large}"
+    );
+
+    // It stays signed without any control node, after a restart too; and nothing of the key lies open.
+    network.node("control-1").kill();
+    let node = network.node("dns-1");
+    node.kill();
+    node.start();
+    wait_for("the zone to be signed again", || (signed().len() == 2).then_some(()));
+    network.node("control-1").start();
+    wait_for("the control plane", || network.tidegate(&["dns", "unsign", "cdn.test"]).status.success().then_some(()));
+    wait_for("the zone to be signed no more", || (dig(dns, &["shop.cdn.test", "A", "+dnssec"]).len() == 2).then_some(()));
+}

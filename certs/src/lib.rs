@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ca;
+pub mod dnssec;
 pub mod identity;
 pub mod seal;
 pub mod site;

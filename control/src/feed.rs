@@ -2,10 +2,10 @@
 //!
 //! Invariant: the node has been told of everything through `sent`.
 
-use tidegate_control_state::{Applied, State};
-use tidegate_control_types::command::SealedCertificate;
+use tidegate_control_state::{Applied, Sealed, State};
+use tidegate_control_types::command::{SealedCertificate, SealedDnsKey};
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::{CatchUp, Certificate, Event, Revision, Role, ToNode};
+use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, Revision, Role, ToNode};
 
 #[derive(Debug)]
 pub struct Feed {
@@ -21,8 +21,43 @@ pub struct Behind {
     pub here: Revision,
 }
 
-/// Opens a sealed certificate; `None` where it cannot.
-pub type Unseal<'a> = &'a dyn Fn(&SealedCertificate) -> Option<Certificate>;
+/// Opens what is sealed; `None` where it cannot.
+pub trait Unseal {
+    fn certificate(&self, sealed: &SealedCertificate) -> Option<Certificate>;
+    fn dns_key(&self, sealed: &SealedDnsKey) -> Option<DnsKey>;
+}
+
+/// Who is told of which private keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Of sites' certificates.
+    Edges,
+    /// Of zones' keys.
+    Dns,
+    /// Of none.
+    Others,
+}
+
+impl Audience {
+    #[must_use]
+    pub fn of(role: Role) -> Self {
+        if role.holds_keys() {
+            Self::Edges
+        } else if role.signs_zones() {
+            Self::Dns
+        } else {
+            Self::Others
+        }
+    }
+
+    fn may_know(self, event: &Event) -> bool {
+        match event {
+            Event::Certificate(_) => self == Self::Edges,
+            Event::DnsKey(_) => self == Self::Dns,
+            _ => true,
+        }
+    }
+}
 
 impl Feed {
     /// Begins with what a node of `role` that has applied all through `applied` has missed, purges after `purges_after`
@@ -35,7 +70,7 @@ impl Feed {
         role: Role,
         applied: Option<Revision>,
         purges_after: u64,
-        unseal: Unseal<'_>,
+        unseal: &dyn Unseal,
     ) -> Result<(Self, ToNode), Behind> {
         let mut feed = Self { role, sent: 0 };
         let message = feed.catch_up(state, applied, purges_after, unseal)?;
@@ -53,14 +88,14 @@ impl Feed {
     ///
     /// # Errors
     /// The node is ahead.
-    pub fn again(&mut self, state: &State, unseal: Unseal<'_>) -> Result<ToNode, Behind> {
+    pub fn again(&mut self, state: &State, unseal: &dyn Unseal) -> Result<ToNode, Behind> {
         if Bug::LagWithoutCatchUp.is_planted() {
             return Ok(ToNode::Entries { through: state.applied, entries: Vec::new() });
         }
         self.catch_up(state, Some(Revision::new(state.founding.incarnation, self.sent)), self.sent, unseal)
     }
 
-    fn catch_up(&mut self, state: &State, applied: Option<Revision>, purges_after: u64, unseal: Unseal<'_>) -> Result<ToNode, Behind> {
+    fn catch_up(&mut self, state: &State, applied: Option<Revision>, purges_after: u64, unseal: &dyn Unseal) -> Result<ToNode, Behind> {
         let here = state.revision();
         if let Some(node) = applied.filter(|a| a.incarnation == here.incarnation && a.index > here.index) {
             return Err(Behind { node, here });
@@ -72,14 +107,16 @@ impl Feed {
             Some(_) => (0, u64::MAX),
         };
         let missed = state.missed_since(since, purges_after);
-        let secret = self.role.holds_keys();
-        let certificates = if secret { missed.certificates.iter().filter_map(unseal).collect() } else { Vec::new() };
+        let audience = Audience::of(self.role);
+        let certificates = missed.certificates.iter().filter(|_| audience == Audience::Edges);
+        let dns_keys = missed.dns_keys.iter().filter(|_| audience == Audience::Dns);
         self.sent = here.index;
         let missed = CatchUp {
             floor: missed.floor,
             sites: missed.sites,
             site_names: missed.site_names,
-            certificates,
+            certificates: certificates.filter_map(|c| unseal.certificate(c)).collect(),
+            dns_keys: dns_keys.filter_map(|k| unseal.dns_key(k)).collect(),
             nodes: missed.nodes,
             purges: missed.purges,
         };
@@ -87,25 +124,44 @@ impl Feed {
     }
 }
 
-/// What watchers are told of entries that were just applied; even empty ones move a node's revision, which leases wait for. Where a private
-/// key is among it, also what those are told who may not hold one.
-#[must_use]
-pub fn entries(state: &State, applied: Vec<(u64, Applied)>, unseal: Unseal<'_>) -> (ToNode, Option<ToNode>) {
-    let mut has_keys = false;
-    let mut events = |applied: Applied| {
-        let mut events = applied.events;
-        if let Some(name) = applied.certificate_changed {
-            events.extend(state.certificates().find(|c| c.name == name).and_then(unseal).map(Event::Certificate));
-            has_keys = true;
-        }
-        events
-    };
-    let entries: Vec<_> = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
-    let without_keys = has_keys.then(|| {
-        let mut entries = entries.clone();
-        entries.iter_mut().for_each(|(_, events)| events.retain(|e| !matches!(e, Event::Certificate(_))));
+/// What watchers are told of entries that were just applied; even empty ones move a node's revision, which leases wait for.
+pub struct Told {
+    through: u64,
+    entries: Vec<(u64, Vec<Event>)>,
+    /// There is a private key in it.
+    has_keys: bool,
+}
+
+impl Told {
+    #[must_use]
+    pub fn new(state: &State, applied: Vec<(u64, Applied)>, unseal: &dyn Unseal) -> Self {
+        let mut has_keys = false;
+        let mut events = |applied: Applied| {
+            let mut events = applied.events;
+            has_keys |= applied.sealed.is_some();
+            events.extend(applied.sealed.and_then(|sealed| match sealed {
+                Sealed::Certificate(name) => {
+                    state.certificates().find(|c| c.name == name).and_then(|c| unseal.certificate(c)).map(Event::Certificate)
+                }
+                Sealed::DnsKey(zone) => state.dns_key(&zone).and_then(|k| unseal.dns_key(k)).map(Event::DnsKey),
+            }));
+            events
+        };
+        let entries = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
+        Self { through: state.applied, entries, has_keys }
+    }
+
+    /// Whether all are told the same.
+    #[must_use]
+    pub fn is_for_all(&self) -> bool {
+        !self.has_keys
+    }
+
+    #[must_use]
+    pub fn to(&self, audience: Audience) -> ToNode {
+        let mut entries = self.entries.clone();
+        entries.iter_mut().for_each(|(_, events)| events.retain(|e| audience.may_know(e)));
         entries.retain(|(_, events)| !events.is_empty());
-        ToNode::Entries { through: state.applied, entries }
-    });
-    (ToNode::Entries { through: state.applied, entries }, without_keys)
+        ToNode::Entries { through: self.through, entries }
+    }
 }

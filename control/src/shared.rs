@@ -1,7 +1,7 @@
 //! What all parts of a control node's rim share, and the thread that runs the driver.
 
 use crate::ControlError;
-use crate::feed;
+use crate::feed::{Audience, Told, Unseal};
 use crate::heard::Heard;
 use crate::peers::Peers;
 use crate::questions::Questions;
@@ -17,9 +17,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::{Refusal, State};
-use tidegate_control_types::command::SealedCertificate;
+use tidegate_control_types::command::{SealedCertificate, SealedDnsKey};
 use tidegate_control_types::lease::Grant;
-use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, Incarnation, NodeName, wire};
+use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, DnsKey, Incarnation, NodeName, wire};
 use tidegate_node::link::Links;
 use tidegate_node::{CurrentCredentials, SystemClock};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -36,8 +36,9 @@ pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Broadcast {
     Entries {
         through: u64,
-        with_keys: Bytes,
-        without_keys: Bytes,
+        for_edges: Bytes,
+        for_dns: Bytes,
+        for_others: Bytes,
     },
     /// For every node, as a frame.
     Question(Bytes),
@@ -263,22 +264,9 @@ impl Control {
         Ok(Ca::open(&founding.ca_certificate, &key)?)
     }
 
-    /// A site's certificate as edges get it, its key unsealed.
-    #[must_use]
-    pub fn unsealed(&self, sealed: &SealedCertificate) -> Option<Certificate> {
-        match self.cluster_key.open(&format!("certificate {}", sealed.name), &sealed.sealed_key) {
-            Ok(key) => Some(Certificate {
-                name: sealed.name.clone(),
-                chain: sealed.chain.clone(),
-                key,
-                hosts: sealed.hosts.clone(),
-                not_after: sealed.not_after,
-            }),
-            Err(error) => {
-                tracing::error!(certificate = sealed.name, %error, "a certificate cannot be unsealed");
-                None
-            }
-        }
+    fn unsealed(&self, context: &str, sealed: &[u8]) -> Option<Vec<u8>> {
+        let opened = self.cluster_key.open(context, sealed);
+        opened.inspect_err(|error| tracing::error!(key = context, %error, "a private key cannot be unsealed")).ok()
     }
 
     fn publish(&self, output: Output) {
@@ -289,11 +277,31 @@ impl Control {
         if self.broadcast.receiver_count() > 0 {
             let state = self.raft.state.read();
             let through = state.applied;
-            let (with_keys, without_keys) = feed::entries(&state, output.applied, &|c| self.unsealed(c));
-            let (with_keys, without_keys) = (Bytes::from(wire::frame(&with_keys)), without_keys.map(|m| wire::frame(&m).into()));
-            let without_keys = without_keys.unwrap_or_else(|| with_keys.clone());
-            let _ = self.broadcast.send(Broadcast::Entries { through, with_keys, without_keys });
+            let told = Told::new(&state, output.applied, self);
+            let frame = |audience| Bytes::from(wire::frame(&told.to(audience)));
+            let for_others = frame(Audience::Others);
+            let other = |audience| if told.is_for_all() { for_others.clone() } else { frame(audience) };
+            let (for_edges, for_dns) = (other(Audience::Edges), other(Audience::Dns));
+            let _ = self.broadcast.send(Broadcast::Entries { through, for_edges, for_dns, for_others });
         }
+    }
+}
+
+/// As those get them who may.
+impl Unseal for Control {
+    fn certificate(&self, sealed: &SealedCertificate) -> Option<Certificate> {
+        Some(Certificate {
+            name: sealed.name.clone(),
+            chain: sealed.chain.clone(),
+            key: self.unsealed(&format!("certificate {}", sealed.name), &sealed.sealed_key)?,
+            hosts: sealed.hosts.clone(),
+            not_after: sealed.not_after,
+        })
+    }
+
+    fn dns_key(&self, sealed: &SealedDnsKey) -> Option<DnsKey> {
+        let key = self.unsealed(&format!("zone {}", sealed.zone), &sealed.sealed_key)?;
+        Some(DnsKey { zone: sealed.zone.clone(), public: sealed.public.clone(), key })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Watch streams of cache nodes, at any control node: what a node missed, then every entry as it is applied; its
 //! acknowledgements and askings for a lease go on to the leader.
 
-use crate::feed::Feed;
+use crate::feed::{Audience, Feed};
 use crate::shared::{Broadcast, Control};
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -71,7 +71,7 @@ impl Session {
         if !self.is_removed(&mut out).await? {
             let missed = {
                 let state = self.control.raft.state.read();
-                Feed::open(&state, self.role, applied, purges_after, &|c| self.control.unsealed(c)).map_err(|e| e.to_string())?
+                Feed::open(&state, self.role, applied, purges_after, &*self.control).map_err(|e| e.to_string())?
             };
             feed = Some(missed.0);
             send(&mut out, wire::frame(&missed.1).into()).await?;
@@ -82,9 +82,14 @@ impl Session {
                 message = next(&mut incoming, &mut frames) => self.hear(message?, &leases)?,
                 update = updates.recv() => match update {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) if self.is_removed(&mut out).await? => feed = None,
-                    Ok(Broadcast::Entries { through, with_keys, without_keys }) => {
+                    Ok(Broadcast::Entries { through, for_edges, for_dns, for_others }) => {
                         if feed.as_mut().is_some_and(|f| f.is_news(through)) {
-                            send(&mut out, if self.role.holds_keys() { with_keys } else { without_keys }).await?;
+                            let frame = match Audience::of(self.role) {
+                                Audience::Edges => for_edges,
+                                Audience::Dns => for_dns,
+                                Audience::Others => for_others,
+                            };
+                            send(&mut out, frame).await?;
                         }
                     }
                     Ok(Broadcast::Question(frame)) => {
@@ -93,7 +98,7 @@ impl Session {
                         }
                     }
                     Ok(Broadcast::Restored) | Err(broadcast::error::RecvError::Lagged(_)) => {
-                        let missed = feed.as_mut().map(|f| f.again(&self.control.raft.state.read(), &|c| self.control.unsealed(c)));
+                        let missed = feed.as_mut().map(|f| f.again(&self.control.raft.state.read(), &*self.control));
                         if let Some(missed) = missed {
                             send(&mut out, wire::frame(&missed.map_err(|e| e.to_string())?).into()).await?;
                         }

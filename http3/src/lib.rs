@@ -24,9 +24,9 @@ pub use received::Received;
 pub use routing::{Port, ports};
 pub use server::{EarlyData, ServerSettings, serve};
 
-/// What a fuzzer needs: the parsers of what a peer sends.
+/// What a fuzzer and a load generator need: the parsers of what a peer sends, and the writers of what it reads.
 pub mod parsers {
     pub use crate::code::Broken;
     pub use crate::frame::{Frame, Frames, Kind};
-    pub use crate::message::{headers_frame, request, trailers};
+    pub use crate::message::{headers_frame, request, request_frame, response_status, trailers};
 }

@@ -190,6 +190,32 @@ pub fn headers_frame(status: Option<StatusCode>, headers: &HeaderMap) -> Bytes {
     bytes.freeze()
 }
 
+/// A HEADERS frame: the head of a request without fields, as a client writes it.
+#[must_use]
+pub fn request_frame(method: &str, authority: &str, path: &str) -> Bytes {
+    let (mut section, mut bytes) = (BytesMut::new(), BytesMut::new());
+    qpack::begin(&mut section);
+    for (name, value) in [(":method", method), (":scheme", "https"), (":authority", authority), (":path", path)] {
+        qpack::field(name, value.as_bytes(), false, &mut section);
+    }
+    frame::head(frame::HEADERS, section.len(), &mut bytes);
+    bytes.put_slice(&section);
+    bytes.freeze()
+}
+
+/// The status of a response's head.
+#[must_use]
+pub fn response_status(section: &[u8]) -> Option<u16> {
+    let mut status = None;
+    let read = qpack::decode(section, usize::MAX, |name, value| {
+        if name == b":status" {
+            status = std::str::from_utf8(&value).ok().and_then(|v| v.parse().ok());
+        }
+        Ok::<_, SectionError>(())
+    });
+    status.filter(|_| read.is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

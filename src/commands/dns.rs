@@ -4,10 +4,11 @@ use super::role::Role;
 use super::{Api, Done, Failure, block_on};
 use crate::output;
 use clap::{Args, Subcommand};
+use http::Method;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tidegate_control_types::api::{SteeringRequest, SteeringView};
+use tidegate_control_types::api::{SteeringRequest, SteeringView, ZoneRequest, ZoneView};
 use tidegate_control_types::explain::SteeredEdge;
 
 #[derive(Args)]
@@ -27,6 +28,12 @@ pub struct Dns {
 enum Command {
     /// Where each dns node sends a client for a site, and why
     Explain(Explain),
+    /// Sign a zone from now on (DNSSEC)
+    Sign(Zone),
+    /// The DS record of a signed zone, for its parent
+    Ds(Zone),
+    /// Sign a zone no longer: only once its DS record has been gone from the parent for as long as caches keep it
+    Unsign(Zone),
 }
 
 #[derive(Args)]
@@ -48,9 +55,55 @@ impl Dns {
     pub fn run(self) -> Done {
         match (self.command, self.config) {
             (Some(Command::Explain(explain)), _) => explain.run(),
+            (Some(Command::Sign(zone)), _) => zone.sign(),
+            (Some(Command::Ds(zone)), _) => zone.ds(),
+            (Some(Command::Unsign(zone)), _) => zone.unsign(),
             (None, Some(config)) => Role { config, check: self.check }.dns(),
             (None, None) => Err(Failure::usage("which settings? tidegate dns --config FILE; or tidegate dns explain NAME --client ADDR")),
         }
+    }
+}
+
+#[derive(Args)]
+struct Zone {
+    /// As cdn.example.net
+    zone: String,
+    #[command(flatten)]
+    api: Api,
+}
+
+impl Zone {
+    fn sign(self) -> Done {
+        block_on(async {
+            let view: ZoneView = self.api.client()?.post("/v1/dns/zones", &ZoneRequest { zone: self.zone.clone() }).await?;
+            if !self.api.json {
+                output::line("signed. Once every dns node has the key (tidegate status), put this into the parent zone:");
+            }
+            self.show(&view)
+        })
+    }
+
+    fn ds(self) -> Done {
+        block_on(async {
+            let view: ZoneView = self.api.client()?.get(&format!("/v1/dns/zones/{}", self.zone)).await?;
+            self.show(&view)
+        })
+    }
+
+    fn unsign(self) -> Done {
+        block_on(async {
+            self.api.client()?.act(Method::DELETE, &format!("/v1/dns/zones/{}", self.zone)).await?;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+
+    fn show(&self, v: &ZoneView) -> Done {
+        if self.api.json {
+            output::json(v);
+        } else {
+            output::line(&format!("{}. IN DS {} {} {} {}", v.zone, v.key_tag, v.algorithm, v.digest_type, v.digest));
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_certs::SealingKey;
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::{CatchUp, Certificate, Event, NodeName, NodeState, Revision, SiteName, SiteState, WallTime, wire};
+use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, NodeName, NodeState, Revision, SiteName, SiteState, WallTime, wire};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {
@@ -20,6 +20,8 @@ pub struct Network {
     /// Shared maps: a step that is purges alone copies none of them.
     pub sites: Arc<BTreeMap<SiteName, Arc<SiteState>>>,
     pub certificates: Arc<BTreeMap<String, Certificate>>,
+    /// By zone.
+    pub dns_keys: Arc<BTreeMap<String, DnsKey>>,
     pub nodes: Arc<BTreeMap<NodeName, NodeState>>,
 }
 
@@ -29,6 +31,8 @@ pub struct Update {
     pub revision: Revision,
     /// Under another incarnation than before, or the first of all: what a worker knew of purges is void.
     pub fresh: bool,
+    /// What the node missed while it was away: its certificates, keys and nodes are in `network`, and in no entry.
+    pub missed: bool,
     /// Purges up to this index may be missing (0: none are).
     pub floor: u64,
     /// Entries of the log with what they changed.
@@ -42,7 +46,10 @@ impl Update {
     /// not serve by rules that the control plane believes gone.
     #[must_use]
     pub fn changes_configuration(&self) -> bool {
-        self.fresh || self.floor > 0 || self.entries.iter().flat_map(|(_, events)| events).any(|e| !matches!(e, Event::Purged(_)))
+        self.fresh
+            || self.missed
+            || self.floor > 0
+            || self.entries.iter().flat_map(|(_, events)| events).any(|e| !matches!(e, Event::Purged(_)))
     }
 }
 
@@ -50,7 +57,14 @@ const CONTEXT: &str = "network";
 
 impl Network {
     fn empty(revision: Revision) -> Self {
-        Self { revision, heard: WallTime(0), sites: Arc::default(), certificates: Arc::default(), nodes: Arc::default() }
+        Self {
+            revision,
+            heard: WallTime(0),
+            sites: Arc::default(),
+            certificates: Arc::default(),
+            dns_keys: Arc::default(),
+            nodes: Arc::default(),
+        }
     }
 
     /// The step that a worker starts with after a restart: it remembers no purges.
@@ -58,7 +72,14 @@ impl Network {
     pub fn restart(self: &Arc<Self>) -> Update {
         let sites = self.sites.values().map(|s| Event::Site(Box::new((**s).clone()))).collect();
         let index = self.revision.index;
-        Update { revision: self.revision, fresh: true, floor: index, entries: vec![(index, sites)], network: Arc::clone(self) }
+        Update {
+            revision: self.revision,
+            fresh: true,
+            missed: false,
+            floor: index,
+            entries: vec![(index, sites)],
+            network: Arc::clone(self),
+        }
     }
 
     /// The step that a catch-up makes from `old` (or from nothing). `all_purges`: it holds all purges that the control plane
@@ -80,13 +101,14 @@ impl Network {
         // Sites first: a purge of a site that is not known yet would be lost.
         let entries: Vec<_> = std::iter::once((index, first)).chain(purges).collect();
         new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), c)).collect());
+        new.dns_keys = Arc::new(missed.dns_keys.into_iter().map(|k| (k.zone.clone(), k)).collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
         (new.revision, new.heard) = (revision, heard);
         // Who begins with this log and holds nothing is told of none of its earlier purges. It may hold what it fetched because
         // another node, which knew this log already, demanded something of it.
         let told = all_purges || same.is_some() || Bug::FreshLogWithoutFloor.is_planted();
         let floor = if told { missed.floor } else { index };
-        Update { revision, fresh: all_purges || same.is_none(), floor, entries, network: Arc::new(new) }
+        Update { revision, fresh: all_purges || same.is_none(), missed: true, floor, entries, network: Arc::new(new) }
     }
 
     /// The step that entries of the log make; those at or before this revision are left out.
@@ -97,7 +119,7 @@ impl Network {
         let mut new = (**self).clone();
         entries.iter().flat_map(|(_, events)| events).for_each(|e| new.apply(e));
         (new.revision, new.heard) = (revision, heard);
-        Update { revision, fresh: false, floor: 0, entries, network: Arc::new(new) }
+        Update { revision, fresh: false, missed: false, floor: 0, entries, network: Arc::new(new) }
     }
 
     fn apply(&mut self, event: &Event) {
@@ -114,6 +136,12 @@ impl Network {
             }
             Event::CertificateRemoved(name) => {
                 Arc::make_mut(&mut self.certificates).remove(name);
+            }
+            Event::DnsKey(key) => {
+                Arc::make_mut(&mut self.dns_keys).insert(key.zone.clone(), key.clone());
+            }
+            Event::DnsKeyRemoved(zone) => {
+                Arc::make_mut(&mut self.dns_keys).remove(zone);
             }
             Event::Node(node) => {
                 Arc::make_mut(&mut self.nodes).insert(node.name.clone(), node.clone());
@@ -189,6 +217,16 @@ mod tests {
         assert_eq!(v.entries[0].1, [Event::SiteRemoved("a".parse().unwrap())]);
         let w = Network::caught_up(Some(&u.network), at(2, 3), CatchUp { sites: vec![site("b", 2)], ..next }, false, WallTime(0));
         assert!(w.fresh && w.revision == at(2, 3));
+    }
+
+    #[test]
+    fn a_catch_up_counts_as_a_change_whatever_was_missed() {
+        let u = Network::caught_up(None, at(1, 5), CatchUp::default(), false, WallTime(0));
+        let key = DnsKey { zone: "cdn.test".into(), public: vec![1], key: vec![2] };
+        let v = Network::caught_up(Some(&u.network), at(1, 9), CatchUp { dns_keys: vec![key], ..CatchUp::default() }, false, WallTime(0));
+        assert!(v.changes_configuration() && !v.fresh && v.network.dns_keys.contains_key("cdn.test"));
+        let w = v.network.followed(10, vec![(10, vec![Event::DnsKeyRemoved("cdn.test".into())])], WallTime(0));
+        assert!(w.changes_configuration() && w.network.dns_keys.is_empty());
     }
 
     #[test]

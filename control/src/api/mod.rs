@@ -7,6 +7,7 @@ mod purges;
 mod sites;
 mod status;
 mod tokens;
+mod zones;
 
 use crate::shared::{Control, NotNow};
 use axum::Router;
@@ -57,6 +58,8 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/sites/{name}/rollback", post(sites::rollback))
         .route("/v1/explain", post(explain::explain))
         .route("/v1/dns/explain", post(explain::steering))
+        .route("/v1/dns/zones", post(zones::sign))
+        .route("/v1/dns/zones/{zone}", get(zones::show).delete(zones::unsign))
         .route("/v1/purges", post(purges::purge))
         .route("/v1/purges/{index}", get(purges::receipt))
         .route("/v1/nodes", get(nodes::list))

@@ -2,7 +2,7 @@
 
 use crate::purges::PurgeRecord;
 use crate::sites::{SiteRecord, SiteVersion};
-use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, NodeRecord, Removal, State};
+use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, MOST_ZONES, NodeRecord, Removal, State};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{SiteSpec, WhenDetached};
 use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
@@ -27,9 +27,18 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
     pub outcome: Result<(), Refusal>,
-    /// Certificates come with [`State::certificates`]; the name of one that changed is here.
+    /// Without what holds a private key: that is in [`Applied::sealed`].
     pub events: Vec<Event>,
-    pub certificate_changed: Option<String>,
+    pub sealed: Option<Sealed>,
+}
+
+/// What changed of what is sealed: it comes with the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// By its name.
+    Certificate(String),
+    /// By its zone.
+    DnsKey(String),
 }
 
 type Changed = Result<Vec<Event>, Refusal>;
@@ -40,8 +49,9 @@ impl State {
         let Command { at, by, change } = command;
         self.now = self.now.max(at);
         let what = describe(&change);
-        let certificate_changed = match &change {
-            Change::CertificatePut { certificate } => Some(certificate.name.clone()),
+        let sealed = match &change {
+            Change::CertificatePut { certificate } => Some(Sealed::Certificate(certificate.name.clone())),
+            Change::DnsKeyPut { key } => Some(Sealed::DnsKey(key.zone.clone())),
             _ => None,
         };
         let done = match change {
@@ -73,6 +83,11 @@ impl State {
             Change::CertificateRemove { name } => {
                 removed(&mut self.certificates, &name, "certificate").map(|_| vec![Event::CertificateRemoved(name)])
             }
+            Change::DnsKeyPut { key } if self.dns_keys.contains_key(&key.zone) => {
+                Err(Refusal::Conflict(format!("the zone {} is signed already", key.zone)))
+            }
+            Change::DnsKeyPut { key } => limited(&mut self.dns_keys, key.zone.clone(), key, MOST_ZONES, "signed zones"),
+            Change::DnsKeyRemove { zone } => removed(&mut self.dns_keys, &zone, "signed zone").map(|_| vec![Event::DnsKeyRemoved(zone)]),
             Change::MemberPut { id, name, address } => {
                 self.members.insert(id, (name, address));
                 Ok(Vec::new())
@@ -90,8 +105,8 @@ impl State {
             self.audit.push_back(AuditRecord { index, at, by, what });
         }
         match done {
-            Ok(events) => Applied { outcome: Ok(()), events, certificate_changed },
-            Err(refusal) => Applied { outcome: Err(refusal), events: Vec::new(), certificate_changed: None },
+            Ok(events) => Applied { outcome: Ok(()), events, sealed },
+            Err(refusal) => Applied { outcome: Err(refusal), events: Vec::new(), sealed: None },
         }
     }
 
@@ -281,5 +296,7 @@ fn describe(change: &Change) -> Option<String> {
         Change::CertificateRemove { name } => format!("certificate {name} removed"),
         Change::MemberPut { id, name, .. } => format!("control node {name} ({id}) put"),
         Change::MemberRemove { id } => format!("control node {id} removed"),
+        Change::DnsKeyPut { key } => format!("zone {} signed", key.zone),
+        Change::DnsKeyRemove { zone } => format!("zone {zone} no longer signed"),
     })
 }

@@ -7,14 +7,14 @@ mod apply;
 mod purges;
 mod sites;
 
-pub use apply::{Applied, Refusal};
+pub use apply::{Applied, Refusal, Sealed};
 pub use purges::PurgeRecord;
 pub use sites::{SiteRecord, SiteVersion};
 
 use purges::Purges;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use tidegate_control_types::command::{Founding, SealedCertificate};
+use tidegate_control_types::command::{Founding, SealedCertificate, SealedDnsKey};
 use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
@@ -25,6 +25,7 @@ use tidegate_control_types::{Incarnation, LeaseTerms, NodeName, NodeState, Purge
 pub const MOST_SITES: usize = 100_000;
 pub const MOST_NODES: usize = 10_000;
 pub const MOST_TOKENS: usize = 10_000;
+pub const MOST_ZONES: usize = 100;
 pub const MOST_AUDIT: usize = 10_000;
 /// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
@@ -47,6 +48,7 @@ pub struct State {
     tokens: BTreeMap<String, TokenRecord>,
     joins: BTreeMap<String, JoinRecord>,
     certificates: BTreeMap<String, (u64, SealedCertificate)>,
+    dns_keys: BTreeMap<String, SealedDnsKey>,
     members: BTreeMap<u64, (NodeName, String)>,
     purges: Purges,
     audit: VecDeque<AuditRecord>,
@@ -83,6 +85,7 @@ pub struct Missed {
     pub sites: Vec<SiteState>,
     pub site_names: Vec<SiteName>,
     pub certificates: Vec<SealedCertificate>,
+    pub dns_keys: Vec<SealedDnsKey>,
     pub nodes: Vec<NodeState>,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }
@@ -103,6 +106,7 @@ impl State {
             tokens: BTreeMap::new(),
             joins: BTreeMap::new(),
             certificates: BTreeMap::new(),
+            dns_keys: BTreeMap::new(),
             members: BTreeMap::new(),
             purges: Purges::starting_at(index),
             audit: VecDeque::new(),
@@ -200,6 +204,11 @@ impl State {
         self.certificates.values().map(|(_, c)| c)
     }
 
+    #[must_use]
+    pub fn dns_key(&self, zone: &str) -> Option<&SealedDnsKey> {
+        self.dns_keys.get(zone)
+    }
+
     pub fn members(&self) -> impl Iterator<Item = (u64, &NodeName, &str)> {
         self.members.iter().map(|(id, (name, address))| (*id, name, address.as_str()))
     }
@@ -269,6 +278,7 @@ impl State {
             sites: self.sites.values().filter(|s| s.revision() > applied).map(SiteRecord::state).collect(),
             site_names: self.sites.keys().cloned().collect(),
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
+            dns_keys: self.dns_keys.values().cloned().collect(),
             nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),
             purges,
         }

@@ -73,6 +73,25 @@ pub struct NodeSteered {
     pub steered: Option<Steered>,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZoneRequest {
+    pub zone: String,
+}
+
+/// A signed zone, in the words of the DS record that belongs into its parent (RFC 4034 section 5).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ZoneView {
+    pub zone: String,
+    pub key_tag: u16,
+    /// 13: ECDSA P-256 with SHA-256 (RFC 6605).
+    pub algorithm: u8,
+    /// 2: SHA-256 (RFC 4509).
+    pub digest_type: u8,
+    /// Hexadecimal.
+    pub digest: String,
+}
+
 /// A purge and how far it has come: the answer to the purge and, later, its receipt.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Receipt {

@@ -83,6 +83,13 @@ pub enum Change {
     MemberRemove {
         id: u64,
     },
+    /// A zone is signed from now on (RFC 4033).
+    DnsKeyPut {
+        key: SealedDnsKey,
+    },
+    DnsKeyRemove {
+        zone: String,
+    },
 }
 
 /// A certificate whose private key is sealed under the cluster key.
@@ -95,6 +102,16 @@ pub struct SealedCertificate {
     pub hosts: Vec<String>,
     pub not_before: WallTime,
     pub not_after: WallTime,
+}
+
+/// What a zone is signed with, sealed under the cluster key: ECDSA P-256 (RFC 6605).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedDnsKey {
+    /// In lower case, without a dot at its end.
+    pub zone: String,
+    /// As it stands in the DNSKEY record.
+    pub public: Vec<u8>,
+    pub sealed_key: Vec<u8>,
 }
 
 /// The first state of a cluster, written by `control init`.

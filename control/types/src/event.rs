@@ -42,6 +42,21 @@ impl std::fmt::Debug for Certificate {
     }
 }
 
+/// What a zone is signed with, in clear: only inside mutual TLS and in memory, and for nodes that answer for the zone alone.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsKey {
+    pub zone: String,
+    pub public: Vec<u8>,
+    /// PKCS #8 DER.
+    pub key: Vec<u8>,
+}
+
+impl std::fmt::Debug for DnsKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DnsKey").field("zone", &self.zone).finish_non_exhaustive()
+    }
+}
+
 /// What applying one entry changed, for those who watch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -52,6 +67,8 @@ pub enum Event {
     CertificateRemoved(String),
     Node(NodeState),
     NodeRemoved(NodeName),
+    DnsKey(DnsKey),
+    DnsKeyRemoved(String),
 }
 
 /// All that a node at an earlier revision missed.
@@ -63,6 +80,7 @@ pub struct CatchUp {
     pub sites: Vec<SiteState>,
     pub site_names: Vec<SiteName>,
     pub certificates: Vec<Certificate>,
+    pub dns_keys: Vec<DnsKey>,
     pub nodes: Vec<NodeState>,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }

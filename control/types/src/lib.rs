@@ -22,7 +22,7 @@ pub mod token;
 pub mod wire;
 
 pub use command::{Change, Command};
-pub use event::{CatchUp, Certificate, Event, FromNode, SiteState, ToNode};
+pub use event::{CatchUp, Certificate, DnsKey, Event, FromNode, SiteState, ToNode};
 pub use lease::LeaseTerms;
 pub use name::{NodeName, SiteName};
 pub use node::{EdgeStanding, NodeReport, NodeState, Role};

@@ -32,6 +32,12 @@ impl Role {
         matches!(self, Self::Edge | Self::Shield)
     }
 
+    /// Whether it is told of the keys that zones are signed with.
+    #[must_use]
+    pub fn signs_zones(self) -> bool {
+        self == Self::Dns
+    }
+
     /// Whether it is told of sites' private keys.
     #[must_use]
     pub fn holds_keys(self) -> bool {

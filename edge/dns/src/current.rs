@@ -6,12 +6,13 @@
 use crate::loads::Loads;
 use crate::probe::Probes;
 use crate::settings::ZoneSettings;
+use crate::sign::Signer;
 use crate::table::{Edge, NameServer, Table};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use tidegate_control_types::{BootTime, EdgeStanding, NodeName, Role, SiteName, SiteState};
+use tidegate_control_types::{BootTime, DnsKey, EdgeStanding, NodeName, Role, SiteName, SiteState};
 use tidegate_node::network::Network;
 use tokio::sync::Notify;
 
@@ -20,6 +21,8 @@ pub struct Current {
     heard: Mutex<Heard>,
     /// `None` until there is a network.
     table: RwLock<Option<Arc<Table>>>,
+    /// With what its zone is signed, and the key that this was made of.
+    signer: RwLock<Option<(Arc<Signer>, DnsKey)>>,
     is_told: Notify,
 }
 
@@ -39,7 +42,7 @@ struct Heard {
 impl Current {
     #[must_use]
     pub fn new(zone: ZoneSettings) -> Arc<Self> {
-        Arc::new(Self { zone, heard: Mutex::default(), table: RwLock::new(None), is_told: Notify::new() })
+        Arc::new(Self { zone, heard: Mutex::default(), table: RwLock::new(None), signer: RwLock::new(None), is_told: Notify::new() })
     }
 
     #[must_use]
@@ -47,7 +50,26 @@ impl Current {
         self.table.read().clone()
     }
 
+    #[must_use]
+    pub fn signer(&self) -> Option<Arc<Signer>> {
+        self.signer.read().as_ref().map(|(signer, _)| Arc::clone(signer))
+    }
+
+    fn take_key(&self, network: &Network) {
+        let zone = self.zone.name.to_lowercase().to_ascii();
+        let key = network.dns_keys.get(zone.trim_end_matches('.'));
+        if self.signer.read().as_ref().map(|(_, key)| key) == key {
+            return;
+        }
+        let signer = key.and_then(|k| Some((Arc::new(Signer::new(&self.zone.name, &k.key)?), k.clone())));
+        if key.is_some() && signer.is_none() {
+            tracing::error!(zone, "the key of the zone is of no use: it is not signed");
+        }
+        *self.signer.write() = signer;
+    }
+
     pub fn network(&self, network: &Arc<Network>) {
+        self.take_key(network);
         let mut heard = self.heard.lock();
         heard.network = Some(Arc::clone(network));
         self.publish(&heard);
@@ -157,6 +179,7 @@ mod tests {
             heard: WallTime(0),
             sites: Arc::new([(site.spec.name.clone(), Arc::new(site))].into()),
             certificates: Arc::default(),
+            dns_keys: Arc::default(),
             nodes: Arc::new(nodes.into()),
         })
     }

@@ -18,6 +18,7 @@ mod respond;
 mod run;
 mod server;
 mod settings;
+mod sign;
 #[cfg(test)]
 mod simulation;
 pub mod steer;
@@ -31,4 +32,5 @@ pub use probe::ProbeSettings;
 pub use respond::{MOST_UDP, Responder, Transport};
 pub use run::{Bound, run};
 pub use settings::{DnsSettings, ZoneSettings};
+pub use sign::Signer;
 pub use table::{Edge, NameServer, Table};

@@ -4,13 +4,14 @@
 //! that a packet says makes this node send more than one packet, to where it came from.
 
 use crate::networks::{self, Networks};
+use crate::sign::Signer;
 use crate::steer::Client;
 use crate::table::Table;
 use crate::zone::{self, Answered, DecidedBy};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::HINFO;
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption, NSIDPayload};
-use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use std::net::IpAddr;
 
 /// Bytes that fit into one packet everywhere, so that nothing is fragmented (DNS flag day 2020).
@@ -40,6 +41,8 @@ pub enum Transport {
 pub struct Responder<'a> {
     pub table: &'a Table,
     pub networks: &'a Networks,
+    /// With what the zone is signed, if it is, and the time: seconds since 1970.
+    pub signer: Option<(&'a Signer, u32)>,
     /// What this node calls itself to who asks (NSID, RFC 5001).
     pub name: &'a str,
     /// Near whoever is in no network of the table: who asks this node is near it, for want of better.
@@ -150,7 +153,19 @@ impl Responder<'_> {
         let (near, of_regions) = self.networks.find(client);
         let near = if near.is_empty() { self.region } else { near };
         let (network, of_network) = networks::network(client, of_regions);
-        let (answered, decided_by) = zone::answer(self.table, question.name(), question.query_type, Client { near, network });
+        let signed = self.signer.filter(|_| query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok));
+        let is_zone = question.name().eq_ignore_root(&self.table.zone);
+        let of_signer = self.signer.filter(|_| is_zone).and_then(|(s, _)| s.records(question.query_type));
+        let (answered, decided_by) = match of_signer {
+            Some(record) => (Answered::Records(vec![record], zone::STABLE_TTL), DecidedBy::Nothing),
+            None => zone::answer(self.table, question.name(), question.query_type, Client { near, network }),
+        };
+        // Types that a name has, without the one that it was asked for in vain.
+        let denied = |name: &Name, is_zone: bool| {
+            let own: &[RecordType] = if is_zone { &Signer::OF_THE_ZONE } else { &[] };
+            let types = zone::types(self.table, name)?.into_iter().chain(own.iter().copied());
+            Some(types.filter(|t| *t != question.query_type).collect::<Vec<_>>())
+        };
         if let (Some(subnet), Some(edns)) = (subnet, response.edns.as_mut()) {
             // For which clients it counts (RFC 7871 section 7.2.1): for all, where the client had no say in it.
             let scope = match decided_by {
@@ -166,7 +181,14 @@ impl Responder<'_> {
             Answered::NxDomain => {
                 response.metadata.authoritative = true;
                 response.add_authority(zone::negative(self.table));
-                ResponseCode::NXDomain
+                match signed {
+                    Some((signer, _)) => {
+                        // One record says so; the code that goes with it would ask for another (RFC 9824 section 3).
+                        response.add_authority(signer.denial(question.name(), None, zone::NEGATIVE_TTL));
+                        ResponseCode::NoError
+                    }
+                    None => ResponseCode::NXDomain,
+                }
             }
             Answered::NoData => {
                 response.metadata.authoritative = true;
@@ -175,6 +197,10 @@ impl Responder<'_> {
                     response.add_answer(Record::from_rdata(question.name().clone(), ANY_TTL, hinfo));
                 } else {
                     response.add_authority(zone::negative(self.table));
+                    if let Some((signer, _)) = signed {
+                        let types = denied(question.name(), is_zone).unwrap_or_default();
+                        response.add_authority(signer.denial(question.name(), Some(&types), zone::NEGATIVE_TTL));
+                    }
                 }
                 ResponseCode::NoError
             }
@@ -184,6 +210,10 @@ impl Responder<'_> {
                 ResponseCode::NoError
             }
         };
+        if let Some((signer, now)) = signed {
+            signer.sign(&mut response.answers, now);
+            signer.sign(&mut response.authorities, now);
+        }
         with_code(response, code)
     }
 }

@@ -41,7 +41,10 @@ pub struct Answers {
 impl Answers {
     fn to(&self, packet: &[u8], source: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
         let table = self.current.table()?;
-        let responder = Responder { table: &table, networks: &self.networks, name: &self.name, region: &self.region };
+        let signer = self.current.signer();
+        let now = u32::try_from(self.clock.wall().as_secs()).unwrap_or(u32::MAX);
+        let signer = signer.as_deref().map(|s| (s, now));
+        let responder = Responder { table: &table, networks: &self.networks, signer, name: &self.name, region: &self.region };
         let answer = responder.respond(packet, source.ip().to_canonical(), transport);
         self.figures.asked(transport, answer.is_some());
         answer

@@ -192,6 +192,7 @@ fn network(edges: &[Edge]) -> Arc<Network> {
         heard: WallTime(0),
         sites: Arc::new((0..SITES).map(site).collect()),
         certificates: Arc::default(),
+        dns_keys: Arc::default(),
         nodes: Arc::new(nodes),
     })
 }

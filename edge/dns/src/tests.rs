@@ -66,7 +66,7 @@ fn with_option(mut query: Message, option: Option<EdnsOption>) -> Message {
 
 fn ask_over(table: &Table, query: &Message, source: IpAddr, transport: Transport) -> Message {
     let networks: Networks = NETWORKS.parse().unwrap();
-    let responder = Responder { table, networks: &networks, name: "d1", region: &[] };
+    let responder = Responder { table, networks: &networks, signer: None, name: "d1", region: &[] };
     Message::from_vec(&responder.respond(&query.to_vec().unwrap(), source, transport).unwrap()).unwrap()
 }
 
@@ -144,7 +144,7 @@ fn edges_behind_one_address_are_named_once() {
 fn whoever_is_in_no_network_is_taken_for_near_this_node() {
     let (t, networks) = (table(), NETWORKS.parse().unwrap());
     let region = ["us".to_owned()];
-    let responder = Responder { table: &t, networks: &networks, name: "d1", region: &region };
+    let responder = Responder { table: &t, networks: &networks, signer: None, name: "d1", region: &region };
     let asked = query("shop.cdn.example.net.", RecordType::A).to_vec().unwrap();
     let to = |source: &str| {
         let answer = responder.respond(&asked, source.parse().unwrap(), Transport::Udp).unwrap();
@@ -211,7 +211,7 @@ fn what_is_no_question_for_us_is_said_or_ignored() {
     let networks = Networks::default();
     let (table, bytes) = (table(), query("shop.cdn.example.net.", RecordType::A).to_vec().unwrap());
     let respond = |packet: &[u8]| {
-        Responder { table: &table, networks: &networks, name: "d1", region: &[] }.respond(packet, SOMEWHERE, Transport::Udp)
+        Responder { table: &table, networks: &networks, signer: None, name: "d1", region: &[] }.respond(packet, SOMEWHERE, Transport::Udp)
     };
     let mut response = bytes.clone();
     response[2] |= 0x80;
@@ -235,7 +235,7 @@ fn what_does_not_fit_is_cut_short_over_udp_alone() {
 #[test]
 fn an_answer_that_is_held_back_says_where_there_is_more() {
     let (table, networks) = (table(), Networks::default());
-    let responder = Responder { table: &table, networks: &networks, name: "d1", region: &[] };
+    let responder = Responder { table: &table, networks: &networks, signer: None, name: "d1", region: &[] };
     let answer = |name, kind| {
         let query = with_option(query(name, kind), None).to_vec().unwrap();
         responder.respond(&query, SOMEWHERE, Transport::Udp).unwrap()
@@ -376,7 +376,7 @@ proptest! {
     #[test]
     fn no_packet_panics_or_amplifies(packet in proptest::collection::vec(any::<u8>(), 0..300), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
         let (t, networks) = (table(), NETWORKS.parse().unwrap());
-        let responder = Responder { table: &t, networks: &networks, name: "d1", region: &[] };
+        let responder = Responder { table: &t, networks: &networks, signer: None, name: "d1", region: &[] };
         let mut query = with_option(query("shop.cdn.example.net.", RecordType::ANY), None).to_vec().unwrap();
         let at = flip.index(query.len());
         query[at] ^= 1 << bit;

@@ -15,9 +15,9 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Of records that change when the network's own nodes do.
-const STABLE_TTL: u32 = 3600;
+pub const STABLE_TTL: u32 = 3600;
 /// Of negative answers (RFC 2308): a site that was just made is soon there for all.
-const NEGATIVE_TTL: u32 = 5;
+pub const NEGATIVE_TTL: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answered {
@@ -88,6 +88,27 @@ fn at<'a>(table: &'a Table, name: &Name) -> At<'a> {
         [node, ns] if is(ns, "ns") => table.name_servers.iter().find(|s| is(node, &s.name)).map_or(At::Nothing, At::NameServer),
         _ => At::Nothing,
     }
+}
+
+/// The types that a name has records of, whoever asks; `None`: there is no such name.
+#[must_use]
+pub fn types(table: &Table, name: &Name) -> Option<Vec<RecordType>> {
+    let of = |addresses: &[IpAddr]| {
+        let has = |kind, v4: bool| addresses.iter().any(|ip| ip.is_ipv4() == v4).then_some(kind);
+        [has(RecordType::A, true), has(RecordType::AAAA, false)]
+    };
+    let caa = (!table.caa.is_empty()).then_some(RecordType::CAA);
+    let all: Vec<Option<RecordType>> = match at(table, name) {
+        At::Nothing => return None,
+        At::Between => Vec::new(),
+        At::Apex => vec![Some(RecordType::SOA), (!table.name_servers.is_empty()).then_some(RecordType::NS), caa],
+        At::NameServer(server) => of(&server.addresses).to_vec(),
+        At::Site(_) => {
+            let addresses: Vec<IpAddr> = table.edges.iter().flat_map(|e| e.addresses.iter().copied()).collect();
+            of(&addresses).into_iter().chain([table.https.then_some(RecordType::HTTPS), caa]).collect()
+        }
+    };
+    Some(all.into_iter().flatten().collect())
 }
 
 /// The name of one of the zone's name servers.

@@ -36,7 +36,12 @@ impl<U: Upstream> Gateway<U> {
                     Event::Site(s) => ledger.site(s.spec.name.as_str(), s.created, s.keys_since),
                     Event::SiteRemoved(name) => ledger.remove_site(name.as_str()),
                     Event::Purged(orders) => orders.iter().for_each(|order| record(&mut ledger, order, index, site)),
-                    Event::Certificate(_) | Event::CertificateRemoved(_) | Event::Node(_) | Event::NodeRemoved(_) => {}
+                    Event::Certificate(_)
+                    | Event::CertificateRemoved(_)
+                    | Event::DnsKey(_)
+                    | Event::DnsKeyRemoved(_)
+                    | Event::Node(_)
+                    | Event::NodeRemoved(_) => {}
                 }
             }
             if floor > 0 {

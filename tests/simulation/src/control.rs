@@ -9,24 +9,38 @@ use raft::eraftpb::{ConfChangeType, Message, MessageType, Snapshot};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_control::backup;
-use tidegate_control::feed::{self, Feed};
+use tidegate_control::feed::{Audience, Feed, Told, Unseal};
 use tidegate_control::heard::{Heard, Relayed, removal_of};
 use tidegate_control::purge::forgettable;
 use tidegate_control::raft::{Done, Driver, DriverSettings, Input, NotDone, Output, Shared, Ticket, member_change};
 use tidegate_control_state::State;
 use tidegate_control_types::api::Receipt;
-use tidegate_control_types::command::Founding;
+use tidegate_control_types::command::{Founding, SealedCertificate, SealedDnsKey};
 use tidegate_control_types::lease::Grant;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::JoinRecord;
 use tidegate_control_types::{
-    Change, Clock, Command, FromNode, Incarnation, NodeName, NodeState, Role, SiteSpec, ToNode, WallTime, site_file, wire,
+    Certificate, Change, Clock, Command, DnsKey, FromNode, Incarnation, NodeName, NodeState, Role, SiteSpec, ToNode, WallTime, site_file,
+    wire,
 };
 
 pub struct ControlHost {
     pub id: u64,
     pub disk: SimDisk,
     pub running: Option<Box<Control>>,
+}
+
+/// No run has a private key.
+struct NoKeys;
+
+impl Unseal for NoKeys {
+    fn certificate(&self, _: &SealedCertificate) -> Option<Certificate> {
+        None
+    }
+
+    fn dns_key(&self, _: &SealedDnsKey) -> Option<DnsKey> {
+        None
+    }
 }
 
 impl ControlHost {
@@ -373,7 +387,7 @@ impl World {
         let Some(control) = self.control(host) else { return };
         let shared = Arc::clone(&control.shared);
         let state = shared.state.read();
-        let (entries, _) = feed::entries(&state, output.applied, &|_| None);
+        let entries = Told::new(&state, output.applied, &NoKeys).to(Audience::Others);
         let (mut out, mut forgotten) = (Vec::new(), Vec::new());
         for (conn, session) in &mut control.sessions {
             if state.node(session.node.as_str()).is_none() {
@@ -384,7 +398,7 @@ impl World {
             if let Some(removal) = removal_of(&state, &session.node) {
                 out.push((*conn, Ok(ToNode::Removed { removal })));
             } else if output.restored && !session.lags {
-                out.push((*conn, session.feed.again(&state, &|_| None)));
+                out.push((*conn, session.feed.again(&state, &NoKeys)));
             } else if !session.lags && session.feed.is_news(state.applied) {
                 out.push((*conn, Ok(entries.clone())));
             }
@@ -406,7 +420,7 @@ impl World {
         let behind = control.sessions.iter_mut().filter(|(_, s)| s.lags && removal_of(&state, &s.node).is_none());
         let again = behind.map(|(conn, s)| {
             s.lags = false;
-            (*conn, s.feed.again(&state, &|_| None))
+            (*conn, s.feed.again(&state, &NoKeys))
         });
         let out: Vec<_> = again.collect();
         drop(state);
@@ -542,7 +556,7 @@ impl World {
         let answer = match known {
             Some(_) => {
                 let FromNode::Hello { applied, purges_after, .. } = hello else { return self.closed(id) };
-                let opened = Feed::open(&control.shared.state.read(), role, applied, purges_after, &|_| None);
+                let opened = Feed::open(&control.shared.state.read(), role, applied, purges_after, &NoKeys);
                 match (opened, node.parse::<NodeName>()) {
                     (Ok((feed, missed)), Ok(name)) => {
                         control.sessions.insert(id, Session { node: name, feed, lags: false });
