@@ -3,6 +3,7 @@
 
 use hickory_proto::rr::Name;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use std::sync::LazyLock;
 use tidegate_cache::range::Selected;
 use tidegate_cache::{
     Accepted, Freshness, FreshnessDefaults, Target, VaryKey, WallTime, cache_control, coding, conditional, field, partial, range,
@@ -12,7 +13,7 @@ use tidegate_control_state::State;
 use tidegate_control_types::purge::{PurgeType, without_port};
 use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{Command, FromNode, Selector, ToNode, site_file};
-use tidegate_dns::{Edge, MOST_UDP, NameServer, Networks, Responder, Table, Transport};
+use tidegate_dns::{Cookies, Edge, MOST_UDP, NameServer, Networks, Reply, Responder, Signer, Table, Transport};
 use tidegate_edge::{Limits, head};
 use tidegate_http3::parsers::{Frame, Frames, Kind, headers_frame, request, trailers};
 
@@ -88,9 +89,15 @@ pub fn dns(data: &[u8]) {
         ttl: std::time::Duration::from_secs(20),
     };
     let networks: Networks = "203.0.113.0/24,eu\n2001:db8:1::/48,us,eu\n".parse().unwrap();
-    let responder = Responder { table: &table, networks: &networks, signer: None, name: "d1", region: &[] };
+    static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
+        let key = tidegate_certs::dnssec::generate().unwrap();
+        Signer::new(&Name::from_ascii("cdn.test.").unwrap(), &key.key).unwrap()
+    });
+    let cookies = Cookies::new([7; 16]);
+    let (signer, cookies) = (Some(&*SIGNER), Some(&cookies));
+    let responder = Responder { table: &table, networks: &networks, signer, cookies, now: 1_700_000_000, name: "d1", region: &[] };
     for transport in [Transport::Udp, Transport::Tcp] {
-        let Some(answer) = responder.respond(data, address("203.0.113.9"), transport) else { continue };
+        let Some(Reply { bytes: answer, .. }) = responder.respond(data, address("203.0.113.9"), transport) else { continue };
         assert!(data.len() >= 12 && data[2] & 0x80 == 0, "what is no query was answered");
         assert!(answer[..2] == data[..2] && answer[2] & 0x80 != 0);
         assert!(transport == Transport::Tcp || answer.len() <= usize::from(MOST_UDP));

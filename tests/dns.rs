@@ -87,6 +87,7 @@ fn the_zone_answers_as_a_zone_should() {
         (&["shop.cdn.test", "A", "+nsid"], "NSID: 64 6e 73 2d 31"),
         (&["shop.cdn.test", "A", "+subnet=203.0.113.0/24"], "CLIENT-SUBNET: 203.0.113.0/24/0"),
         (&["shop.cdn.test", "CH", "TXT"], "status: REFUSED"),
+        (&["shop.cdn.test", "A", "+cookie=0102030405060708"], "COOKIE: 0102030405060708"),
     ] {
         let answer = dig_all(port, question);
         assert!(answer.contains(says), "{question:?}: {answer}");

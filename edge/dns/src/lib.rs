@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cookie;
 mod current;
 mod explain;
 mod figures;
@@ -27,9 +28,10 @@ mod table;
 mod tests;
 pub mod zone;
 
+pub use cookie::Cookies;
 pub use networks::{Networks, NotNetworks};
 pub use probe::ProbeSettings;
-pub use respond::{MOST_UDP, Responder, Transport};
+pub use respond::{MOST_UDP, Reply, Responder, Transport};
 pub use run::{Bound, run};
 pub use settings::{DnsSettings, ZoneSettings};
 pub use sign::Signer;

@@ -3,6 +3,7 @@
 //! Always true: what is no query gets no answer; an answer over UDP is no longer than [`MOST_UDP`] and than the client takes; nothing
 //! that a packet says makes this node send more than one packet, to where it came from.
 
+use crate::cookie::{Cookie, Cookies};
 use crate::networks::{self, Networks};
 use crate::sign::Signer;
 use crate::steer::Client;
@@ -38,11 +39,22 @@ pub enum Transport {
     Tcp,
 }
 
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub bytes: Vec<u8>,
+    /// Its client has shown that it is where it says (RFC 7873): nobody else is sent this.
+    pub proven: bool,
+}
+
 pub struct Responder<'a> {
     pub table: &'a Table,
     pub networks: &'a Networks,
-    /// With what the zone is signed, if it is, and the time: seconds since 1970.
-    pub signer: Option<(&'a Signer, u32)>,
+    /// With what the zone is signed, if it is.
+    pub signer: Option<&'a Signer>,
+    pub cookies: Option<&'a Cookies>,
+    /// Seconds since 1970.
+    pub now: u32,
     /// What this node calls itself to who asks (NSID, RFC 5001).
     pub name: &'a str,
     /// Near whoever is in no network of the table: who asks this node is near it, for want of better.
@@ -52,7 +64,7 @@ pub struct Responder<'a> {
 impl Responder<'_> {
     /// The answer to `packet`, which came from `source`; `None`: it gets none.
     #[must_use]
-    pub fn respond(&self, packet: &[u8], source: IpAddr, transport: Transport) -> Option<Vec<u8>> {
+    pub fn respond(&self, packet: &[u8], source: IpAddr, transport: Transport) -> Option<Reply> {
         // Its id and flags: without them there is nobody to answer.
         let (id, flags) = (packet.get(..2)?, *packet.get(2)?);
         let is_response = flags & 0x80 != 0;
@@ -61,9 +73,11 @@ impl Responder<'_> {
         }
         let Ok(query) = Message::from_vec(packet) else {
             let id = u16::from_be_bytes([*id.first()?, *id.get(1)?]);
-            return Message::error_msg(id, OpCode::from_u8(flags >> 3 & 0xf), ResponseCode::FormErr).to_vec().ok();
+            let bytes = Message::error_msg(id, OpCode::from_u8(flags >> 3 & 0xf), ResponseCode::FormErr).to_vec().ok()?;
+            return Some(Reply { bytes, proven: false });
         };
-        let mut response = self.answer(&query, source);
+        let cookie = self.cookie(&query, source);
+        let mut response = self.answer(&query, source, cookie.as_ref());
         response.metadata.message_type = MessageType::Response;
         let limit = match (transport, &query.edns) {
             (Transport::Tcp, _) => usize::from(u16::MAX),
@@ -71,7 +85,13 @@ impl Responder<'_> {
             (Transport::Udp, None) => usize::from(LEAST_UDP),
         };
         let bytes = response.to_vec().ok()?;
-        if bytes.len() <= limit { Some(bytes) } else { response.truncate().to_vec().ok().filter(|b| b.len() <= limit) }
+        let bytes = if bytes.len() <= limit { bytes } else { response.truncate().to_vec().ok().filter(|b| b.len() <= limit)? };
+        Some(Reply { bytes, proven: matches!(cookie, Some(Cookie::Answer { proven: true, .. })) })
+    }
+
+    fn cookie(&self, query: &Message, source: IpAddr) -> Option<Cookie> {
+        let EdnsOption::Unknown(_, option) = query.edns.as_ref()?.option(EdnsCode::Cookie)? else { return None };
+        Some(self.cookies?.take(option, source, self.now))
     }
 
     /// The part of an answer that is the same for all who ask the same, for [`crate::limit`]: its code and, where it holds records, the
@@ -106,7 +126,7 @@ impl Responder<'_> {
         short
     }
 
-    fn answer(&self, query: &Message, source: IpAddr) -> Message {
+    fn answer(&self, query: &Message, source: IpAddr, cookie: Option<&Cookie>) -> Message {
         let mut response = Message::response(query.id, query.op_code);
         response.metadata.recursion_desired = query.recursion_desired;
         let with_code = |mut response: Message, code| {
@@ -126,12 +146,19 @@ impl Responder<'_> {
             {
                 own.options_mut().insert(EdnsOption::NSID(name));
             }
+            if let Some(Cookie::Answer { option, .. }) = cookie {
+                own.options_mut().insert(EdnsOption::Unknown(EdnsCode::Cookie.into(), option.clone()));
+            }
             if edns.version() > 0 {
                 own.set_rcode_high(ResponseCode::BADVERS.high());
                 response.set_edns(own);
                 return with_code(response, ResponseCode::BADVERS);
             }
             response.set_edns(own);
+        }
+        if cookie == Some(&Cookie::Malformed) {
+            // RFC 7873 section 5.2.2.
+            return with_code(response, ResponseCode::FormErr);
         }
         if query.op_code != OpCode::Query {
             return with_code(response, ResponseCode::NotImp);
@@ -155,7 +182,7 @@ impl Responder<'_> {
         let (network, of_network) = networks::network(client, of_regions);
         let signed = self.signer.filter(|_| query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok));
         let is_zone = question.name().eq_ignore_root(&self.table.zone);
-        let of_signer = self.signer.filter(|_| is_zone).and_then(|(s, _)| s.records(question.query_type));
+        let of_signer = self.signer.filter(|_| is_zone).and_then(|s| s.records(question.query_type));
         let (answered, decided_by) = match of_signer {
             Some(record) => (Answered::Records(vec![record], zone::STABLE_TTL), DecidedBy::Nothing),
             None => zone::answer(self.table, question.name(), question.query_type, Client { near, network }),
@@ -182,7 +209,7 @@ impl Responder<'_> {
                 response.metadata.authoritative = true;
                 response.add_authority(zone::negative(self.table));
                 match signed {
-                    Some((signer, _)) => {
+                    Some(signer) => {
                         // One record says so; the code that goes with it would ask for another (RFC 9824 section 3).
                         response.add_authority(signer.denial(question.name(), None, zone::NEGATIVE_TTL));
                         ResponseCode::NoError
@@ -197,7 +224,7 @@ impl Responder<'_> {
                     response.add_answer(Record::from_rdata(question.name().clone(), ANY_TTL, hinfo));
                 } else {
                     response.add_authority(zone::negative(self.table));
-                    if let Some((signer, _)) = signed {
+                    if let Some(signer) = signed {
                         let types = denied(question.name(), is_zone).unwrap_or_default();
                         response.add_authority(signer.denial(question.name(), Some(&types), zone::NEGATIVE_TTL));
                     }
@@ -210,9 +237,9 @@ impl Responder<'_> {
                 ResponseCode::NoError
             }
         };
-        if let Some((signer, now)) = signed {
-            signer.sign(&mut response.answers, now);
-            signer.sign(&mut response.authorities, now);
+        if let Some(signer) = signed {
+            signer.sign(&mut response.answers, self.now);
+            signer.sign(&mut response.authorities, self.now);
         }
         with_code(response, code)
     }

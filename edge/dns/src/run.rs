@@ -1,5 +1,6 @@
 //! A node that answers for the zone, running.
 
+use crate::cookie::Cookies;
 use crate::current::Current;
 use crate::explain::explain;
 use crate::figures::{Collected, Figures};
@@ -86,6 +87,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         figures: Arc::clone(&figures),
         region: Arc::from([node.region.clone()]),
         clock: Arc::clone(&clock),
+        cookies: Arc::new(Cookies::new(cookie_secret())),
     };
     let said_by = answers.clone();
     let (workers, _) = Workers::start("dns", bound.workers, {
@@ -134,6 +136,15 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         let _ = tokio::task::spawn_blocking(move || workers.join()).await;
     }
     ended
+}
+
+/// Of this life of the node: its clients get others after a restart.
+fn cookie_secret() -> [u8; 16] {
+    let mut secret = [0; 16];
+    let (first, second) = secret.split_at_mut(8);
+    first.copy_from_slice(&random_u64().to_le_bytes());
+    second.copy_from_slice(&random_u64().to_le_bytes());
+    secret
 }
 
 /// What this node says to what it is asked.

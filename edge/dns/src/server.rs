@@ -1,10 +1,11 @@
 //! UDP and TCP, within limits.
 
+use crate::cookie::Cookies;
 use crate::current::Current;
 use crate::figures::Figures;
 use crate::limit::{RateLimit, Verdict, network};
 use crate::networks::Networks;
-use crate::respond::{Responder, Transport};
+use crate::respond::{Reply, Responder, Transport};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,17 +35,25 @@ pub struct Answers {
     pub name: Arc<str>,
     pub figures: Arc<Figures>,
     pub clock: Arc<dyn Clock>,
+    pub cookies: Arc<Cookies>,
     /// Its own.
     pub region: Arc<[String]>,
 }
 
 impl Answers {
-    fn to(&self, packet: &[u8], source: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
+    fn to(&self, packet: &[u8], source: SocketAddr, transport: Transport) -> Option<Reply> {
         let table = self.current.table()?;
         let signer = self.current.signer();
         let now = u32::try_from(self.clock.wall().as_secs()).unwrap_or(u32::MAX);
-        let signer = signer.as_deref().map(|s| (s, now));
-        let responder = Responder { table: &table, networks: &self.networks, signer, name: &self.name, region: &self.region };
+        let responder = Responder {
+            table: &table,
+            networks: &self.networks,
+            signer: signer.as_deref(),
+            cookies: Some(&self.cookies),
+            now,
+            name: &self.name,
+            region: &self.region,
+        };
         let answer = responder.respond(packet, source.ip().to_canonical(), transport);
         self.figures.asked(transport, answer.is_some());
         answer
@@ -58,8 +67,8 @@ pub async fn udp(socket: UdpSocket, answers: Answers, limit: u32) {
     loop {
         match socket.recv_from(&mut packet).await {
             Ok((length, source)) => {
-                if let Some(answer) = packet.get(..length).and_then(|p| answers.to(p, source, Transport::Udp)) {
-                    let verdict = if limit.limits() {
+                if let Some(Reply { bytes: answer, proven }) = packet.get(..length).and_then(|p| answers.to(p, source, Transport::Udp)) {
+                    let verdict = if limit.limits() && !proven {
                         let now = Duration::from_nanos(answers.clock.boot().as_nanos());
                         limit.check(source.ip().to_canonical(), &Responder::alike(&answer), now)
                     } else {
@@ -163,7 +172,7 @@ async fn connection(mut stream: TcpStream, source: SocketAddr, answers: &Answers
             }
             packet.resize(length, 0);
             stream.read_exact(&mut packet).await?;
-            let Some(answer) = answers.to(&packet, source, Transport::Tcp) else {
+            let Some(Reply { bytes: answer, .. }) = answers.to(&packet, source, Transport::Tcp) else {
                 return Err(std::io::Error::other("what came is no query"));
             };
             let mut framed = u16::try_from(answer.len()).map_err(std::io::Error::other)?.to_be_bytes().to_vec();

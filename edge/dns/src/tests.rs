@@ -66,8 +66,8 @@ fn with_option(mut query: Message, option: Option<EdnsOption>) -> Message {
 
 fn ask_over(table: &Table, query: &Message, source: IpAddr, transport: Transport) -> Message {
     let networks: Networks = NETWORKS.parse().unwrap();
-    let responder = Responder { table, networks: &networks, signer: None, name: "d1", region: &[] };
-    Message::from_vec(&responder.respond(&query.to_vec().unwrap(), source, transport).unwrap()).unwrap()
+    let responder = Responder { table, networks: &networks, signer: None, cookies: None, now: 1_700_000_000, name: "d1", region: &[] };
+    Message::from_vec(&responder.respond(&query.to_vec().unwrap(), source, transport).unwrap().bytes).unwrap()
 }
 
 fn ask(query: &Message) -> Message {
@@ -144,10 +144,11 @@ fn edges_behind_one_address_are_named_once() {
 fn whoever_is_in_no_network_is_taken_for_near_this_node() {
     let (t, networks) = (table(), NETWORKS.parse().unwrap());
     let region = ["us".to_owned()];
-    let responder = Responder { table: &t, networks: &networks, signer: None, name: "d1", region: &region };
+    let responder =
+        Responder { table: &t, networks: &networks, signer: None, cookies: None, now: 1_700_000_000, name: "d1", region: &region };
     let asked = query("shop.cdn.example.net.", RecordType::A).to_vec().unwrap();
     let to = |source: &str| {
-        let answer = responder.respond(&asked, source.parse().unwrap(), Transport::Udp).unwrap();
+        let answer = responder.respond(&asked, source.parse().unwrap(), Transport::Udp).unwrap().bytes;
         records(&Message::from_vec(&answer).unwrap()).len()
     };
     assert_eq!((to("10.0.0.1"), to("203.0.113.9")), (1, 2));
@@ -210,14 +211,16 @@ fn what_is_no_question_for_us_is_said_or_ignored() {
     assert_eq!(ask(&query("cdn.example.net.", RecordType::AXFR)).response_code, ResponseCode::Refused);
     let networks = Networks::default();
     let (table, bytes) = (table(), query("shop.cdn.example.net.", RecordType::A).to_vec().unwrap());
-    let respond = |packet: &[u8]| {
-        Responder { table: &table, networks: &networks, signer: None, name: "d1", region: &[] }.respond(packet, SOMEWHERE, Transport::Udp)
-    };
+    let respond =
+        |packet: &[u8]| {
+            Responder { table: &table, networks: &networks, signer: None, cookies: None, now: 1_700_000_000, name: "d1", region: &[] }
+                .respond(packet, SOMEWHERE, Transport::Udp)
+        };
     let mut response = bytes.clone();
     response[2] |= 0x80;
     assert_eq!(respond(&response), None, "two servers would go on for ever");
     assert_eq!(respond(&bytes[..11]), None);
-    let torn = Message::from_vec(&respond(&bytes[..20]).unwrap()).unwrap();
+    let torn = Message::from_vec(&respond(&bytes[..20]).unwrap().bytes).unwrap();
     assert_eq!((torn.id, torn.response_code), (7, ResponseCode::FormErr));
 }
 
@@ -235,10 +238,11 @@ fn what_does_not_fit_is_cut_short_over_udp_alone() {
 #[test]
 fn an_answer_that_is_held_back_says_where_there_is_more() {
     let (table, networks) = (table(), Networks::default());
-    let responder = Responder { table: &table, networks: &networks, signer: None, name: "d1", region: &[] };
+    let responder =
+        Responder { table: &table, networks: &networks, signer: None, cookies: None, now: 1_700_000_000, name: "d1", region: &[] };
     let answer = |name, kind| {
         let query = with_option(query(name, kind), None).to_vec().unwrap();
-        responder.respond(&query, SOMEWHERE, Transport::Udp).unwrap()
+        responder.respond(&query, SOMEWHERE, Transport::Udp).unwrap().bytes
     };
     let whole = answer("shop.cdn.example.net.", RecordType::A);
     let short = Message::from_vec(&Responder::cut_short(&whole)).unwrap();
@@ -376,12 +380,12 @@ proptest! {
     #[test]
     fn no_packet_panics_or_amplifies(packet in proptest::collection::vec(any::<u8>(), 0..300), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
         let (t, networks) = (table(), NETWORKS.parse().unwrap());
-        let responder = Responder { table: &t, networks: &networks, signer: None, name: "d1", region: &[] };
+        let responder = Responder { table: &t, networks: &networks, signer: None, cookies: None, now: 1_700_000_000, name: "d1", region: &[] };
         let mut query = with_option(query("shop.cdn.example.net.", RecordType::ANY), None).to_vec().unwrap();
         let at = flip.index(query.len());
         query[at] ^= 1 << bit;
         for packet in [packet, query] {
-            let answer = responder.respond(&packet, SOMEWHERE, Transport::Udp);
+            let answer = responder.respond(&packet, SOMEWHERE, Transport::Udp).map(|r| r.bytes);
             let fits = answer.is_none_or(|a| {
                 let short = Message::from_vec(&Responder::cut_short(&a));
                 a.len() <= usize::from(MOST_UDP) && Message::from_vec(&a).is_ok() && short.is_ok_and(|s| s.truncation)
