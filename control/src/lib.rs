@@ -12,6 +12,7 @@ mod enrol;
 pub mod feed;
 pub mod heard;
 mod init;
+mod ownership;
 mod peers;
 pub mod purge;
 mod questions;

@@ -33,6 +33,8 @@ pub struct ControlSettings {
     pub admin: SocketAddr,
     /// DNS zone of the network: a site's CNAME target is `<site>.<zone>`.
     pub zone: Option<String>,
+    /// For sites' hosts; the system's where there are none.
+    pub name_servers: Vec<SocketAddr>,
     pub raft: RaftSettings,
 }
 
@@ -93,6 +95,7 @@ impl ControlSettings {
         let join_token_file = s.optional("join_token_file", path);
         let admin = s.or("admin", SocketAddr::from(([127, 0, 0, 1], 9081)), parsed);
         let zone = s.optional("zone", string);
+        let name_servers = s.list("name_servers", parsed);
         let raft = raft(&s.table("raft"));
         Some(Self {
             name: name?,
@@ -109,6 +112,7 @@ impl ControlSettings {
             join_token_file,
             admin,
             zone,
+            name_servers,
             raft,
         })
     }

@@ -3,6 +3,7 @@
 use crate::ControlError;
 use crate::feed::{Audience, Told, Unseal};
 use crate::heard::Heard;
+use crate::ownership::Names;
 use crate::peers::Peers;
 use crate::questions::Questions;
 use crate::raft::{Disk, Done, Driver, Input, Leadership, Members, NotDone, Output, Shared, Ticket};
@@ -71,6 +72,7 @@ pub struct Control {
     pub heard: Mutex<Heard>,
     pub relay: tokio::sync::Notify,
     pub questions: Questions,
+    pub names: Names,
     /// Why the driver ended, if it failed.
     pub failed: watch::Sender<Option<String>>,
     generation: AtomicU64,
@@ -125,6 +127,7 @@ impl Control {
             heard: Mutex::default(),
             relay: tokio::sync::Notify::new(),
             questions: Questions::default(),
+            names: Names::new(&settings.name_servers),
             failed: watch::channel(None).0,
             generation: AtomicU64::new(0),
             settings,

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use http::Method;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tidegate_client::{Client, ClientError};
-use tidegate_control_types::api::{SiteVersionView, SiteView};
+use tidegate_control_types::api::{HostView, Shown, SiteVersionView, SiteView};
 use tidegate_control_types::site_file;
 
 #[derive(Subcommand)]
@@ -18,6 +19,8 @@ pub enum Site {
     List(List),
     /// One site's file as it was applied
     Show(Named),
+    /// Whether its hosts lead to it, as the world's name servers say
+    Hosts(Hosts),
     /// What applying a file would change
     Diff(File),
     /// Versions of a site, newest first
@@ -58,6 +61,15 @@ pub struct Named {
 }
 
 #[derive(Args)]
+pub struct Hosts {
+    #[command(flatten)]
+    site: Named,
+    /// Wait until all of them do, as 60s
+    #[arg(long, value_name = "TIME", value_parser = tidegate_control_types::settings::parse_duration)]
+    wait: Option<Duration>,
+}
+
+#[derive(Args)]
 pub struct Rollback {
     name: tidegate_control_types::SiteName,
     /// As `site versions` shows it
@@ -92,6 +104,39 @@ async fn current(client: &Client, name: &str) -> Result<Option<SiteView>, Failur
     }
 }
 
+/// How long to wait before the world is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+async fn hosts(c: &Hosts) -> Done {
+    let (client, path) = (c.site.api.client()?, format!("/v1/sites/{}/hosts", c.site.name));
+    let ask = || client.get::<Vec<HostView>>(&path);
+    let lead = |all: &[HostView]| all.iter().all(|h| h.shown != Shown::No);
+    let mut all = ask().await?;
+    if let Some(wait) = c.wait {
+        let _ = tokio::time::timeout(wait, async {
+            while !lead(&all) {
+                tokio::time::sleep(ASK_AGAIN).await;
+                all = ask().await?;
+            }
+            Ok::<_, ClientError>(())
+        })
+        .await;
+    }
+    if c.site.api.json {
+        output::json(&all);
+    } else {
+        let shown = |h: &HostView| match h.shown {
+            Shown::Cname => "by CNAME",
+            Shown::Txt => "by TXT",
+            Shown::Vouched => "an admin vouches",
+            Shown::No => "not shown",
+        };
+        let row = |h: &HostView| vec![h.host.clone(), shown(h).to_owned(), h.problem.clone().unwrap_or_default()];
+        output::table(&["HOST", "OWNER", "WHAT IS MISSING"], &all.iter().map(row).collect::<Vec<_>>());
+    }
+    Ok(if lead(&all) { ExitCode::SUCCESS } else { ExitCode::from(75) })
+}
+
 impl Site {
     pub fn run(self) -> Done {
         block_on(async {
@@ -117,6 +162,7 @@ impl Site {
                     let site: SiteView = c.api.client()?.get(&format!("/v1/sites/{}", c.name)).await?;
                     if c.api.json { output::json(&site) } else { output::line(site.source.trim_end()) }
                 }
+                Self::Hosts(c) => return hosts(&c).await,
                 Self::Diff(c) => return diff(&c).await,
                 Self::Versions(c) => {
                     let versions: Vec<SiteVersionView> = c.api.client()?.get(&format!("/v1/sites/{}/versions", c.name)).await?;

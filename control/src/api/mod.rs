@@ -54,6 +54,7 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/members", get(status::members))
         .route("/v1/sites", get(sites::list))
         .route("/v1/sites/{name}", get(sites::show).put(sites::put).delete(sites::remove))
+        .route("/v1/sites/{name}/hosts", get(sites::hosts))
         .route("/v1/sites/{name}/versions", get(sites::versions))
         .route("/v1/sites/{name}/rollback", post(sites::rollback))
         .route("/v1/explain", post(explain::explain))

@@ -63,6 +63,22 @@ pub async fn show(State(control): State<Arc<Control>>, Path(name): Path<String>,
     Ok(tagged(reply(StatusCode::OK, &view(&control, &record)), record.revision()))
 }
 
+/// Whether the site's hosts lead to it.
+pub async fn hosts(State(control): State<Arc<Control>>, Path(name): Path<String>, caller: Caller) -> Result<Response, ApiError> {
+    let name = site_name(&name)?;
+    caller.may(Verb::Read, Some(&name))?;
+    let hosts = record(&control, &name)?.current().spec.hosts.clone();
+    let zone = control.raft.state.read().founding.zone.clone();
+    let zone = zone
+        .ok_or_else(|| ApiError::new(StatusCode::CONFLICT, "zone", "this network was founded without a zone that hosts could lead to"))?;
+    let target = format!("{name}.{zone}");
+    let mut all = Vec::new();
+    for host in &hosts {
+        all.push(control.names.of_host(host, &target).await);
+    }
+    Ok(reply(StatusCode::OK, &all))
+}
+
 /// What only an admin may say: private origins reach into the operator's own network, and `*` takes every host.
 fn needs_admin(spec: &SiteSpec) -> bool {
     spec.origin.allow_private || spec.hosts.contains(&tidegate_control_types::site::HostPattern::Any)

@@ -73,6 +73,30 @@ pub struct NodeSteered {
     pub steered: Option<Steered>,
 }
 
+/// By what a host shows whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shown {
+    /// Its CNAME record leads to the site's own name in the zone.
+    Cname,
+    /// A TXT record at `_tidegate.<host>` says that name.
+    Txt,
+    /// It is every host: an admin has said so.
+    Vouched,
+    No,
+}
+
+/// Whether a host of a site is the site's, as the world's name servers say.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostView {
+    pub host: String,
+    pub shown: Shown,
+    /// The names that its CNAME records lead to, one after another.
+    pub chain: Vec<String>,
+    /// What is to be done, or could not be found out.
+    pub problem: Option<String>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZoneRequest {

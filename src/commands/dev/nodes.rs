@@ -83,6 +83,7 @@ impl Dev {
             join_token_file: node.join_token_file,
             admin: node.admin,
             zone: Some(ZONE.into()),
+            name_servers: Vec::new(),
             raft: RaftSettings::default(),
             cluster_key: network.data.join("keys").join(format!("{name}.cluster.key")),
             name: node.name,
