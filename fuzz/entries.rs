@@ -73,7 +73,7 @@ pub fn dns(data: &[u8]) {
         addresses: vec![address(ip)],
         attached: true,
         drained: false,
-        reachable: true,
+        lost: Vec::new(),
         applied: 9,
         capacity: 1.0,
         room: 1.0,

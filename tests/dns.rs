@@ -374,10 +374,6 @@ fn a_signed_zone_is_validated_by_others() {
     let ds = text(&network.tidegate(&["dns", "ds", "cdn.test"]).stdout).trim().to_owned();
     let signed = || dig(dns, &["cdn.test", "DNSKEY", "+dnssec"]);
     wait_for("the zone to be signed", || (signed().len() == 2).then_some(()));
-    let cds = dig(dns, &["cdn.test", "CDS", "+nosplit"]);
-    assert!(cds[0].ends_with(ds.rsplit(' ').next().unwrap()), "{cds:?}");
-    assert_eq!(dig(dns, &["cdn.test", "CDNSKEY"]).len(), 1);
-
     // A resolver that knows the DS record and trusts nothing else, and asks in letters of mixed case.
     let port = free_port();
     let config = dir.path().join("unbound.conf");

@@ -115,6 +115,8 @@ impl Session {
     async fn is_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<bool, String> {
         let removal = match self.control.raft.state.read().node(self.name.as_str()) {
             None => return Err("the node is forgotten".into()),
+            // Its certificate is of a life in which it was something else, and may have been told other keys.
+            Some(node) if node.state.role != self.role => return Err("the node has enrolled anew in another role".into()),
             Some(node) => node.removed.map(|r| r.index),
         };
         if let Some(removal) = removal {
@@ -214,7 +216,7 @@ pub fn standings_here(control: &Control) -> Option<Vec<EdgeStanding>> {
             attached: leadership.fleet.attached(name, now),
             applied: leadership.fleet.acked_index(name).unwrap_or(0),
             load_permille: report(name).map_or(0, |r| r.load_permille),
-            capacity: report(name).map_or(1, |r| r.capacity),
+            capacity: report(name).map_or(0, |r| r.capacity.max(1)),
         };
         edges.map(|n| standing(&n.state.name)).collect()
     })

@@ -291,7 +291,9 @@ impl Worker {
         if !request.headers().contains_key(header::UPGRADE) {
             return self.answer_routed(request, client, interim, false).then(|(response, _)| response);
         }
-        let granted = request.version() == Version::HTTP_11;
+        // HTTP/2 in clear behind this edge would pass all that it sees to.
+        let is_http2 = request.headers().get_all(header::UPGRADE).iter().any(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"h2"));
+        let granted = request.version() == Version::HTTP_11 && !is_http2;
         let ours = granted.then(|| hyper::upgrade::on(&mut request));
         let connection = Arc::clone(connection);
         self.answer_routed(request, client, interim, granted).then(move |(response, theirs)| {
@@ -311,7 +313,8 @@ impl Worker {
         client: &Client,
         interim: Option<Interim>,
     ) -> Answering<Response<ResponseBody>> {
-        self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel))
+        let idle = self.limits.get().idle_timeout;
+        self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel, idle))
     }
 
     fn answer_routed(

@@ -12,13 +12,21 @@ from websockets.http11 import Response
 PAGE = b"""<!doctype html><title>asking</title><script>
 const socket = new WebSocket(location.href.replace("https", "wss") + "ws");
 socket.onopen = () => socket.send("hello from a page");
-socket.onmessage = (m) => { document.title = m.data; document.body.textContent = m.data; };
-socket.onerror = () => { document.body.textContent = "failed"; };
-</script><body>waiting"""
+const show = (text) => { document.querySelector("span").textContent = text; };
+socket.onmessage = (m) => show(m.data);
+socket.onerror = () => show("failed");
+</script><body><span></span><img src="answered">"""
 
 
-def page(connection, request):
+ANSWERED = asyncio.Event()
+
+
+async def page(connection, request):
     if request.headers.get("Upgrade") is None:
+        if request.path.endswith("answered"):
+            # The page has loaded once this is there.
+            await ANSWERED.wait()
+            await asyncio.sleep(0.3)
         headers = Headers({"Content-Type": "text/html", "Content-Length": str(len(PAGE)), "Cache-Control": "no-store", "Connection": "close"})
         return Response(http.HTTPStatus.OK, "OK", headers, PAGE)
 
@@ -33,6 +41,7 @@ async def answer(connection):
 async def echo(connection):
     async for message in connection:
         await connection.send(message.upper())
+        ANSWERED.set()
 
 
 async def main():

@@ -282,7 +282,8 @@ impl OriginUpstream {
                 let (pool, key) = (self.connections.clone(), key.clone());
                 let over = Box::new(move |whole: bool| {
                     drop(counted);
-                    if whole {
+                    // One that was opened for an upgrade speaks HTTP/1.1, whatever the origin prefers.
+                    if whole && !upgrading {
                         pool.keep(key, sender);
                     }
                 });
@@ -369,6 +370,7 @@ impl Upstream for OriginUpstream {
         let again = (matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
             && matches!(request.body(), RequestBody::Empty))
         .then(|| copy(&request));
+        let upgrading = request.headers().contains_key(header::UPGRADE);
         let mut next = Some(request);
         let (mut tried, mut last) = (Vec::new(), FetchError::Down);
         while let Some(request) = next.take() {
@@ -382,6 +384,10 @@ impl Upstream for OriginUpstream {
                 }
                 Err(failed) => {
                     tracing::debug!(site = fetch.site.name(), server = at, error = %failed.error, "an origin server failed");
+                    if upgrading && failed.error == FetchError::Tls {
+                        // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
+                        return Err(failed.error);
+                    }
                     health.inspect(|h| h.failed(self.clock.boot()));
                     last = failed.error;
                     let left = tried.len() <= servers.spec.retries as usize;

@@ -91,7 +91,8 @@ pub struct EdgeStanding {
     pub attached: bool,
     /// The index through which it has applied the log.
     pub applied: u64,
-    /// As it reports itself: of its processors' time what it uses, in thousandths, and how many processors it has.
+    /// As it reports itself: of its processors' time what it uses, in thousandths, and how many processors it has; 0: it has not reported
+    /// to this leader yet.
     pub load_permille: u16,
     pub capacity: u32,
 }

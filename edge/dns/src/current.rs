@@ -98,10 +98,10 @@ impl Current {
         edges.flat_map(|n| n.advertise.iter().copied()).collect()
     }
 
-    /// Takes in what was found of them; `true`: something changed.
-    pub fn probes(&self, take: impl FnOnce(&mut Probes) -> bool) {
+    /// Takes in what was found of them; `true`: something changed. What was heard of the edges' loads long before `now` counts no more.
+    pub fn probes(&self, now: BootTime, take: impl FnOnce(&mut Probes) -> bool) {
         let mut heard = self.heard.lock();
-        if take(&mut heard.probes) {
+        if heard.loads.forget(now) | take(&mut heard.probes) {
             self.publish(&heard);
         }
     }
@@ -126,12 +126,11 @@ fn table(zone: &ZoneSettings, network: &Network, heard: &Heard) -> Table {
     let of_role = |role| network.nodes.values().filter(move |n| n.role == role && !n.advertise.is_empty());
     let edge = |n: &tidegate_control_types::NodeState| {
         let standing = heard.standings.get(&n.name);
-        let found = heard.probes.found(&n.advertise);
         Edge {
             name: n.name.to_string(),
             region: n.region.clone(),
-            reachable: !found.is_empty(),
-            addresses: if found.is_empty() { n.advertise.clone() } else { found },
+            lost: heard.probes.lost(&n.advertise),
+            addresses: n.advertise.clone(),
             attached: standing.is_some_and(|s| s.attached),
             drained: n.drained,
             applied: standing.map_or(0, |s| s.applied),

@@ -18,13 +18,16 @@ pub fn explain(table: &Table, networks: &Networks, own: &[String], site: &str, c
     let (network, of_network) = networks::network(client, scope);
     let Chosen { edges: named, by_network } = steer::choose(table, site, Client { near, network }, |_| true);
     let scope = if by_network { of_network } else { scope };
+    let any = |_: &IpAddr| true;
     let wanted = table.sites.get(site).copied().unwrap_or(0);
     let mut others: Vec<&Edge> = table.edges.iter().filter(|e| !named.iter().any(|n| n.name == e.name)).collect();
     let distance = |e: &Edge| near.iter().position(|r| *r == e.region).unwrap_or(near.len());
     others.sort_by(|a, b| {
-        steer::readiness(b, wanted).cmp(&steer::readiness(a, wanted)).then_with(|| (distance(a), &a.name).cmp(&(distance(b), &b.name)))
+        steer::readiness(b, wanted, any)
+            .cmp(&steer::readiness(a, wanted, any))
+            .then_with(|| (distance(a), &a.name).cmp(&(distance(b), &b.name)))
     });
-    let why = match named.first().and_then(|e| Some((steer::readiness(e, wanted)?, e))) {
+    let why = match named.first().and_then(|e| Some((steer::readiness(e, wanted, any)?, e))) {
         None => "no edge may be sent clients: the answer is SERVFAIL".to_owned(),
         Some((Readiness::Found(Standing::Ready), e)) if near.contains(&e.region) => {
             format!(
@@ -41,9 +44,9 @@ pub fn explain(table: &Table, networks: &Networks, own: &[String], site: &str, c
     let edge = |e: &Edge, named| SteeredEdge {
         name: e.name.clone(),
         region: e.region.clone(),
-        addresses: e.addresses.clone(),
+        addresses: e.named(any),
         named,
-        standing: standing(steer::readiness(e, wanted)),
+        standing: standing(steer::readiness(e, wanted, any)),
         capacity: e.capacity,
         room: e.room,
     };

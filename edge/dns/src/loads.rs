@@ -10,6 +10,8 @@ const LEAST_ROOM: f64 = 0.1;
 /// What was reported so long ago counts for a third of what is reported now. Longer than caches keep answers, or the load that an
 /// answer brings would come after the next change.
 const MEMORY: Duration = Duration::from_secs(60);
+/// A node that is cut off hears nothing new.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 /// The room changes once it would by more than this.
 const STEP: f64 = 0.05;
 
@@ -33,7 +35,8 @@ fn room(load: f64) -> f64 {
 impl Loads {
     pub fn reported(&mut self, standings: &[EdgeStanding], now: BootTime) {
         self.0.retain(|name, _| standings.iter().any(|s| s.node == *name));
-        for standing in standings {
+        // One that has not reported to this leader yet is as it was.
+        for standing in standings.iter().filter(|s| s.capacity > 0) {
             let room = room(f64::from(standing.load_permille) / 1000.0);
             let load = self.0.entry(standing.node.clone()).or_insert(Load { capacity: 1, smooth: room, counts: room, at: now });
             load.capacity = standing.capacity.max(1);
@@ -45,6 +48,15 @@ impl Loads {
                 load.counts = if load.smooth > 1.0 - STEP { 1.0 } else { load.smooth };
             }
         }
+    }
+
+    /// What was heard so long ago says nothing of now: all are let in. True where that changes anything.
+    pub fn forget(&mut self, now: BootTime) -> bool {
+        let mut changed = false;
+        for load in self.0.values_mut().filter(|l| now.since(l.at) > FORGOTTEN_AFTER && l.counts < 1.0) {
+            (load.smooth, load.counts, changed) = (1.0, 1.0, true);
+        }
+        changed
     }
 
     /// Above 0.
@@ -95,7 +107,8 @@ mod tests {
             loads.reported(&standing(if second % 2 == 0 { 1000 } else { 980 }), at(second));
         }
         assert!(is(&loads, room));
-        for second in 500..1000 {
+        assert!(!loads.forget(at(600)) && loads.forget(at(900)) && is(&loads, 1.0), "nothing new was heard for long");
+        for second in 900..1000 {
             loads.reported(&standing(300), at(second));
         }
         assert!(is(&loads, 1.0));

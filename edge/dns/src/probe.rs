@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -22,49 +23,62 @@ pub struct ProbeSettings {
     pub interval: Duration,
 }
 
-/// So many failures on end say that an address is lost.
+/// So many failures on end say that an address is lost, and so many answers that it is back.
 const LOST_AFTER: u32 = 3;
+const BACK_AFTER: u32 = 2;
 const MOST_AT_ONCE: usize = 64;
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// For one answer. Three of them are within a lease.
+const WITHIN: Duration = Duration::from_millis(1500);
 
 /// What the probes say.
 #[derive(Debug, Default)]
-pub struct Probes(BTreeMap<IpAddr, u32>);
+pub struct Probes(BTreeMap<IpAddr, Way>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Way {
+    is_lost: bool,
+    /// On end, which say otherwise.
+    against: u32,
+}
 
 impl Probes {
     /// True where that changes what is lost.
     pub fn heard(&mut self, address: IpAddr, answers: bool) -> bool {
-        let failures = self.0.entry(address).or_insert(0);
-        let was_lost = *failures >= LOST_AFTER;
-        *failures = if answers { 0 } else { failures.saturating_add(1) };
-        was_lost != (*failures >= LOST_AFTER)
+        let way = self.0.entry(address).or_default();
+        way.against = if answers == way.is_lost { way.against + 1 } else { 0 };
+        let turns = way.against >= if way.is_lost { BACK_AFTER } else { LOST_AFTER };
+        if turns {
+            *way = Way { is_lost: !way.is_lost, against: 0 };
+        }
+        turns
     }
 
     fn retain(&mut self, addresses: &[IpAddr]) {
         self.0.retain(|address, _| addresses.contains(address));
     }
 
-    /// Those of an edge's `addresses` that clients get through to; none where the edge is lost. Where nothing of a family answers the fault
-    /// is taken to be this node's own: what is known of the edge by its other addresses counts for these.
+    /// Those of an edge's `addresses` that clients do not get through to. Where less than half of a family answers, the fault is taken to be
+    /// this node's own, or one that leaving edges out would make worse: what is known of the edge by its other addresses counts for these.
     #[must_use]
-    pub fn found(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
-        let is_lost = |ip: &IpAddr| self.0.get(ip).is_some_and(|failures| *failures >= LOST_AFTER);
-        let some_answers = |v4: bool| self.0.iter().any(|(ip, _)| ip.is_ipv4() == v4 && !is_lost(ip));
-        let counts = [some_answers(false), some_answers(true)];
-        let judged = |ip: &&IpAddr| counts[usize::from(ip.is_ipv4())];
+    pub fn lost(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let is_lost = |ip: &IpAddr| self.0.get(ip).is_some_and(|way| way.is_lost);
+        let counts = [false, true].map(|v4| {
+            let of_family = || self.0.iter().filter(|(ip, _)| ip.is_ipv4() == v4);
+            of_family().count() > 0 && of_family().filter(|(_, way)| !way.is_lost).count() * 2 >= of_family().count()
+        });
+        let judged = |ip: &&IpAddr| counts.get(usize::from(ip.is_ipv4())).is_some_and(|c| *c);
         if addresses.iter().any(|ip| judged(&ip)) && addresses.iter().filter(judged).all(is_lost) {
-            return Vec::new();
+            return addresses.to_vec();
         }
-        addresses.iter().filter(|ip| !(judged(ip) && is_lost(ip))).copied().collect()
+        addresses.iter().filter(|ip| judged(ip) && is_lost(ip)).copied().collect()
     }
 }
 
 /// Looks at every edge's addresses for as long as the node lives.
-pub async fn probe(current: Arc<Current>, settings: ProbeSettings) {
+pub async fn probe(current: Arc<Current>, settings: ProbeSettings, clock: Arc<dyn Clock>) {
     let Some(hello) = client_hello() else { return tracing::error!("edges are not probed: no TLS handshake can be begun") };
     let hello: Arc<[u8]> = hello.into();
     let at_once = Arc::new(Semaphore::new(MOST_AT_ONCE));
-    let within = settings.interval.min(LONGEST_WAIT);
     let mut due = tokio::time::interval(settings.interval);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -75,12 +89,12 @@ pub async fn probe(current: Arc<Current>, settings: ProbeSettings) {
             let (address, hello, at_once) = (*address, Arc::clone(&hello), Arc::clone(&at_once));
             all.spawn(async move {
                 let _turn = at_once.acquire().await;
-                let asked = tokio::time::timeout(within, answers(SocketAddr::new(address, settings.port), &hello)).await;
+                let asked = tokio::time::timeout(WITHIN, answers(SocketAddr::new(address, settings.port), &hello)).await;
                 (address, matches!(asked, Ok(Ok(true))))
             });
         }
         let found = all.join_all().await;
-        current.probes(|probes| {
+        current.probes(clock.boot(), |probes| {
             probes.retain(&addresses);
             found.into_iter().fold(false, |changed, (address, answers)| {
                 let is_news = probes.heard(address, answers);
@@ -120,32 +134,41 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_lost_after_three_failures_and_back_after_one_answer() {
+    fn an_address_is_lost_after_three_failures_and_back_after_two_answers() {
         let mut probes = Probes::default();
         let (one, other, v6) = (ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1"));
         assert!(!probes.heard(other, true) && !probes.heard(v6, true));
-        assert!(!probes.heard(one, false) && !probes.heard(one, false) && probes.heard(one, false));
-        assert!(probes.found(&[one]).is_empty());
-        assert_eq!(probes.found(&[one, v6]), [v6]);
-        assert!(!probes.heard(one, false));
+        assert!(!probes.heard(one, false) && !probes.heard(one, false));
+        assert!(!probes.heard(one, true) && !probes.heard(one, false) && !probes.heard(one, false), "not on end");
+        assert!(probes.heard(one, false));
+        assert_eq!((probes.lost(&[one]), probes.lost(&[one, v6])), (vec![one], vec![one]));
+        assert!(!probes.heard(one, true) && !probes.heard(one, false) && !probes.heard(one, true));
         assert!(probes.heard(one, true));
-        assert_eq!(probes.found(&[one, v6]), [one, v6]);
+        assert!(probes.lost(&[one, v6]).is_empty());
     }
 
     #[test]
-    fn where_nothing_of_a_family_answers_the_fault_is_here() {
+    fn where_most_of_a_family_does_not_answer_the_fault_is_here() {
         let mut probes = Probes::default();
+        let all = |n: u8| IpAddr::from([192, 0, 2, n]);
         for _ in 0..LOST_AFTER {
-            probes.heard(ip("2001:db8::1"), false);
-            probes.heard(ip("2001:db8::2"), false);
-            probes.heard(ip("192.0.2.1"), false);
-            probes.heard(ip("192.0.2.2"), true);
+            for n in 1..=5 {
+                probes.heard(all(n), n > 3);
+            }
         }
-        // The way that is judged decides for the other.
-        assert!(probes.found(&[ip("192.0.2.1"), ip("2001:db8::1")]).is_empty());
-        assert_eq!(probes.found(&[ip("192.0.2.2"), ip("2001:db8::2")]).len(), 2);
-        assert_eq!(probes.found(&[ip("2001:db8::1")]), [ip("2001:db8::1")]);
-        probes.retain(&[ip("192.0.2.1")]);
-        assert_eq!(probes.found(&[ip("192.0.2.1")]), [ip("192.0.2.1")]);
+        assert!(probes.lost(&[all(1)]).is_empty(), "three of five");
+        for _ in 0..BACK_AFTER {
+            probes.heard(all(3), true);
+        }
+        assert_eq!(probes.lost(&[all(1)]), [all(1)]);
+        // The way that is judged decides for the other, of which nothing is known here.
+        let v6 = ip("2001:db8::1");
+        for _ in 0..LOST_AFTER {
+            probes.heard(v6, false);
+        }
+        assert_eq!(probes.lost(&[all(1), v6]), [all(1), v6]);
+        assert!(probes.lost(&[all(4), v6]).is_empty() && probes.lost(&[v6]).is_empty());
+        probes.retain(&[v6]);
+        assert!(probes.lost(&[all(1)]).is_empty());
     }
 }

@@ -182,16 +182,22 @@ impl Responder<'_> {
         let (network, of_network) = networks::network(client, of_regions);
         let signed = self.signer.filter(|_| query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok));
         let is_zone = question.name().eq_ignore_root(&self.table.zone);
+        if question.query_type == RecordType::Unknown(128) {
+            // It stands in denials alone (RFC 9824 section 3.5).
+            return with_code(response, ResponseCode::FormErr);
+        }
         let of_signer = self.signer.filter(|_| is_zone).and_then(|s| s.records(question.query_type));
-        let (answered, decided_by) = match of_signer {
-            Some(record) => (Answered::Records(vec![record], zone::STABLE_TTL), DecidedBy::Nothing),
-            None => zone::answer(self.table, question.name(), question.query_type, Client { near, network }),
-        };
-        // Types that a name has, without the one that it was asked for in vain.
-        let denied = |name: &Name, is_zone: bool| {
+        let types = |name: &Name| -> Option<Vec<RecordType>> {
             let own: &[RecordType] = if is_zone { &Signer::OF_THE_ZONE } else { &[] };
-            let types = zone::types(self.table, name)?.into_iter().chain(own.iter().copied());
-            Some(types.filter(|t| *t != question.query_type).collect::<Vec<_>>())
+            Some(zone::types(self.table, name)?.into_iter().chain(own.iter().copied()).collect())
+        };
+        let of_name = signed
+            .filter(|_| question.query_type == RecordType::NSEC)
+            .and_then(|signer| signer.denial(question.name(), Some(&types(question.name())?), zone::NEGATIVE_TTL));
+        let (answered, decided_by) = match (of_signer, of_name) {
+            (Some(record), _) => (Answered::Records(vec![record], zone::STABLE_TTL), DecidedBy::Nothing),
+            (None, Some(nsec)) => (Answered::Records(vec![nsec.data], zone::NEGATIVE_TTL), DecidedBy::Nothing),
+            (None, None) => zone::answer(self.table, question.name(), question.query_type, Client { near, network }),
         };
         if let (Some(subnet), Some(edns)) = (subnet, response.edns.as_mut()) {
             // For which clients it counts (RFC 7871 section 7.2.1): for all, where the client had no say in it.
@@ -211,22 +217,29 @@ impl Responder<'_> {
                 match signed {
                     Some(signer) => {
                         // One record says so; the code that goes with it would ask for another (RFC 9824 section 3).
-                        response.add_authority(signer.denial(question.name(), None, zone::NEGATIVE_TTL));
-                        ResponseCode::NoError
+                        match signer.denial(question.name(), None, zone::NEGATIVE_TTL) {
+                            Some(denial) => {
+                                response.add_authority(denial);
+                                ResponseCode::NoError
+                            }
+                            None => return with_code(response, ResponseCode::ServFail),
+                        }
                     }
                     None => ResponseCode::NXDomain,
                 }
             }
             Answered::NoData => {
                 response.metadata.authoritative = true;
-                if question.query_type == RecordType::ANY {
+                if matches!(question.query_type, RecordType::ANY | RecordType::RRSIG) {
                     let hinfo = RData::HINFO(HINFO::new("RFC8482".into(), String::new()));
                     response.add_answer(Record::from_rdata(question.name().clone(), ANY_TTL, hinfo));
                 } else {
                     response.add_authority(zone::negative(self.table));
                     if let Some(signer) = signed {
-                        let types = denied(question.name(), is_zone).unwrap_or_default();
-                        response.add_authority(signer.denial(question.name(), Some(&types), zone::NEGATIVE_TTL));
+                        // Without the one that it was asked for in vain.
+                        let types: Vec<_> =
+                            types(question.name()).unwrap_or_default().into_iter().filter(|t| *t != question.query_type).collect();
+                        response.authorities.extend(signer.denial(question.name(), Some(&types), zone::NEGATIVE_TTL));
                     }
                 }
                 ResponseCode::NoError

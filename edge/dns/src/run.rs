@@ -106,7 +106,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
     if !settings.probe.interval.is_zero() {
-        tasks.spawn(probe(Arc::clone(&current), settings.probe));
+        tasks.spawn(probe(Arc::clone(&current), settings.probe, Arc::clone(&clock)));
     }
     let (of_network, of_standings) = (Arc::clone(&current), current);
     let watcher = Watcher {

@@ -44,7 +44,8 @@ impl Answers {
     fn to(&self, packet: &[u8], source: SocketAddr, transport: Transport) -> Option<Reply> {
         let table = self.current.table()?;
         let signer = self.current.signer();
-        let now = u32::try_from(self.clock.wall().as_secs()).unwrap_or(u32::MAX);
+        // It goes round, as the times of signatures do (RFC 4034 section 3.1.5).
+        let now = u32::try_from(self.clock.wall().as_secs() & u64::from(u32::MAX)).unwrap_or(0);
         let responder = Responder {
             table: &table,
             networks: &self.networks,

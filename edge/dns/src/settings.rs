@@ -89,7 +89,9 @@ impl DnsSettings {
         }
         let name = s.required("zone", "\"cdn.example.net\"", zone);
         let ttl = s.or("ttl", TTL, duration(Duration::from_secs(1), Duration::from_secs(3600)));
-        let caa = s.list("caa", authority);
+        let mut caa = s.list("caa", authority);
+        caa.sort();
+        caa.dedup();
         let https_records = s.or("https_records", false, boolean);
         let networks = s.optional("networks", path);
         let workers = s.or("workers", workers::cores(), |v| match v.as_str() {

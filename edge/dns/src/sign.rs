@@ -2,8 +2,8 @@
 //! are good. What does not exist is denied by one record at the very name that was asked for (RFC 9824), so that nobody can list the zone.
 
 use hickory_proto::dnssec::crypto::EcdsaSigningKey;
-use hickory_proto::dnssec::rdata::{CDNSKEY, CDS, DNSKEY, DNSSECRData, NSEC, RRSIG, sig::SigInput};
-use hickory_proto::dnssec::{Algorithm, DigestType, PublicKey, PublicKeyBuf, SigningKey, TBS};
+use hickory_proto::dnssec::rdata::{DNSKEY, DNSSECRData, NSEC, RRSIG, sig::SigInput};
+use hickory_proto::dnssec::{Algorithm, PublicKey, PublicKeyBuf, SigningKey, TBS};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, SerialNumber};
 use hickory_proto::serialize::binary::BinEncodable;
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ const SINCE: u32 = 3600;
 /// How long a signature is good, and up to when it is given out.
 const GOOD_FOR: u32 = 7 * 86_400;
 const RENEWED_AFTER: u32 = 3 * 86_400;
-/// Kept; strangers choose the names that are denied.
+/// Kept: of names that exist.
 const MOST_KEPT: usize = 20_000;
 /// Of an answer that says of a name that it does not exist (RFC 9824 section 2).
 const NXNAME: RecordType = RecordType::Unknown(128);
@@ -24,7 +24,6 @@ const NXNAME: RecordType = RecordType::Unknown(128);
 pub struct Signer {
     zone: Name,
     key: EcdsaSigningKey,
-    public: Vec<u8>,
     dnskey: DNSKEY,
     key_tag: u16,
     /// By what was signed, its owner's name in lower case: the signature, and when it was made.
@@ -45,38 +44,29 @@ impl Signer {
     pub fn new(zone: &Name, key: &[u8]) -> Option<Self> {
         let key = EcdsaSigningKey::from_pkcs8(&PrivatePkcs8KeyDer::from(key), Algorithm::ECDSAP256SHA256).ok()?;
         let public = key.to_public_key().ok()?.public_bytes().to_vec();
-        let dnskey = DNSKEY::new(true, true, false, PublicKeyBuf::new(public.clone(), Algorithm::ECDSAP256SHA256));
+        let dnskey = DNSKEY::new(true, true, false, PublicKeyBuf::new(public, Algorithm::ECDSAP256SHA256));
         let key_tag = dnskey.calculate_key_tag().ok()?;
-        Some(Self { zone: zone.to_lowercase(), key, public, dnskey, key_tag, kept: Mutex::default() })
+        Some(Self { zone: zone.to_lowercase(), key, dnskey, key_tag, kept: Mutex::default() })
     }
 
-    /// What the zone's own name has because it is signed: the key, and what the parent should have of it (RFC 7344).
+    /// What the zone's own name has because it is signed. Not what parents that look for it would take over (RFC 7344): when its parent
+    /// vouches for the zone is the operator's to say.
     #[must_use]
     pub fn records(&self, kind: RecordType) -> Option<RData> {
-        Some(RData::DNSSEC(match kind {
-            RecordType::DNSKEY => DNSSECRData::DNSKEY(self.dnskey.clone()),
-            RecordType::CDNSKEY => {
-                DNSSECRData::CDNSKEY(CDNSKEY::new(true, true, false, Some(Algorithm::ECDSAP256SHA256), self.public.clone()))
-            }
-            RecordType::CDS => {
-                let digest = self.dnskey.to_digest(&self.zone, DigestType::SHA256).ok()?.as_ref().to_vec();
-                DNSSECRData::CDS(CDS::new(self.key_tag, Some(Algorithm::ECDSAP256SHA256), DigestType::SHA256, digest))
-            }
-            _ => return None,
-        }))
+        (kind == RecordType::DNSKEY).then(|| RData::DNSSEC(DNSSECRData::DNSKEY(self.dnskey.clone())))
     }
 
     /// Which of these the zone's own name has.
-    pub const OF_THE_ZONE: [RecordType; 3] = [RecordType::DNSKEY, RecordType::CDNSKEY, RecordType::CDS];
+    pub const OF_THE_ZONE: [RecordType; 1] = [RecordType::DNSKEY];
 
-    /// That `name` has records of `types` alone; of none at all, that it does not exist. `ttl` as the SOA record's.
+    /// That `name` has records of `types` alone; of none at all, that it does not exist. `ttl` as the SOA record's. `None`: the name is so
+    /// long that none comes right behind it, and whatever else was said would deny others too.
     #[must_use]
-    pub fn denial(&self, name: &Name, types: Option<&[RecordType]>, ttl: u32) -> Record {
-        // The name that comes right behind it.
-        let next = name.prepend_label(&b"\0"[..]).unwrap_or_else(|_| self.zone.clone());
+    pub fn denial(&self, name: &Name, types: Option<&[RecordType]>, ttl: u32) -> Option<Record> {
+        let next = name.prepend_label(&b"\0"[..]).ok()?;
         let types = types.unwrap_or(&[NXNAME]);
         let nsec = NSEC::new_cover_self(next.to_lowercase(), types.iter().copied());
-        Record::from_rdata(name.clone(), ttl, RData::DNSSEC(DNSSECRData::NSEC(nsec)))
+        Some(Record::from_rdata(name.clone(), ttl, RData::DNSSEC(DNSSECRData::NSEC(nsec))))
     }
 
     /// Adds a signature for each set of records. `now`: in seconds since 1970.
@@ -120,6 +110,10 @@ impl Signer {
         };
         let tbs = TBS::from_input(name, DNSClass::IN, &input, set.iter().copied()).ok()?;
         let signature = RRSIG::from_sig(input, self.key.sign(&tbs).ok()?);
+        if is_of_nothing(set) {
+            // Strangers choose such names, one after another.
+            return Some((signature, ttl));
+        }
         let mut kept = self.kept.lock();
         if kept.len() >= MOST_KEPT {
             kept.clear();
@@ -127,4 +121,10 @@ impl Signer {
         kept.insert(signed, (signature.clone(), now));
         Some((signature, ttl))
     }
+}
+
+/// Whether it says of a name that it does not exist.
+fn is_of_nothing(set: &[&Record]) -> bool {
+    let denies = |r: &&Record| matches!(&r.data, RData::DNSSEC(DNSSECRData::NSEC(nsec)) if nsec.type_set().iter().any(|t| t == NXNAME));
+    set.iter().any(denies)
 }

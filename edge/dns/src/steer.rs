@@ -30,9 +30,9 @@ pub enum Standing {
     Ready,
 }
 
-/// `None`: it is sent nobody, whatever happens.
+/// For clients that want addresses which `wanted` takes. `None`: it is sent nobody, whatever happens.
 #[must_use]
-pub fn readiness(edge: &Edge, revision: u64) -> Option<Readiness> {
+pub fn readiness(edge: &Edge, revision: u64, wanted: impl Fn(&IpAddr) -> bool) -> Option<Readiness> {
     if edge.drained {
         return None;
     }
@@ -41,7 +41,7 @@ pub fn readiness(edge: &Edge, revision: u64) -> Option<Readiness> {
         (true, false) => Standing::Behind,
         (false, _) => Standing::CutOff,
     };
-    Some(if edge.reachable { Readiness::Found(standing) } else { Readiness::Lost(standing) })
+    Some(if edge.is_lost(wanted) { Readiness::Lost(standing) } else { Readiness::Found(standing) })
 }
 
 /// Who asks.
@@ -61,18 +61,19 @@ pub struct Chosen<'a> {
     pub by_network: bool,
 }
 
-/// The edges for `site`, with an address that `reachable` takes. Which are good enough and near enough is decided whatever their
-/// addresses: none is better than one that is worse, or farther, than those that another kind of address leads to.
+/// The edges for `site`, with an address that `wanted` takes. Which are good enough and near enough is decided whatever addresses they
+/// have, if not whatever they have lost: none is better than one that is worse, or farther, than those that another kind of address leads
+/// to.
 #[must_use]
-pub fn choose<'a>(table: &'a Table, site: &str, client: Client<'_>, reachable: impl Fn(&IpAddr) -> bool) -> Chosen<'a> {
+pub fn choose<'a>(table: &'a Table, site: &str, client: Client<'_>, wanted: impl Fn(&IpAddr) -> bool) -> Chosen<'a> {
     let nobody = Chosen { edges: Vec::new(), by_network: false };
     let revision = table.sites.get(site).copied().unwrap_or(0);
-    let candidates = || table.edges.iter().filter_map(|e| readiness(e, revision).map(|r| (r, e)));
+    let candidates = || table.edges.iter().filter_map(|e| readiness(e, revision, &wanted).map(|r| (r, e)));
     let Some(best) = candidates().map(|(r, _)| r).max() else { return nobody };
     let distance = |e: &Edge| client.near.iter().position(|region| *region == e.region).unwrap_or(client.near.len());
     let ready = || candidates().filter(|(r, _)| *r == best).map(|(_, e)| e);
     let Some(nearest) = ready().map(distance).min() else { return nobody };
-    let here = ready().filter(|e| distance(e) == nearest && e.addresses.iter().any(&reachable));
+    let here = ready().filter(|e| distance(e) == nearest && e.addresses.iter().any(&wanted));
     let mut order: Vec<(f64, &Edge)> = here.map(|e| (score(site, e), e)).collect();
     order.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.name.cmp(&y.name)));
 

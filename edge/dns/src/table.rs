@@ -34,17 +34,33 @@ pub struct NameServer {
 pub struct Edge {
     pub name: String,
     pub region: String,
-    /// Those that are not lost; all, where all are.
     pub addresses: Vec<IpAddr>,
+    /// Those of them that clients do not get through to, as far as this node's own probes tell.
+    pub lost: Vec<IpAddr>,
     /// It holds a lease, as far as this table knows.
     pub attached: bool,
     pub drained: bool,
-    /// Clients get through to one of its addresses at least, as far as this node's own probes tell.
-    pub reachable: bool,
     /// The revision through which it has applied the log.
     pub applied: u64,
     /// Its share of the sites among the edges of its region, above 0.
     pub capacity: f64,
     /// Which part of their clients' networks it lets in, above 0: 1, unless it is busy.
     pub room: f64,
+}
+
+impl Edge {
+    /// What clients are told of those addresses that `wanted` takes: without those that are lost, unless all are.
+    pub fn named(&self, wanted: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+        let wanted: Vec<IpAddr> = self.addresses.iter().copied().filter(|ip| wanted(ip)).collect();
+        let found: Vec<IpAddr> = wanted.iter().copied().filter(|ip| !self.lost.contains(ip)).collect();
+        if found.is_empty() { wanted } else { found }
+    }
+
+    /// Whether clients that want such addresses do not get through; whoever wants others is none of them.
+    #[must_use]
+    pub fn is_lost(&self, wanted: impl Fn(&IpAddr) -> bool) -> bool {
+        let any = self.addresses.iter().any(&wanted);
+        let mut these = self.addresses.iter().filter(|ip| !any || wanted(ip)).peekable();
+        these.peek().is_some() && these.all(|ip| self.lost.contains(ip))
+    }
 }

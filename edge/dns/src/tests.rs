@@ -4,6 +4,7 @@ use crate::{Edge, NameServer, Networks, Responder, Table, Transport};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption, NSIDPayload};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::serialize::binary::BinEncodable;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,7 +19,7 @@ fn edge(name: &str, region: &str, addresses: &[&str]) -> Edge {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         attached: true,
         drained: false,
-        reachable: true,
+        lost: Vec::new(),
         applied: 10,
         capacity: 1.0,
         room: 1.0,
@@ -312,12 +313,14 @@ fn networks_are_read_as_a_whole_or_not_at_all() {
     }
 }
 
+const LOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 fn any_edges() -> impl Strategy<Value = Vec<Edge>> {
     let one = (any::<bool>(), any::<bool>(), any::<bool>(), 5u64..10, 0usize..4, 1u32..5, 1u32..11);
     let one = one.prop_map(|(attached, drained, reachable, applied, region, capacity, room)| Edge {
         attached,
         drained,
-        reachable,
+        lost: if reachable { Vec::new() } else { vec![LOST] },
         applied,
         capacity: f64::from(capacity),
         room: f64::from(room) / 10.0,
@@ -327,6 +330,9 @@ fn any_edges() -> impl Strategy<Value = Vec<Edge>> {
         for (n, e) in edges.iter_mut().enumerate() {
             e.name = format!("e{n}");
             e.addresses = vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(n).unwrap()))];
+            if !e.lost.is_empty() {
+                e.lost = e.addresses.clone();
+            }
         }
         edges
     })
@@ -340,15 +346,15 @@ proptest! {
         let client = Client { near: &near, network };
         let all = steer::choose(&t, "blog", client, |_| true);
         let chosen = &all.edges;
-        let best = t.edges.iter().filter_map(|e| steer::readiness(e, 9)).max();
-        prop_assert!(chosen.iter().all(|e| steer::readiness(e, 9) == best));
+        let best = t.edges.iter().filter_map(|e| steer::readiness(e, 9, |_| true)).max();
+        prop_assert!(chosen.iter().all(|e| steer::readiness(e, 9, |_| true) == best));
         prop_assert_eq!(chosen.is_empty(), best.is_none());
         prop_assert!(chosen.len() <= steer::MOST_NAMED);
         // Nor a farther one while one that is as good is nearer.
         let far = |e: &Edge| near.iter().position(|r| *r == e.region).unwrap_or(near.len());
-        let nearest = t.edges.iter().filter(|e| steer::readiness(e, 9) == best && best.is_some()).map(far).min();
+        let nearest = t.edges.iter().filter(|e| steer::readiness(e, 9, |_| true) == best && best.is_some()).map(far).min();
         prop_assert!(chosen.iter().all(|e| Some(far(e)) == nearest));
-        let as_good = t.edges.iter().filter(|e| steer::readiness(e, 9) == best && best.is_some() && Some(far(e)) == nearest).count();
+        let as_good = t.edges.iter().filter(|e| steer::readiness(e, 9, |_| true) == best && best.is_some() && Some(far(e)) == nearest).count();
         prop_assert_eq!(chosen.len(), as_good.min(steer::MOST_NAMED));
         prop_assert_eq!(steer::choose(&t, "blog", client, |_| true), all.clone());
         if !all.by_network {
@@ -416,7 +422,7 @@ fn a_change_of_one_capacity_moves_few_sites_and_shares_go_by_capacity() {
     );
     let moved: Vec<_> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
     assert!(moved.len() < 600 && moved.iter().all(|(_, to)| *to == "e3"), "{}", moved.len());
-    assert_eq!(steer::readiness(&edge("e", "eu", &[]), 10), Some(Readiness::Found(Standing::Ready)));
+    assert_eq!(steer::readiness(&edge("e", "eu", &[]), 10, |_| true), Some(Readiness::Found(Standing::Ready)));
 }
 
 #[test]
@@ -435,4 +441,31 @@ fn a_busy_edge_lets_a_part_of_the_networks_in_and_a_small_change_moves_few() {
     assert!((9_400..9_600).contains(&stay(&busy, &busier)), "{}", stay(&busy, &busier));
     // Whoever is not let in goes to the second and the third.
     assert!(busy.iter().filter(|n| n[0] != all[0][0]).all(|n| n[0] == all[0][1] && n[1] != all[0][0]));
+}
+
+#[test]
+fn an_edge_that_lost_its_ipv4_is_passed_over_by_who_needs_that() {
+    let mut near = edge("near", "eu", &["192.0.2.1", "2001:db8::1"]);
+    near.lost = vec!["192.0.2.1".parse().unwrap()];
+    let far = edge("far", "us", &["192.0.2.2", "2001:db8::2"]);
+    let t = Table { edges: vec![near, far], ..table() };
+    let client = Client { near: &["eu".to_owned()], network: 0 };
+    let named = |wanted: fn(&IpAddr) -> bool| steer::choose(&t, "blog", client, wanted).edges[0].name.clone();
+    assert_eq!((named(IpAddr::is_ipv4), named(IpAddr::is_ipv6)), ("far".into(), "near".into()));
+    // Where all are lost all are named: better than none.
+    let mut t = t.clone();
+    t.edges.iter_mut().for_each(|e| e.lost = e.addresses.clone());
+    let chosen = steer::choose(&t, "blog", client, IpAddr::is_ipv4).edges;
+    assert_eq!(chosen[0].named(IpAddr::is_ipv4), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn a_denial_never_reaches_beyond_its_name() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let signer = crate::Signer::new(&"cdn.example.net.".parse().unwrap(), &key.serialize_der()).unwrap();
+    let name = |labels: &str| Name::from_ascii(labels).unwrap();
+    let long = format!("{0}.{0}.{0}.{1}.cdn.example.net.", "a".repeat(63), "b".repeat(255 - 3 * 64 - 17 - 1));
+    assert_eq!(name(&long).to_bytes().unwrap().len(), 255);
+    assert!(signer.denial(&name(&long), None, 5).is_none() && signer.denial(&name(&long[1..]), None, 5).is_none());
+    assert!(signer.denial(&name(&long[2..]), None, 5).is_some());
 }

@@ -127,7 +127,9 @@ fn apex(table: &Table, kind: RecordType) -> Vec<RData> {
 
 fn caa(table: &Table) -> Vec<RData> {
     let authority = |name: &String| Some(RData::CAA(CAA::new_issue(false, Some(Name::from_ascii(name).ok()?), Vec::new())));
-    table.caa.iter().filter_map(authority).collect()
+    let mut all: Vec<RData> = table.caa.iter().filter_map(authority).collect();
+    all.dedup();
+    all
 }
 
 /// Also what a negative answer carries in its authority section.
@@ -145,7 +147,9 @@ pub fn negative(table: &Table) -> Record {
 }
 
 fn addresses(all: &[IpAddr], kind: RecordType) -> Vec<RData> {
-    let of_kind = all.iter().filter_map(|ip| match (ip, kind) {
+    // No set of records holds one twice (RFC 2181 section 5).
+    let once = all.iter().enumerate().filter(|(n, ip)| !all.iter().take(*n).any(|other| other == *ip)).map(|(_, ip)| ip);
+    let of_kind = once.filter_map(|ip| match (ip, kind) {
         (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(*v4))),
         (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(*v6))),
         _ => None,
@@ -179,16 +183,16 @@ fn site_answer(table: &Table, site: &str, kind: RecordType, client: Client<'_>) 
         return (if any { Answered::NoData } else { Answered::Failed }, decided_by);
     }
     let ttl = u32::try_from(table.ttl.as_secs()).unwrap_or(u32::MAX);
-    let records = if kind == RecordType::HTTPS { vec![https(&chosen)] } else { addresses(&distinct(&chosen), kind) };
+    let records = if kind == RecordType::HTTPS { vec![https(&chosen)] } else { addresses(&distinct(&chosen, wanted), kind) };
     (Answered::Records(records, ttl), decided_by)
 }
 
 /// Their addresses; edges behind one address are one to the world, and no set of records holds one twice (RFC 2181 section 5).
-fn distinct(edges: &[&Edge]) -> Vec<IpAddr> {
+fn distinct(edges: &[&Edge], wanted: impl Fn(&IpAddr) -> bool) -> Vec<IpAddr> {
     let mut all = Vec::new();
-    for ip in edges.iter().flat_map(|e| &e.addresses) {
-        if !all.contains(ip) {
-            all.push(*ip);
+    for ip in edges.iter().flat_map(|e| e.named(&wanted)) {
+        if !all.contains(&ip) {
+            all.push(ip);
         }
     }
     all
@@ -196,7 +200,7 @@ fn distinct(edges: &[&Edge]) -> Vec<IpAddr> {
 
 /// That the site is there over HTTPS, by which protocols, and at which addresses (RFC 9460): a client need not try http first.
 fn https(edges: &[&Edge]) -> RData {
-    let all = distinct(edges);
+    let all: Vec<IpAddr> = [distinct(edges, IpAddr::is_ipv4), distinct(edges, IpAddr::is_ipv6)].concat();
     let v4: Vec<Ipv4Addr> = all.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect();
     let v6: Vec<Ipv6Addr> = all.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
     let mut parameters = vec![(SvcParamKey::Alpn, SvcParamValue::Alpn(Alpn(vec!["h3".into(), "h2".into()])))];

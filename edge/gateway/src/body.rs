@@ -288,6 +288,17 @@ impl RequestBody {
         if body.is_end_stream() { Self::Empty } else { Self::Client { body: Box::pin(body.map_err(Into::into)), left: most } }
     }
 }
+impl RequestBody {
+    /// Of a tunnel, which ends when its ends want it to.
+    #[must_use]
+    pub fn unlimited(self) -> Self {
+        match self {
+            Self::Empty => Self::Empty,
+            Self::Client { body, .. } => Self::Client { body, left: u64::MAX },
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBodyError;
