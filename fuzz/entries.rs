@@ -3,7 +3,7 @@
 
 use hickory_proto::rr::Name;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use tidegate_cache::range::Selected;
 use tidegate_cache::{
     Accepted, Freshness, FreshnessDefaults, Target, VaryKey, WallTime, cache_control, coding, conditional, field, partial, range,
@@ -85,6 +85,7 @@ pub fn dns(data: &[u8]) {
         sites: [("shop".to_owned(), 7)].into(),
         edges: vec![edge("fra-1", "eu", "192.0.2.1"), edge("nyc-1", "us", "2001:db8::1")],
         caa: vec!["ca.example.org".into()],
+        txt: Arc::new([("_acme-challenge.shop.cdn.test".to_owned(), vec!["first".to_owned(), "second".to_owned()])].into()),
         https: true,
         ttl: std::time::Duration::from_secs(20),
     };

@@ -363,7 +363,8 @@ fn a_signed_zone_is_validated_by_others() {
     until(dns, "both edges", &["127.0.1.1", "127.0.1.2"]);
     for (arguments, code, says) in [
         (&["ds", "cdn.test"][..], 3, "is not signed"),
-        (&["sign", "not a zone"], 1, "is no zone"),
+        (&["sign", "not a zone"], 1, "is no name in a zone"),
+        (&["txt", "remove", "nothing.cdn.test"], 3, "has no TXT records"),
         (&["unsign", "cdn.test"], 3, "there is no signed zone"),
     ] {
         let out = network.tidegate(&[&["dns"], arguments].concat());
@@ -374,6 +375,14 @@ fn a_signed_zone_is_validated_by_others() {
     let ds = text(&network.tidegate(&["dns", "ds", "cdn.test"]).stdout).trim().to_owned();
     let signed = || dig(dns, &["cdn.test", "DNSKEY", "+dnssec"]);
     wait_for("the zone to be signed", || (signed().len() == 2).then_some(()));
+    let challenge = "_acme-challenge.shop.cdn.test";
+    assert!(network.tidegate(&["dns", "txt", "set", challenge, "a proof", &"x".repeat(300)]).status.success());
+    wait_for("the TXT records", || (dig(dns, &[challenge, "TXT"]).len() == 2).then_some(()));
+    assert!(dig(dns, &[challenge, "TXT"])[0].contains("30 IN TXT \"a proof\""));
+    assert!(text(&network.tidegate(&["dns", "txt", "list"]).stdout).contains(challenge));
+    assert!(network.tidegate(&["dns", "txt", "set", "below.it.cdn.test", "y"]).status.success());
+    wait_for("the TXT record", || (dig(dns, &["below.it.cdn.test", "TXT"]).len() == 1).then_some(()));
+
     // A resolver that knows the DS record and trusts nothing else, and asks in letters of mixed case.
     let port = free_port();
     let config = dir.path().join("unbound.conf");
@@ -402,6 +411,9 @@ fn a_signed_zone_is_validated_by_others() {
         (&["cdn.test", "CAA"], 2),
         (&["cdn.test", "DNSKEY"], 2),
         (&["dns-1.ns.cdn.test", "A"], 2),
+        (&["_acme-challenge.shop.cdn.test", "TXT"], 3),
+        (&["_ACME-challenge.shop.cdn.test", "A"], 0),
+        (&["it.cdn.test", "TXT"], 0),
         (&["shop.cdn.test", "MX"], 0),
         (&["ns.cdn.test", "A"], 0),
         (&["nowhere.cdn.test", "A"], 0),
@@ -418,6 +430,9 @@ fn a_signed_zone_is_validated_by_others() {
     // Who asks for no signatures gets none, and the code that there is no such name.
     assert_eq!(dig(dns, &["shop.cdn.test", "A"]).len(), 2);
     assert!(dig_all(dns, &["nowhere.cdn.test", "A"]).contains("status: NXDOMAIN"));
+    assert!(network.tidegate(&["dns", "txt", "remove", challenge]).status.success());
+    wait_for("them to be gone", || dig_all(dns, &[challenge, "TXT"]).contains("status: NXDOMAIN").then_some(()));
+    assert!(dig_all(dns, &["it.cdn.test", "TXT"]).contains("status: NOERROR"), "a name between others");
     let denied = dig_all(dns, &["nowhere.cdn.test", "A", "+dnssec"]);
     assert!(denied.contains("status: NOERROR") && denied.contains("TYPE128"), "{denied}");
     let large = dig_all(dns, &["shop.cdn.test", "A", "+dnssec", "+notcp", "+ignore"]);

@@ -117,6 +117,7 @@ impl Feed {
             site_names: missed.site_names,
             certificates: certificates.filter_map(|c| unseal.certificate(c)).collect(),
             dns_keys: dns_keys.filter_map(|k| unseal.dns_key(k)).collect(),
+            txt: missed.txt,
             nodes: missed.nodes,
             purges: missed.purges,
         };

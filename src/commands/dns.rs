@@ -8,7 +8,7 @@ use http::Method;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tidegate_control_types::api::{SteeringRequest, SteeringView, ZoneRequest, ZoneView};
+use tidegate_control_types::api::{SteeringRequest, SteeringView, TxtRequest, TxtView, ZoneRequest, ZoneView};
 use tidegate_control_types::explain::SteeredEdge;
 
 #[derive(Args)]
@@ -34,6 +34,9 @@ enum Command {
     Ds(Zone),
     /// Sign a zone no longer: only once its DS record has been gone from the parent for as long as caches keep it
     Unsign(Zone),
+    /// TXT records in the network's zones
+    #[command(subcommand)]
+    Txt(Txt),
 }
 
 #[derive(Args)]
@@ -58,9 +61,66 @@ impl Dns {
             (Some(Command::Sign(zone)), _) => zone.sign(),
             (Some(Command::Ds(zone)), _) => zone.ds(),
             (Some(Command::Unsign(zone)), _) => zone.unsign(),
+            (Some(Command::Txt(txt)), _) => txt.run(),
             (None, Some(config)) => Role { config, check: self.check }.dns(),
             (None, None) => Err(Failure::usage("which settings? tidegate dns --config FILE; or tidegate dns explain NAME --client ADDR")),
         }
+    }
+}
+
+#[derive(Subcommand)]
+enum Txt {
+    /// All of them
+    List(List),
+    /// Give a name these, in place of those that it has
+    Set(Set),
+    /// Remove those of a name
+    Remove(Remove),
+}
+
+#[derive(Args)]
+struct List {
+    #[command(flatten)]
+    api: Api,
+}
+
+#[derive(Args)]
+struct Set {
+    /// As _acme-challenge.shop.cdn.example.net
+    name: String,
+    #[arg(required = true)]
+    values: Vec<String>,
+    #[command(flatten)]
+    api: Api,
+}
+
+#[derive(Args)]
+struct Remove {
+    name: String,
+    #[command(flatten)]
+    api: Api,
+}
+
+impl Txt {
+    fn run(self) -> Done {
+        block_on(async {
+            match self {
+                Self::List(c) => {
+                    let all: Vec<TxtView> = c.api.client()?.get("/v1/dns/txt").await?;
+                    if c.api.json {
+                        output::json(&all);
+                    } else {
+                        let row = |t: TxtView| vec![t.name, t.values.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(" ")];
+                        output::table(&["NAME", "TEXTS"], &all.into_iter().map(row).collect::<Vec<_>>());
+                    }
+                }
+                Self::Set(c) => {
+                    let _: TxtView = c.api.client()?.put(&format!("/v1/dns/txt/{}", c.name), &TxtRequest { values: c.values }).await?;
+                }
+                Self::Remove(c) => c.api.client()?.act(Method::DELETE, &format!("/v1/dns/txt/{}", c.name)).await?,
+            }
+            Ok(ExitCode::SUCCESS)
+        })
     }
 }
 

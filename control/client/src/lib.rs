@@ -159,6 +159,12 @@ impl Client {
         read(&self.ask(Method::POST, path, HeaderMap::new(), json(body)).await?)
     }
 
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        read(&self.ask(Method::PUT, path, HeaderMap::new(), json(body)).await?)
+    }
+
     /// Does something that has no answer beside its success.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub struct Network {
     pub certificates: Arc<BTreeMap<String, Certificate>>,
     /// By zone.
     pub dns_keys: Arc<BTreeMap<String, DnsKey>>,
+    /// TXT records, by name.
+    pub txt: Arc<BTreeMap<String, Vec<String>>>,
     pub nodes: Arc<BTreeMap<NodeName, NodeState>>,
 }
 
@@ -63,6 +65,7 @@ impl Network {
             sites: Arc::default(),
             certificates: Arc::default(),
             dns_keys: Arc::default(),
+            txt: Arc::default(),
             nodes: Arc::default(),
         }
     }
@@ -102,6 +105,7 @@ impl Network {
         let entries: Vec<_> = std::iter::once((index, first)).chain(purges).collect();
         new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), c)).collect());
         new.dns_keys = Arc::new(missed.dns_keys.into_iter().map(|k| (k.zone.clone(), k)).collect());
+        new.txt = Arc::new(missed.txt.into_iter().collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
         (new.revision, new.heard) = (revision, heard);
         // Who begins with this log and holds nothing is told of none of its earlier purges. It may hold what it fetched because
@@ -139,6 +143,12 @@ impl Network {
             }
             Event::DnsKey(key) => {
                 Arc::make_mut(&mut self.dns_keys).insert(key.zone.clone(), key.clone());
+            }
+            Event::Txt { name, values } if values.is_empty() => {
+                Arc::make_mut(&mut self.txt).remove(name);
+            }
+            Event::Txt { name, values } => {
+                Arc::make_mut(&mut self.txt).insert(name.clone(), values.clone());
             }
             Event::DnsKeyRemoved(zone) => {
                 Arc::make_mut(&mut self.dns_keys).remove(zone);

@@ -14,7 +14,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::FromRequestParts;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -61,6 +61,8 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/dns/explain", post(explain::steering))
         .route("/v1/dns/zones", post(zones::sign))
         .route("/v1/dns/zones/{zone}", get(zones::show).delete(zones::unsign))
+        .route("/v1/dns/txt", get(zones::txt_list))
+        .route("/v1/dns/txt/{name}", put(zones::txt_put).delete(zones::txt_remove))
         .route("/v1/purges", post(purges::purge))
         .route("/v1/purges/{index}", get(purges::receipt))
         .route("/v1/nodes", get(nodes::list))

@@ -1,4 +1,4 @@
-//! Zones that are signed (DNSSEC).
+//! Zones that are signed (DNSSEC), and the TXT records in them.
 
 use super::{ApiError, Caller, json, reply};
 use crate::shared::Control;
@@ -9,16 +9,16 @@ use http::StatusCode;
 use std::sync::Arc;
 use tidegate_certs::dnssec;
 use tidegate_control_types::Change;
-use tidegate_control_types::api::{ZoneRequest, ZoneView};
+use tidegate_control_types::api::{TxtRequest, TxtView, ZoneRequest, ZoneView};
 use tidegate_control_types::command::SealedDnsKey;
 use tidegate_control_types::token::Verb;
 
-/// A zone's name in its normal form: lower case, no dot at its end.
+/// A name in its normal form: lower case, no dot at its end.
 fn zone(text: &str) -> Result<String, ApiError> {
     let name = text.trim_end_matches('.').to_ascii_lowercase();
     let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
     if name.len() > 253 || !name.split('.').all(label) {
-        return Err(ApiError::bad(format!("zone: {text:?} is no zone, as \"cdn.example.net\" is one")));
+        return Err(ApiError::bad(format!("{text:?} is no name in a zone, as \"cdn.example.net\" is one")));
     }
     Ok(name)
 }
@@ -59,5 +59,43 @@ pub async fn show(State(control): State<Arc<Control>>, caller: Caller, Path(name
 pub async fn unsign(State(control): State<Arc<Control>>, caller: Caller, Path(name): Path<String>) -> Result<Response, ApiError> {
     caller.may(Verb::Node, None)?;
     control.change(&caller.name(), Change::DnsKeyRemove { zone: zone(&name)? }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Of one name.
+const MOST_VALUES: usize = 20;
+const LONGEST_VALUE: usize = 1000;
+
+pub async fn txt_list(State(control): State<Arc<Control>>, caller: Caller) -> Result<Response, ApiError> {
+    caller.may(Verb::Read, None)?;
+    let view = |(name, values): (&String, &Vec<String>)| TxtView { name: name.clone(), values: values.clone() };
+    let all: Vec<_> = control.raft.state.read().txt().iter().map(view).collect();
+    Ok(reply(StatusCode::OK, &all))
+}
+
+pub async fn txt_put(
+    State(control): State<Arc<Control>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    caller.may(Verb::Node, None)?;
+    let TxtRequest { mut values } = json(&body)?;
+    let name = zone(&name)?;
+    let fits = |v: &String| !v.is_empty() && v.len() <= LONGEST_VALUE && v.bytes().all(|b| (0x20..0x7f).contains(&b));
+    if values.is_empty() || values.len() > MOST_VALUES || !values.iter().all(fits) {
+        return Err(ApiError::bad(format!("values: 1 to {MOST_VALUES} texts of printable ASCII, up to {LONGEST_VALUE} bytes each")));
+    }
+    // No set of records holds one twice.
+    values.sort();
+    values.dedup();
+    let view = TxtView { name: name.clone(), values: values.clone() };
+    control.change(&caller.name(), Change::TxtPut { name, values }).await?;
+    Ok(reply(StatusCode::OK, &view))
+}
+
+pub async fn txt_remove(State(control): State<Arc<Control>>, caller: Caller, Path(name): Path<String>) -> Result<Response, ApiError> {
+    caller.may(Verb::Node, None)?;
+    control.change(&caller.name(), Change::TxtPut { name: zone(&name)?, values: Vec::new() }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -2,7 +2,7 @@
 
 use crate::purges::PurgeRecord;
 use crate::sites::{SiteRecord, SiteVersion};
-use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, MOST_ZONES, NodeRecord, Removal, State};
+use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, MOST_TXT, MOST_ZONES, NodeRecord, Removal, State};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{SiteSpec, WhenDetached};
 use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
@@ -88,6 +88,7 @@ impl State {
             }
             Change::DnsKeyPut { key } => limited(&mut self.dns_keys, key.zone.clone(), key, MOST_ZONES, "signed zones"),
             Change::DnsKeyRemove { zone } => removed(&mut self.dns_keys, &zone, "signed zone").map(|_| vec![Event::DnsKeyRemoved(zone)]),
+            Change::TxtPut { name, values } => self.txt_put(name, values),
             Change::MemberPut { id, name, address } => {
                 self.members.insert(id, (name, address));
                 Ok(Vec::new())
@@ -108,6 +109,17 @@ impl State {
             Ok(events) => Applied { outcome: Ok(()), events, sealed },
             Err(refusal) => Applied { outcome: Err(refusal), events: Vec::new(), sealed: None },
         }
+    }
+
+    fn txt_put(&mut self, name: String, values: Vec<String>) -> Changed {
+        if values.is_empty() {
+            self.txt.remove(&name).ok_or_else(|| Refusal::NotFound(format!("{name} has no TXT records")))?;
+        } else if self.txt.len() >= MOST_TXT && !self.txt.contains_key(&name) {
+            return Err(Refusal::Limit(format!("there are {MOST_TXT} names with TXT records already")));
+        } else {
+            self.txt.insert(name.clone(), values.clone());
+        }
+        Ok(vec![Event::Txt { name, values }])
     }
 
     /// An entry without a command: the first of a term, or a change of the voters.
@@ -298,5 +310,7 @@ fn describe(change: &Change) -> Option<String> {
         Change::MemberRemove { id } => format!("control node {id} removed"),
         Change::DnsKeyPut { key } => format!("zone {} signed", key.zone),
         Change::DnsKeyRemove { zone } => format!("zone {zone} no longer signed"),
+        Change::TxtPut { name, values } if values.is_empty() => format!("TXT records of {name} removed"),
+        Change::TxtPut { name, .. } => format!("TXT records of {name} put"),
     })
 }

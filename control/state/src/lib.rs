@@ -26,6 +26,7 @@ pub const MOST_SITES: usize = 100_000;
 pub const MOST_NODES: usize = 10_000;
 pub const MOST_TOKENS: usize = 10_000;
 pub const MOST_ZONES: usize = 100;
+pub const MOST_TXT: usize = 10_000;
 pub const MOST_AUDIT: usize = 10_000;
 /// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
@@ -49,6 +50,7 @@ pub struct State {
     joins: BTreeMap<String, JoinRecord>,
     certificates: BTreeMap<String, (u64, SealedCertificate)>,
     dns_keys: BTreeMap<String, SealedDnsKey>,
+    txt: BTreeMap<String, Vec<String>>,
     members: BTreeMap<u64, (NodeName, String)>,
     purges: Purges,
     audit: VecDeque<AuditRecord>,
@@ -86,6 +88,7 @@ pub struct Missed {
     pub site_names: Vec<SiteName>,
     pub certificates: Vec<SealedCertificate>,
     pub dns_keys: Vec<SealedDnsKey>,
+    pub txt: Vec<(String, Vec<String>)>,
     pub nodes: Vec<NodeState>,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }
@@ -107,6 +110,7 @@ impl State {
             joins: BTreeMap::new(),
             certificates: BTreeMap::new(),
             dns_keys: BTreeMap::new(),
+            txt: BTreeMap::new(),
             members: BTreeMap::new(),
             purges: Purges::starting_at(index),
             audit: VecDeque::new(),
@@ -209,6 +213,12 @@ impl State {
         self.dns_keys.get(zone)
     }
 
+    /// The TXT records of the network's zones, by name.
+    #[must_use]
+    pub fn txt(&self) -> &BTreeMap<String, Vec<String>> {
+        &self.txt
+    }
+
     pub fn members(&self) -> impl Iterator<Item = (u64, &NodeName, &str)> {
         self.members.iter().map(|(id, (name, address))| (*id, name, address.as_str()))
     }
@@ -279,6 +289,7 @@ impl State {
             site_names: self.sites.keys().cloned().collect(),
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
             dns_keys: self.dns_keys.values().cloned().collect(),
+            txt: self.txt.iter().map(|(name, values)| (name.clone(), values.clone())).collect(),
             nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),
             purges,
         }

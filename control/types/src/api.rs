@@ -73,6 +73,19 @@ pub struct NodeSteered {
     pub steered: Option<Steered>,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TxtRequest {
+    pub values: Vec<String>,
+}
+
+/// The TXT records of a name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TxtView {
+    pub name: String,
+    pub values: Vec<String>,
+}
+
 /// By what a host shows whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

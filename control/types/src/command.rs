@@ -90,6 +90,12 @@ pub enum Change {
     DnsKeyRemove {
         zone: String,
     },
+    /// The TXT records of a name in the network's zones; none: there are none any more.
+    TxtPut {
+        /// In lower case, without a dot at its end.
+        name: String,
+        values: Vec<String>,
+    },
 }
 
 /// A certificate whose private key is sealed under the cluster key.

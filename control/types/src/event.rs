@@ -69,6 +69,11 @@ pub enum Event {
     NodeRemoved(NodeName),
     DnsKey(DnsKey),
     DnsKeyRemoved(String),
+    /// A name's TXT records, all of them.
+    Txt {
+        name: String,
+        values: Vec<String>,
+    },
 }
 
 /// All that a node at an earlier revision missed.
@@ -81,6 +86,7 @@ pub struct CatchUp {
     pub site_names: Vec<SiteName>,
     pub certificates: Vec<Certificate>,
     pub dns_keys: Vec<DnsKey>,
+    pub txt: Vec<(String, Vec<String>)>,
     pub nodes: Vec<NodeState>,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }

@@ -148,6 +148,7 @@ fn table(zone: &ZoneSettings, network: &Network, heard: &Heard) -> Table {
         sites: network.sites.values().map(|s| (s.spec.name.to_string(), wanted(s))).collect(),
         edges: of_role(Role::Edge).map(edge).collect(),
         caa: zone.caa.clone(),
+        txt: Arc::clone(&network.txt),
         https: zone.https_records,
         ttl: zone.ttl,
     }
@@ -179,6 +180,7 @@ mod tests {
             sites: Arc::new([(site.spec.name.clone(), Arc::new(site))].into()),
             certificates: Arc::default(),
             dns_keys: Arc::default(),
+            txt: Arc::default(),
             nodes: Arc::new(nodes.into()),
         })
     }

@@ -3,6 +3,7 @@
 use hickory_proto::rr::Name;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The network, as far as DNS is concerned, at one moment.
@@ -17,6 +18,8 @@ pub struct Table {
     pub edges: Vec<Edge>,
     /// Certificate authorities that may issue for names in the zone; none named: any may.
     pub caa: Vec<String>,
+    /// TXT records, by name: in lower case, without a dot at its end.
+    pub txt: Arc<BTreeMap<String, Vec<String>>>,
     /// Whether sites have HTTPS records, after which clients try nothing but https.
     pub https: bool,
     /// Of answers that name edges.

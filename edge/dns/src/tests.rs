@@ -8,6 +8,7 @@ use hickory_proto::serialize::binary::BinEncodable;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 const ANYBODY: Client<'_> = Client { near: &[], network: 0 };
@@ -41,6 +42,7 @@ fn table() -> Table {
             edge("nyc-1", "us", &["198.51.100.1"]),
         ],
         caa: vec!["ca.example.org".into()],
+        txt: Arc::new([("_acme-challenge.shop.cdn.example.net".to_owned(), vec!["first".to_owned(), "second".to_owned()])].into()),
         https: true,
         ttl: Duration::from_secs(20),
     }

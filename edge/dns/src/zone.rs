@@ -5,17 +5,22 @@
 //! ns.<zone>            nothing of its own, unless a site is called so
 //! <node>.ns.<zone>     A, AAAA: a node that answers for the zone
 //! <site>.<zone>        A, AAAA, HTTPS: edges
+//! any name             TXT, where somebody put some
 //! ```
 
 use crate::steer::{self, Chosen, Client};
 use crate::table::{Edge, NameServer, Table};
 use hickory_proto::rr::rdata::svcb::{Alpn, IpHint, SvcParamKey, SvcParamValue};
-use hickory_proto::rr::rdata::{A, AAAA, CAA, HTTPS, NS, SOA, SVCB};
+use hickory_proto::rr::rdata::{A, AAAA, CAA, HTTPS, NS, SOA, SVCB, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Of records that change when the network's own nodes do.
 pub const STABLE_TTL: u32 = 3600;
+/// Of TXT records: what proves something is soon gone, or soon something else.
+const TXT_TTL: u32 = 30;
+/// RFC 1035 section 3.3.
+const LONGEST_STRING: usize = 255;
 /// Of negative answers (RFC 2308): a site that was just made is soon there for all.
 pub const NEGATIVE_TTL: u32 = 5;
 
@@ -59,6 +64,10 @@ pub fn answer(table: &Table, name: &Name, kind: RecordType, client: Client<'_>) 
         return (Answered::Refused, DecidedBy::Nothing);
     }
     let records = |list: Vec<RData>, ttl| if list.is_empty() { Answered::NoData } else { Answered::Records(list, ttl) };
+    if let Some(values) = txt(table, name).filter(|_| kind == RecordType::TXT) {
+        let record = |value: &String| RData::TXT(TXT::from_bytes(value.as_bytes().chunks(LONGEST_STRING).collect()));
+        return (Answered::Records(values.iter().map(record).collect(), TXT_TTL), DecidedBy::Nothing);
+    }
     match at(table, name) {
         At::Nothing => (Answered::NxDomain, DecidedBy::Nothing),
         At::Between => (Answered::NoData, DecidedBy::Nothing),
@@ -68,7 +77,33 @@ pub fn answer(table: &Table, name: &Name, kind: RecordType, client: Client<'_>) 
     }
 }
 
+/// As names of TXT records are kept.
+fn plain(name: &Name) -> String {
+    name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
+}
+
+fn txt<'a>(table: &'a Table, name: &Name) -> Option<&'a Vec<String>> {
+    if table.txt.is_empty() { None } else { table.txt.get(&plain(name)) }
+}
+
+/// Whether a name of TXT records is it, or lies below it.
+fn leads_to_txt(table: &Table, name: &Name) -> bool {
+    if table.txt.is_empty() {
+        return false;
+    }
+    let plain = plain(name);
+    table.txt.keys().any(|n| n.strip_suffix(&plain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+}
+
 fn at<'a>(table: &'a Table, name: &Name) -> At<'a> {
+    match own(table, name) {
+        At::Nothing if leads_to_txt(table, name) => At::Between,
+        at => at,
+    }
+}
+
+/// What the network itself has there.
+fn own<'a>(table: &'a Table, name: &Name) -> At<'a> {
     let zone = usize::from(table.zone.num_labels());
     let labels: Vec<&[u8]> = name.iter().collect();
     let Some(own) = labels.len().checked_sub(zone).and_then(|n| labels.get(..n)) else { return At::Nothing };
@@ -108,7 +143,7 @@ pub fn types(table: &Table, name: &Name) -> Option<Vec<RecordType>> {
             of(&addresses).into_iter().chain([table.https.then_some(RecordType::HTTPS), caa]).collect()
         }
     };
-    Some(all.into_iter().flatten().collect())
+    Some(all.into_iter().flatten().chain(txt(table, name).map(|_| RecordType::TXT)).collect())
 }
 
 /// The name of one of the zone's name servers.

@@ -40,6 +40,7 @@ impl<U: Upstream> Gateway<U> {
                     | Event::CertificateRemoved(_)
                     | Event::DnsKey(_)
                     | Event::DnsKeyRemoved(_)
+                    | Event::Txt { .. }
                     | Event::Node(_)
                     | Event::NodeRemoved(_) => {}
                 }
