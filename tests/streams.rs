@@ -142,6 +142,14 @@ fn websocket_passes_through_over_every_version_of_http() {
     http.send(&frame(true, "again")).unwrap();
     http.read_exact(&mut got);
     assert_eq!(got, both);
+    let connections = || {
+        let metrics = support::get(dev.admin, "localhost", "/metrics").text();
+        let line = metrics.lines().find(|l| l.starts_with("tidegate_connections")).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    wait_for("a tunnel to be the open connection", || (connections() == "1").then_some(()));
+    drop(http);
+    wait_for("the tunnel to have ended", || (connections() == "0").then_some(()));
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert_eq!(runtime.block_on(over_http2(&dev, "websocket", &["hello", "again"])), (200, both.clone()));

@@ -1,6 +1,7 @@
 //! WebSocket over HTTP/2 and HTTP/3 (RFC 8441, RFC 9220): an extended CONNECT becomes an upgrade of HTTP/1.1 towards the origin, and the
 //! streams of both carry what follows.
 
+use crate::worker::Open;
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64;
 use http::header::{self, HeaderName, HeaderValue};
@@ -60,8 +61,14 @@ pub fn asked(request: &mut Request<RequestBody>) -> Option<Result<Asking, Status
 
 impl Asking {
     /// The client's response: where `tunnel` was granted, its body is what the origin sends, and what the client sends goes there.
-    /// It ends where nothing goes either way for as long as `idle`.
-    pub fn granted(self, mut response: Response<ResponseBody>, tunnel: Option<OnUpgrade>, idle: Duration) -> Response<ResponseBody> {
+    /// It ends where nothing goes either way for as long as `idle`; until then it counts as `open`.
+    pub fn granted(
+        self,
+        mut response: Response<ResponseBody>,
+        tunnel: Option<OnUpgrade>,
+        idle: Duration,
+        open: Open,
+    ) -> Response<ResponseBody> {
         let Some(tunnel) = tunnel else {
             // To who asked, success would say that there is a tunnel now (RFC 8441 section 5).
             return if response.status().is_success() { refused(response) } else { response };
@@ -82,7 +89,7 @@ impl Asking {
         let of_body = moved.clone();
         let (alive, ended) = oneshot::channel::<()>();
         tokio::task::spawn_local(async move {
-            let _alive = alive;
+            let _alive = (alive, open);
             // What the client has to say goes as long as it listens: whoever has gone, or takes nothing more, ends both ways.
             tokio::select! {
                 () = carry(tunnel, hand_over, self.from_client, moved.clone()) => {}

@@ -180,7 +180,7 @@ async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener, tls: bool) 
     }
 }
 
-/// Counts an open connection.
+/// Counts an open connection, or a tunnel.
 pub struct Open(Rc<Worker>);
 
 impl Open {
@@ -295,12 +295,17 @@ impl Worker {
         let is_http2 = request.headers().get_all(header::UPGRADE).iter().any(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"h2"));
         let granted = request.version() == Version::HTTP_11 && !is_http2;
         let ours = granted.then(|| hyper::upgrade::on(&mut request));
-        let connection = Arc::clone(connection);
+        let (connection, this) = (Arc::clone(connection), Rc::clone(self));
         self.answer_routed(request, client, interim, granted).then(move |(response, theirs)| {
             // On every way: the transport waits for the word.
             connection.decide_upgrade(theirs.is_some());
             if let (Some(theirs), Some(ours)) = (theirs, ours) {
-                tokio::task::spawn_local(carry(theirs, ours));
+                // It counts as a connection still, and is waited for at a stop.
+                let open = Open::new(&this);
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    carry(theirs, ours).await;
+                });
             }
             response
         })
@@ -313,8 +318,11 @@ impl Worker {
         client: &Client,
         interim: Option<Interim>,
     ) -> Answering<Response<ResponseBody>> {
-        let idle = self.limits.get().idle_timeout;
-        self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel, idle))
+        if self.is_full() {
+            return Answering::now(self.page(StatusCode::SERVICE_UNAVAILABLE, "there are as many connections as there may be"));
+        }
+        let (idle, open) = (self.limits.get().idle_timeout, Open::new(self));
+        self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel, idle, open))
     }
 
     fn answer_routed(
