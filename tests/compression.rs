@@ -206,9 +206,10 @@ fn a_restart_brings_codings_back_from_the_disk() {
     let edge = edge.address();
     wait_for("the edge", || Http::connect(edge).ok());
     w.network.attached();
+    // The index is read while the edge serves already; what is asked for before that comes from the origin, and is coded anew.
+    wait_for("the disk tier's index", || (w.network.edges()[0].figure("tidegate_disk_records") > 0.0).then_some(()));
     for (path, content) in &pages {
         for coding in ["br", "gzip"] {
-            // The index is read while the edge serves already.
             let answer = wait_for("the disk", || Some(ask(edge, path, coding, &[])).filter(Response::is_hit));
             assert_eq!(answer.header("content-encoding"), Some(coding), "{path}");
             assert!(decoded(edge, path, coding) == *content);
