@@ -43,11 +43,10 @@ fn restart(network: &mut Network, how: &str) -> SocketAddr {
         assert_eq!(edge.process.as_mut().unwrap().ended(), 0);
     }
     let edge = started(network);
-    // The index is read while the edge serves already.
-    wait_for("the disk tier's index", || {
-        let status = get(edge, "shop.example", "/1/1").cache_status();
-        status.contains("hit").then_some(())
-    });
+    // The index is read while the edge serves already; what is asked for before that comes from the origin.
+    wait_for("the disk tier's index", || (network.node("edge-1").figure("tidegate_disk_records") > 0.0).then_some(()));
+    // And it is vouched for with the first lease.
+    wait_for("a hit", || get(edge, "shop.example", "/1/1").cache_status().contains("hit").then_some(()));
     edge
 }
 

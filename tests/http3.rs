@@ -217,13 +217,17 @@ fn early_data_is_for_safe_requests_and_the_origin_is_told() {
     let dev = Dev::start(dir.path(), &["--origin", &talkative(), "--shields", "0"]);
     let first = json!({ "do": "requests", "wait_for_ticket": true, "requests": [{ "path": "/a" }] });
     let early = json!({ "do": "early", "requests": [{ "path": "/b" }, { "path": "/c", "method": "POST", "body": "x" }] });
-    let runs = client(&dev).run(&json!([first, early]));
-    assert_eq!(runs[0]["answers"][0]["headers"]["x-early"], "none");
-    assert_eq!(runs[1]["early"], true, "{}", runs[1]);
-    let a = &runs[1]["answers"];
-    is(&a[0], 200, b"sum");
-    assert_eq!(a[0]["headers"]["x-early"], "1");
-    assert_eq!(a[1]["status"], 425, "{}", a[1]);
+    wait_for("requests that were taken up before the handshake was over", || {
+        let runs = client(&dev).run(&json!([first, early]));
+        assert_eq!(runs[0]["answers"][0]["headers"]["x-early"], "none");
+        assert_eq!(runs[1]["early"], true, "{}", runs[1]);
+        let a = &runs[1]["answers"];
+        is(&a[0], 200, b"sum");
+        // On a busy machine the handshake may be over before the edge looks at them: then they are requests as any other.
+        let early = (a[0]["headers"]["x-early"].as_str(), a[1]["status"].as_u64());
+        assert!([Some("1"), Some("none")].contains(&early.0) && [Some(425), Some(200)].contains(&early.1), "{early:?}");
+        (early == (Some("1"), Some(425))).then_some(())
+    });
 }
 
 #[test]
