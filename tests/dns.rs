@@ -364,6 +364,7 @@ fn a_signed_zone_is_validated_by_others() {
     for (arguments, code, says) in [
         (&["ds", "cdn.test"][..], 3, "is not signed"),
         (&["sign", "not a zone"], 1, "is no name in a zone"),
+        (&["txt", "set", "a/b?c.cdn.test", "x"], 2, "is no name in a zone"),
         (&["txt", "remove", "nothing.cdn.test"], 3, "has no TXT records"),
         (&["unsign", "cdn.test"], 3, "there is no signed zone"),
     ] {

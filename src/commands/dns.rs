@@ -68,6 +68,16 @@ impl Dns {
     }
 }
 
+/// A name that may stand in a path: what is none there would be another path.
+fn in_path(name: &str) -> Result<&str, Failure> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if name.bytes().all(fits) {
+        Ok(name)
+    } else {
+        Err(Failure::usage(format!("{name:?} is no name in a zone, as \"cdn.example.net\" is one")))
+    }
+}
+
 #[derive(Subcommand)]
 enum Txt {
     /// All of them
@@ -115,9 +125,10 @@ impl Txt {
                     }
                 }
                 Self::Set(c) => {
-                    let _: TxtView = c.api.client()?.put(&format!("/v1/dns/txt/{}", c.name), &TxtRequest { values: c.values }).await?;
+                    let _: TxtView =
+                        c.api.client()?.put(&format!("/v1/dns/txt/{}", in_path(&c.name)?), &TxtRequest { values: c.values }).await?;
                 }
-                Self::Remove(c) => c.api.client()?.act(Method::DELETE, &format!("/v1/dns/txt/{}", c.name)).await?,
+                Self::Remove(c) => c.api.client()?.act(Method::DELETE, &format!("/v1/dns/txt/{}", in_path(&c.name)?)).await?,
             }
             Ok(ExitCode::SUCCESS)
         })
@@ -145,14 +156,14 @@ impl Zone {
 
     fn ds(self) -> Done {
         block_on(async {
-            let view: ZoneView = self.api.client()?.get(&format!("/v1/dns/zones/{}", self.zone)).await?;
+            let view: ZoneView = self.api.client()?.get(&format!("/v1/dns/zones/{}", in_path(&self.zone)?)).await?;
             self.show(&view)
         })
     }
 
     fn unsign(self) -> Done {
         block_on(async {
-            self.api.client()?.act(Method::DELETE, &format!("/v1/dns/zones/{}", self.zone)).await?;
+            self.api.client()?.act(Method::DELETE, &format!("/v1/dns/zones/{}", in_path(&self.zone)?)).await?;
             Ok(ExitCode::SUCCESS)
         })
     }

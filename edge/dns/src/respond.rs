@@ -181,7 +181,7 @@ impl Responder<'_> {
         let near = if near.is_empty() { self.region } else { near };
         let (network, of_network) = networks::network(client, of_regions);
         let signed = self.signer.filter(|_| query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok));
-        let is_zone = question.name().eq_ignore_root(&self.table.zone);
+        let is_zone = self.signer.is_some() && question.name().eq_ignore_root(&self.table.zone);
         if question.query_type == RecordType::Unknown(128) {
             // It stands in denials alone (RFC 9824 section 3.5).
             return with_code(response, ResponseCode::FormErr);
