@@ -93,6 +93,10 @@ fn url(scheme: &str, address: SocketAddr) -> String {
     }
 }
 
+const KEPT_PORTS: u16 = 30_000;
+/// Where Linux begins with the ports of outgoing connections (ip_local_port_range), unless told otherwise.
+const OUTGOING_PORTS: u16 = 32_768;
+
 /// A part of the network that runs.
 struct Running {
     name: String,
@@ -161,14 +165,26 @@ impl Dev {
 
     async fn start(&self, network: &mut Network) -> Result<Ready, Failure> {
         // Every listener that was asked for is bound before anything runs: a taken port ends it here.
-        let edges = (0..self.edges).map(|n| self.edge(network, n)).collect::<Result<Vec<_>, _>>()?;
-        let edges = edges.into_iter().map(|s| tidegate_edge::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
-        let controls = (0..self.controls).map(|n| self.control(network, n)).collect::<Result<Vec<_>, _>>()?;
-        let controls = controls.into_iter().map(|s| tidegate_control::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
-        let shields = (0..self.shields).map(|n| Self::shield(network, n)).collect::<Result<Vec<_>, _>>()?;
-        let shields =
-            shields.into_iter().map(|s| tidegate_origin_shield::Bound::bind(&s).map(|b| (s, b))).collect::<Result<Vec<_>, _>>()?;
-
+        let mut edges = Vec::new();
+        for n in 0..self.edges {
+            let settings = self.edge(network, n)?;
+            let bound = tidegate_edge::Bound::bind(&settings)?;
+            edges.push((settings, bound));
+        }
+        let mut controls = Vec::new();
+        for n in 0..self.controls {
+            let settings = self.control(network, n)?;
+            let bound = tidegate_control::Bound::bind(&settings)?;
+            network.ports.set(&settings.name, bound.node().first());
+            controls.push((settings, bound));
+        }
+        let mut shields = Vec::new();
+        for n in 0..self.shields {
+            let settings = Self::shield(network, n)?;
+            let bound = tidegate_origin_shield::Bound::bind(&settings)?;
+            network.ports.set(&settings.node.name, bound.listen.first());
+            shields.push((settings, bound));
+        }
         let (mut dns_settings, dns_bound) = self.dns(network)?;
         let dns = *dns_bound.listen.first().ok_or_else(|| Failure::new("DNS has no address"))?;
 
@@ -176,12 +192,6 @@ impl Dev {
         let http: Vec<_> = edges.iter().flat_map(|(_, b)| b.http.clone()).collect();
         let https: Vec<_> = edges.iter().flat_map(|(_, b)| b.https.clone()).collect();
         let api: Vec<_> = controls.iter().flat_map(|(_, b)| b.api()).collect();
-        for (settings, bound) in &controls {
-            network.ports.set(&settings.name, bound.node().first());
-        }
-        for (settings, bound) in &shields {
-            network.ports.set(&settings.node.name, bound.listen.first());
-        }
         network.ports.save(&network.data)?;
         let control: Vec<String> = controls.iter().flat_map(|(_, b)| b.node()).map(|a| a.to_string()).collect();
 
@@ -325,6 +335,16 @@ fn program() -> String {
     if found.and_then(|f| f.canonicalize().ok()).is_some_and(|f| f == own) { "tidegate".into() } else { own.display().to_string() }
 }
 
+/// A free port that is likely to be free at the next run too: not one of those that the kernel gives to outgoing connections.
+fn kept_port() -> u16 {
+    let first = std::process::id().wrapping_mul(131) % u32::from(OUTGOING_PORTS - KEPT_PORTS);
+    let first = u16::try_from(first).unwrap_or(0);
+    (KEPT_PORTS + first..OUTGOING_PORTS)
+        .chain(KEPT_PORTS..KEPT_PORTS + first)
+        .find(|port| tidegate_node::listen::bind(loopback(*port)).is_ok())
+        .unwrap_or(0)
+}
+
 impl Ports {
     fn load(data: &Path) -> Result<Self, Failure> {
         let file = data.join("ports.json");
@@ -340,7 +360,7 @@ impl Ports {
     }
 
     fn get(&self, name: &str) -> u16 {
-        self.0.get(name).copied().unwrap_or(0)
+        self.0.get(name).copied().unwrap_or_else(kept_port)
     }
 
     fn set(&mut self, name: &NodeName, address: Option<&SocketAddr>) {
