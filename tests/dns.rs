@@ -135,15 +135,11 @@ fn edges_that_drain_die_or_hang_leave_the_answers_and_come_back() {
     until(port, "it to answer after a restart", &["127.0.1.1", "127.0.1.2"]);
 }
 
-#[test]
-fn clients_are_sent_to_the_regions_near_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let networks = dir.path().join("networks.csv");
-    std::fs::write(&networks, "203.0.113.0/24,eu\n198.51.100.0/24,us,eu\n").unwrap();
-    let more = format!("networks = \"{}\"", networks.display());
-    let (mut network, nginx) = start(dir.path(), Plan { edges: 3, dns: 1, dns_more: &more, ..Plan::default() });
+/// Two edges in the region eu, and one in us; a client subnet's edges once `subnet` is sent to the one in us.
+fn with_one_edge_in_us(dir: &Path, more: &str, subnet: &str) -> (Network, Nginx) {
+    let (mut network, nginx) = start(dir, Plan { edges: 3, dns: 1, dns_more: more, ..Plan::default() });
     network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
-    // Two of the edges are in the region eu; the third moves to us before it enrols anew.
+    // It moves to us before it enrols anew.
     assert!(network.tidegate(&["node", "remove", "edge-3", "--dead"]).status.success());
     let edge = network.node("edge-3");
     edge.kill();
@@ -154,13 +150,71 @@ fn clients_are_sent_to_the_regions_near_them() {
     network.enrol_again("edge-3");
     network.node("edge-3").start();
     let port = server(&network).port;
-    let near = |subnet: &str| {
-        let lines = dig(port, &["shop.cdn.test", "A", &format!("+subnet={subnet}")]);
-        lines.iter().filter_map(|l| l.rsplit(' ').next().map(str::to_owned)).collect::<Vec<_>>()
-    };
-    wait_for("the edge in us", || (near("198.51.100.0/24") == ["127.0.1.3"]).then_some(()));
-    assert_eq!(near("203.0.113.7/32"), ["127.0.1.1", "127.0.1.2"]);
+    wait_for("the edge in us", || (near(port, subnet) == ["127.0.1.3"]).then_some(()));
+    (network, nginx)
+}
+
+fn near(port: u16, subnet: &str) -> Vec<String> {
+    let lines = dig(port, &["shop.cdn.test", "A", &format!("+subnet={subnet}")]);
+    lines.iter().filter_map(|l| l.rsplit(' ').next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn clients_are_sent_to_the_regions_near_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = dir.path().join("networks.csv");
+    std::fs::write(&networks, "203.0.113.0/24,eu\n198.51.100.0/24,us,eu\n").unwrap();
+    let (network, _nginx) = with_one_edge_in_us(dir.path(), &format!("networks = \"{}\"", networks.display()), "198.51.100.0/24");
+    let port = server(&network).port;
+    assert_eq!(near(port, "203.0.113.7/32"), ["127.0.1.1", "127.0.1.2"]);
     assert!(dig_all(port, &["shop.cdn.test", "+subnet=198.51.100.7/32"]).contains("CLIENT-SUBNET: 198.51.100.7/32/24"));
+}
+
+/// A file of networks that a program which nobody here wrote made, of JSON: a record for each network.
+fn maxmind(file: &Path, networks: &str) {
+    let program = "import json,sys\nfrom netaddr import IPSet\nfrom mmdb_writer import MMDBWriter\n\
+        w = MMDBWriter(6, 'GeoLite2-City', languages=['EN'], ipv4_compatible=True)\n\
+        for network, record in json.loads(sys.argv[2]).items(): w.insert_network(IPSet([network]), record)\n\
+        w.to_db_file(sys.argv[1])";
+    let mut python = Command::new("python3");
+    python.args(["-c", program, file.to_str().unwrap(), networks]);
+    let out = python.env("PYTHONPATH", support::h3::PYTHON_PATH).env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_maxmind_file_says_where_clients_are_and_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = dir.path().join("City.mmdb");
+    let (berlin, mexico) = (r#"{"location": {"latitude": 52.5, "longitude": 13.4}}"#, r#"{"country": {"iso_code": "MX"}}"#);
+    maxmind(
+        &networks,
+        &format!(
+            r#"{{"203.0.113.0/24": {berlin}, "198.51.100.0/25": {mexico}, "198.51.100.128/25": {mexico}, "2001:db8::/32": {mexico},
+                "192.0.2.0/24": {{"registered_country": {{"iso_code": "SE"}}}}}}"#
+        ),
+    );
+    let more = format!(
+        "networks = \"{}\"\n[[regions]]\nname = \"eu\"\nlatitude = 50.1\nlongitude = 8.7\n[[regions]]\nname = \"us\"\nlatitude = 39\nlongitude = -77.5",
+        networks.display()
+    );
+    let (mut network, _nginx) = with_one_edge_in_us(dir.path(), &more, "198.51.100.0/24");
+    let port = server(&network).port;
+    for subnet in ["203.0.113.7/32", "192.0.2.0/24"] {
+        assert_eq!(near(port, subnet), ["127.0.1.1", "127.0.1.2"], "{subnet}");
+    }
+    assert_eq!(near(port, "2001:db8:7::/48"), ["127.0.1.3"]);
+    // The halves of a network that are alike are one.
+    assert!(dig_all(port, &["shop.cdn.test", "+subnet=198.51.100.7/32"]).contains("CLIENT-SUBNET: 198.51.100.7/32/24"));
+    // A file that is none changes nothing; another one does.
+    let good = std::fs::read(&networks).unwrap();
+    std::fs::write(&networks, &good[..good.len() / 2]).unwrap();
+    network.node("dns-1").signal("HUP");
+    wait_for("the refusal", || network.node("dns-1").logged().contains("the one before counts on").then_some(()));
+    assert_eq!(near(port, "203.0.113.7/32"), ["127.0.1.1", "127.0.1.2"]);
+    maxmind(&networks, &format!(r#"{{"203.0.113.0/24": {mexico}}}"#));
+    network.node("dns-1").signal("HUP");
+    wait_for("the new file", || (near(port, "203.0.113.7/32") == ["127.0.1.3"]).then_some(()));
 }
 
 #[test]
@@ -266,6 +320,17 @@ fn its_settings_are_judged_as_a_whole() {
     assert!(code == Some(1) && said.contains("networks.csv") && said.contains("line 2"), "{said}");
     std::fs::write(&networks, "203.0.113.0/24,eu\n").unwrap();
     assert_eq!(check(&good), (Some(0), String::new()));
+    let region = "[[regions]]\nname = \"eu\"\nlatitude = 91\n";
+    let (_, said) = check(&format!("{good}{region}"));
+    for mistake in ["regions[0].latitude: should be degrees from -90 to 90", "regions[0].longitude: is missing", "is for a MaxMind file"] {
+        assert!(said.contains(mistake), "{mistake}: {said}");
+    }
+    let maxmind = good.replace(".csv", ".mmdb");
+    let (_, said) = check(&maxmind);
+    assert!(said.contains("say where your regions are"), "{said}");
+    std::fs::write(dir.path().join("networks.mmdb"), "203.0.113.0/24,eu\n").unwrap();
+    let (code, said) = check(&format!("{maxmind}[[regions]]\nname = \"eu\"\nlatitude = 50\nlongitude = 8\n"));
+    assert!(code == Some(1) && said.contains("networks.mmdb: not a MaxMind file"), "{said}");
 }
 
 /// The way of clients to an edge's port, for as long as it is not cut.
@@ -427,6 +492,28 @@ fn a_signed_zone_is_validated_by_others() {
         let flags = answer.lines().find(|l| l.starts_with(";; flags:")).unwrap_or_default();
         assert!(flags.contains(" ad;") || flags.contains(" ad "), "{question:?}: {answer}{}", unbound.logged());
         assert!(flags.contains(&format!("ANSWER: {records},")), "{question:?}: {answer}");
+    }
+    // Others that validate by themselves, and another that only asks.
+    let anchors = dir.path().join("anchors");
+    let (tag, digest) = ds.split_once(" DS ").unwrap();
+    let name = tag.split_whitespace().next().unwrap();
+    let (numbers, hash) = digest.rsplit_once(' ').unwrap();
+    std::fs::write(&anchors, format!("trust-anchors {{ {name} static-ds {numbers} \"{hash}\"; }};\n")).unwrap();
+    for (name, kind, says) in [
+        ("shop.cdn.test", "A", "; fully validated"),
+        ("cdn.test", "DNSKEY", "; fully validated"),
+        ("nowhere.cdn.test", "A", "; negative response, fully validated"),
+    ] {
+        let mut delv = Command::new("delv");
+        delv.args(["@127.0.0.1", "-p", &dns.to_string(), "-a", anchors.to_str().unwrap(), "+root=cdn.test", name, kind]);
+        let out = delv.output().unwrap();
+        assert!(text(&out.stdout).contains(says), "{name} {kind}: {out:?}");
+    }
+    let mut kdig = Command::new("kdig");
+    kdig.args(["@127.0.0.1", "-p", &dns.to_string(), "+dnssec", "+nsid", "+subnet=203.0.113.0/24", "shop.cdn.test", "A"]);
+    let out = text(&kdig.output().unwrap().stdout);
+    for says in ["status: NOERROR", "RRSIG", "NSID", "CLIENT-SUBNET: 203.0.113.0/24/0", "Flags: qr aa"] {
+        assert!(out.contains(says), "{says}: {out}");
     }
     // Who asks for no signatures gets none, and the code that there is no such name.
     assert_eq!(dig(dns, &["shop.cdn.test", "A"]).len(), 2);

@@ -4,6 +4,7 @@
 //! them all for cut off, and so sends clients to any of them that is not drained.
 
 use crate::loads::Loads;
+use crate::networks::Networks;
 use crate::probe::Probes;
 use crate::settings::ZoneSettings;
 use crate::sign::Signer;
@@ -23,6 +24,7 @@ pub struct Current {
     table: RwLock<Option<Arc<Table>>>,
     /// With what its zone is signed, and the key that this was made of.
     signer: RwLock<Option<(Arc<Signer>, DnsKey)>>,
+    networks: RwLock<Arc<Networks>>,
     is_told: Notify,
 }
 
@@ -41,8 +43,15 @@ struct Heard {
 
 impl Current {
     #[must_use]
-    pub fn new(zone: ZoneSettings) -> Arc<Self> {
-        Arc::new(Self { zone, heard: Mutex::default(), table: RwLock::new(None), signer: RwLock::new(None), is_told: Notify::new() })
+    pub fn new(zone: ZoneSettings, networks: Arc<Networks>) -> Arc<Self> {
+        Arc::new(Self {
+            zone,
+            heard: Mutex::default(),
+            table: RwLock::new(None),
+            signer: RwLock::new(None),
+            networks: RwLock::new(networks),
+            is_told: Notify::new(),
+        })
     }
 
     #[must_use]
@@ -53,6 +62,15 @@ impl Current {
     #[must_use]
     pub fn signer(&self) -> Option<Arc<Signer>> {
         self.signer.read().as_ref().map(|(signer, _)| Arc::clone(signer))
+    }
+
+    #[must_use]
+    pub fn networks(&self) -> Arc<Networks> {
+        Arc::clone(&self.networks.read())
+    }
+
+    pub fn take_networks(&self, networks: Arc<Networks>) {
+        *self.networks.write() = networks;
     }
 
     fn take_key(&self, network: &Network) {
@@ -188,7 +206,7 @@ mod tests {
     #[test]
     fn the_first_edge_to_have_a_new_version_is_not_sent_everybody() {
         let zone = ZoneSettings { name: "cdn.test".parse().unwrap(), ttl: Duration::from_secs(5), caa: Vec::new(), https_records: false };
-        let current = Current::new(zone);
+        let current = Current::new(zone, Arc::default());
         let tell = |e1, e2| {
             let standing =
                 |n: &str, applied| EdgeStanding { node: n.parse().unwrap(), attached: applied > 0, applied, load_permille: 0, capacity: 1 };

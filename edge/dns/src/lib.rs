@@ -13,7 +13,9 @@ mod explain;
 mod figures;
 mod limit;
 mod loads;
+mod maxmind;
 mod networks;
+mod places;
 mod probe;
 mod respond;
 mod run;
@@ -30,6 +32,7 @@ pub mod zone;
 
 pub use cookie::Cookies;
 pub use networks::{Networks, NotNetworks};
+pub use places::{Place, PlacedRegion};
 pub use probe::ProbeSettings;
 pub use respond::{MOST_UDP, Reply, Responder, Transport};
 pub use run::{Bound, run};

@@ -1,6 +1,6 @@
 //! Where clients are: a table of networks, each with the regions near it, the nearest first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -9,11 +9,11 @@ const MOST_LINES: usize = 2_000_000;
 /// Networks; the longest prefix that holds an address speaks for it.
 #[derive(Clone, Debug, Default)]
 pub struct Networks {
-    /// Prefixes of each family, the longest length first.
-    lengths: [Vec<u8>; 2],
-    /// First address and length of all of each family, in order.
-    ordered: [Vec<(u128, u8)>; 2],
-    regions: HashMap<(u8, u8, u128), Vec<String>>,
+    /// Of each family, in order: the first address of a row of them that are near the same regions, and the place of these in `near`. The
+    /// row goes on to the next.
+    rows: [Vec<(u128, u32)>; 2],
+    /// Each list once; the first has none.
+    near: Vec<Vec<String>>,
 }
 
 /// What is wrong with a file of networks.
@@ -58,12 +58,70 @@ pub fn network(client: IpAddr, scope: u8) -> (u64, u8) {
     (network, length)
 }
 
+/// Networks that are read one after the other.
+#[derive(Default)]
+pub struct Reading {
+    networks: [Vec<(u128, u8, u32)>; 2],
+    near: Vec<Vec<String>>,
+    places: HashMap<Vec<String>, u32>,
+}
+
+impl Reading {
+    /// `near`: the regions near the addresses whose first `length` bits are those of `network`, unless a longer prefix says otherwise.
+    pub fn add(&mut self, network: IpAddr, length: u8, near: Vec<String>) {
+        let (family, first) = bits(network);
+        let (known, lists) = (u32::try_from(self.near.len()).unwrap_or(u32::MAX), &mut self.near);
+        let place = *self.places.entry(near).or_insert_with_key(|near| {
+            lists.push(near.clone());
+            known + 1
+        });
+        if let Some(networks) = self.networks.get_mut(usize::from(family)) {
+            networks.push((masked(first, length), length, place));
+        }
+    }
+
+    #[must_use]
+    pub fn done(self) -> Networks {
+        let near = std::iter::once(Vec::new()).chain(self.near).collect();
+        Networks { rows: self.networks.map(rows), near }
+    }
+}
+
+/// Rows of addresses, of prefixes that may lie in one another.
+fn rows(mut prefixes: Vec<(u128, u8, u32)>) -> Vec<(u128, u32)> {
+    prefixes.sort_unstable();
+    let mut rows: Vec<(u128, u32)> = vec![(0, 0)];
+    let mut begin = |first: u128, place: u32| {
+        // What begins at the same address is the longer prefix.
+        rows.pop_if(|(row, _)| *row == first);
+        if rows.last().is_none_or(|(_, before)| *before != place) {
+            rows.push((first, place));
+        }
+    };
+    // The prefixes that hold the address, each with its last one.
+    let mut open: Vec<(u128, u32)> = Vec::new();
+    let end_before = |open: &mut Vec<(u128, u32)>, next: Option<u128>, begin: &mut dyn FnMut(u128, u32)| {
+        while let Some((last, _)) = open.pop_if(|(last, _)| next.is_none_or(|n| *last < n)) {
+            if let Some(after) = last.checked_add(1) {
+                begin(after, open.last().map_or(0, |(_, place)| *place));
+            }
+        }
+    };
+    for (first, length, place) in prefixes {
+        end_before(&mut open, Some(first), &mut begin);
+        begin(first, place);
+        open.push((first | (u128::MAX.checked_shr(u32::from(length)).unwrap_or(0)), place));
+    }
+    end_before(&mut open, None, &mut begin);
+    rows
+}
+
 impl FromStr for Networks {
     type Err = NotNetworks;
 
     /// Lines of `network,region[,next region...]`, as `203.0.113.0/24,eu-central,eu-west`; `#` begins a comment.
     fn from_str(text: &str) -> Result<Self, NotNetworks> {
-        let mut all = Self::default();
+        let (mut all, mut seen) = (Reading::default(), HashSet::new());
         for (n, line) in text.lines().enumerate() {
             let wrong = |problem: String| NotNetworks { line: n + 1, problem };
             if n >= MOST_LINES {
@@ -92,40 +150,34 @@ impl FromStr for Networks {
             if regions.is_empty() || regions.iter().any(String::is_empty) {
                 return Err(wrong("a network needs the name of a region behind it, as 203.0.113.0/24,eu-central".into()));
             }
-            if all.regions.insert((family, length, bits), regions).is_some() {
+            if !seen.insert((family, length, bits)) {
                 return Err(wrong(format!("{network} stands here twice")));
             }
-            let family = usize::from(family);
-            if let Some(lengths) = all.lengths.get_mut(family).filter(|l| !l.contains(&length)) {
-                lengths.push(length);
-            }
-            if let Some(ordered) = all.ordered.get_mut(family) {
-                ordered.push((bits, length));
-            }
+            all.add(address, length, regions);
         }
-        all.lengths.iter_mut().for_each(|l| l.sort_unstable_by(|a, b| b.cmp(a)));
-        all.ordered.iter_mut().for_each(|o| o.sort_unstable());
-        Ok(all)
+        Ok(all.done())
     }
 }
 
 impl Networks {
+    /// How many rows of addresses it tells apart.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows.iter().map(Vec::len).sum()
+    }
+
     /// The regions near `address`, the nearest first (none where no network holds it), and the length of the prefix that shares them: the
     /// same is said of every address that begins with as many of its bits.
     #[must_use]
     pub fn find(&self, address: IpAddr) -> (&[String], u8) {
         let (family, bits) = bits(address);
-        let at = usize::from(family);
-        let (lengths, ordered) = (self.lengths.get(at).map_or(&[][..], Vec::as_slice), self.ordered.get(at).map_or(&[][..], Vec::as_slice));
-        let found =
-            lengths.iter().find_map(|length| Some((self.regions.get(&(family, *length, masked(bits, *length)))?.as_slice(), *length)));
-        // Others end what is shared where they part from the address: of those on either side the next does so latest.
-        let middle = ordered.partition_point(|(first, _)| *first <= bits);
-        let (before, after) = ordered.split_at(middle);
-        let apart = |(first, length): &&(u128, u8)| masked(bits, *length) != *first;
-        let neighbours = before.iter().rev().find(apart).into_iter().chain(after.first());
-        let parting = neighbours.map(|(first, _)| u8::try_from((first ^ bits).leading_zeros() + 1).unwrap_or(128)).max();
-        let (near, length) = found.unwrap_or_default();
-        (near, length.max(parting.unwrap_or(0)).min(if family == 0 { 32 } else { 128 }))
+        let rows = self.rows.get(usize::from(family)).map_or(&[][..], Vec::as_slice);
+        let (before, after) = rows.split_at(rows.partition_point(|(first, _)| *first <= bits));
+        let Some((first, place)) = before.last() else { return (&[], 0) };
+        let near = usize::try_from(*place).ok().and_then(|p| self.near.get(p)).map_or(&[][..], Vec::as_slice);
+        // What is shared ends where the address parts from the rows on either side.
+        let neighbours = first.checked_sub(1).into_iter().chain(after.first().map(|(next, _)| *next));
+        let parting = neighbours.map(|other| u8::try_from((other ^ bits).leading_zeros() + 1).unwrap_or(128)).max();
+        (near, parting.unwrap_or(0).min(if family == 0 { 32 } else { 128 }))
     }
 }

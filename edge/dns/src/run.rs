@@ -78,11 +78,10 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
     let (credentials, node_key) = enrol::credentials(node, state).await?;
     let credentials = CurrentCredentials::new(credentials);
     let links = Links::new(credentials.clone());
-    let (watched, current, figures) = (Watched::new(), Current::new(settings.zone.clone()), Arc::<Figures>::default());
+    let (watched, current, figures) = (Watched::new(), Current::new(settings.zone.clone(), networks), Arc::<Figures>::default());
     let name = node.name.to_string();
     let answers = Answers {
         current: Arc::clone(&current),
-        networks,
         name: Arc::from(name.as_str()),
         figures: Arc::clone(&figures),
         region: Arc::from([node.region.clone()]),
@@ -105,6 +104,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    tasks.spawn(reload(settings.clone(), Arc::clone(&current), stopping.clone()));
     if !settings.probe.interval.is_zero() {
         tasks.spawn(probe(Arc::clone(&current), settings.probe, Arc::clone(&clock)));
     }
@@ -151,7 +151,23 @@ fn cookie_secret() -> [u8; 16] {
 fn say(answers: &Answers, asked: &Asked) -> Option<Said> {
     let Asked::Steering { site, client } = asked else { return None };
     let table = answers.current.table()?;
-    Some(Said::Steering(explain(&table, &answers.networks, &answers.region, site.as_str(), *client)))
+    Some(Said::Steering(explain(&table, &answers.current.networks(), &answers.region, site.as_str(), *client)))
+}
+
+/// Reads the file of networks again whenever it is told to: a file that is none changes nothing.
+async fn reload(settings: DnsSettings, current: Arc<Current>, mut stopping: Stopping) {
+    let settings = Arc::new(settings);
+    while settings.networks.is_some() && stopping.reload().await {
+        let read = Arc::clone(&settings);
+        match tokio::task::spawn_blocking(move || read.read_networks()).await {
+            Ok(Ok(networks)) => {
+                tracing::info!(rows = networks.rows(), "the file of networks was read again");
+                current.take_networks(networks);
+            }
+            Ok(Err(error)) => tracing::error!(%error, "the file of networks cannot be read: the one before counts on"),
+            Err(error) => tracing::error!(%error, "the file of networks cannot be read: the one before counts on"),
+        }
+    }
 }
 
 /// Of one worker, however many there are: a resolver's packets may all come to one.

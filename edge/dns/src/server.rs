@@ -4,7 +4,6 @@ use crate::cookie::Cookies;
 use crate::current::Current;
 use crate::figures::Figures;
 use crate::limit::{RateLimit, Verdict, network};
-use crate::networks::Networks;
 use crate::respond::{Reply, Responder, Transport};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -31,7 +30,6 @@ const MOST_QUERY: usize = 4096;
 #[derive(Clone)]
 pub struct Answers {
     pub current: Arc<Current>,
-    pub networks: Arc<Networks>,
     pub name: Arc<str>,
     pub figures: Arc<Figures>,
     pub clock: Arc<dyn Clock>,
@@ -43,12 +41,12 @@ pub struct Answers {
 impl Answers {
     fn to(&self, packet: &[u8], source: SocketAddr, transport: Transport) -> Option<Reply> {
         let table = self.current.table()?;
-        let signer = self.current.signer();
+        let (signer, networks) = (self.current.signer(), self.current.networks());
         // It goes round, as the times of signatures do (RFC 4034 section 3.1.5).
         let now = u32::try_from(self.clock.wall().as_secs() & u64::from(u32::MAX)).unwrap_or(0);
         let responder = Responder {
             table: &table,
-            networks: &self.networks,
+            networks: &networks,
             signer: signer.as_deref(),
             cookies: Some(&self.cookies),
             now,

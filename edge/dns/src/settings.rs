@@ -1,6 +1,8 @@
 //! The settings of a node that answers for the zone.
 
+use crate::maxmind;
 use crate::networks::Networks;
+use crate::places::{Place, PlacedRegion};
 use crate::probe::ProbeSettings;
 use hickory_proto::rr::Name;
 use std::net::SocketAddr;
@@ -27,8 +29,10 @@ pub struct DnsSettings {
     /// Where it answers, over UDP and TCP.
     pub listen: Vec<SocketAddr>,
     pub zone: ZoneSettings,
-    /// Where clients are; the file is read at start.
+    /// Where clients are; the file is read at start and at SIGHUP.
     pub networks: Option<PathBuf>,
+    /// Where the edges of each region are, for a file that says where clients are on the globe.
+    pub regions: Vec<PlacedRegion>,
     pub workers: usize,
     pub probe: ProbeSettings,
     /// Of the same answer in a second to the same network over UDP; 0: any number.
@@ -57,6 +61,26 @@ fn authority(v: &DeValue<'_>) -> Result<String, String> {
     let text = string(v)?;
     Name::from_ascii(&text).map_err(|_| format!("{text:?} is no name of a certificate authority, as \"letsencrypt.org\" is one"))?;
     Ok(text)
+}
+
+fn degrees(most: f64) -> impl Fn(&DeValue<'_>) -> Result<f64, String> {
+    move |v| {
+        let text = v.as_float().map(|f| f.as_str().to_owned()).or_else(|| v.as_integer().map(|i| i.as_str().to_owned()));
+        let degrees = text.and_then(|t| t.replace('_', "").parse::<f64>().ok());
+        degrees.filter(|d| d.abs() <= most).ok_or_else(|| format!("should be degrees from -{most} to {most}"))
+    }
+}
+
+fn region(s: &Section<'_>) -> Option<PlacedRegion> {
+    let name = s.required("name", "\"eu-central\"", string);
+    let latitude = s.required("latitude", "50.1", degrees(90.0));
+    let longitude = s.required("longitude", "8.7", degrees(180.0));
+    Some(PlacedRegion { name: name?, place: Place { latitude: latitude?, longitude: longitude? } })
+}
+
+/// Whether a file of networks is one in MaxMind's format.
+fn is_maxmind(file: &Path) -> bool {
+    file.extension().is_some_and(|e| e.eq_ignore_ascii_case("mmdb"))
 }
 
 fn probe(s: &Section<'_>) -> ProbeSettings {
@@ -94,6 +118,12 @@ impl DnsSettings {
         caa.dedup();
         let https_records = s.or("https_records", false, boolean);
         let networks = s.optional("networks", path);
+        let regions: Vec<PlacedRegion> = s.tables("regions").iter().filter_map(region).collect();
+        match (s.has("regions"), networks.as_deref().is_some_and(is_maxmind)) {
+            (false, true) => s.wrong("networks", "is a MaxMind file, which says where clients are: say where your regions are, for each: [[regions]] with name = \"eu-central\", latitude = 50.1, longitude = 8.7"),
+            (true, false) => s.wrong("regions", "is for a MaxMind file, networks = \"....mmdb\": any other names the regions itself"),
+            _ => {}
+        }
         let workers = s.or("workers", workers::cores(), |v| match v.as_str() {
             Some("cores") => Ok(workers::cores()),
             _ => number(1, 1024)(v).map(|n| usize::try_from(n).unwrap_or(1)).map_err(|e| format!("{e}, or \"cores\"")),
@@ -107,20 +137,27 @@ impl DnsSettings {
             listen,
             zone: ZoneSettings { name: name?, ttl, caa, https_records },
             networks,
+            regions,
             workers,
         })
     }
 
     /// # Errors
-    /// The file of networks cannot be read, or a line of it is none.
+    /// The file of networks cannot be read, or is none.
     pub fn read_networks(&self) -> Result<Arc<Networks>, NodeError> {
         let Some(file) = &self.networks else { return Ok(Arc::default()) };
+        let wrong = |e: String| NodeError::file(file, std::io::Error::other(e));
         let length = std::fs::metadata(file).map_err(|e| NodeError::file(file, e))?.len();
         if length > MOST_NETWORKS_BYTES {
-            return Err(NodeError::file(file, std::io::Error::other(format!("it is longer than {MOST_NETWORKS_BYTES} bytes"))));
+            return Err(wrong(format!("it is longer than {MOST_NETWORKS_BYTES} bytes")));
         }
-        let text = std::fs::read_to_string(file).map_err(|e| NodeError::file(file, e))?;
-        let networks = text.parse().map_err(|e: crate::NotNetworks| NodeError::file(file, std::io::Error::other(e)))?;
+        let bytes = std::fs::read(file).map_err(|e| NodeError::file(file, e))?;
+        let networks = if is_maxmind(file) {
+            maxmind::read(bytes, &self.regions).map_err(wrong)?
+        } else {
+            let text = String::from_utf8(bytes).map_err(|_| wrong("it is no text in UTF-8".into()))?;
+            text.parse().map_err(|e: crate::NotNetworks| wrong(e.to_string()))?
+        };
         Ok(Arc::new(networks))
     }
 }

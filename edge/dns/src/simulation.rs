@@ -81,7 +81,7 @@ impl World {
             })
             .collect();
         let zone = ZoneSettings { name: "cdn.test".parse().unwrap(), ttl: Duration::from_secs(TTL), caa: Vec::new(), https_records: false };
-        let current = Current::new(zone);
+        let current = Current::new(zone, Arc::default());
         current.network(&network(&edges));
         // Zipf: the most popular site is a quarter of everything; each region's demand goes with what its edges can do.
         let popular: Vec<f64> = (1..=SITES).map(|rank| 1.0 / f64::from(u32::try_from(rank).unwrap())).collect();

@@ -107,6 +107,7 @@ impl Dev {
                 listen: vec![listen],
                 zone: ZoneSettings { name: ZONE.parse().map_err(Failure::new)?, ttl: DNS_TTL, caa: Vec::new(), https_records: false },
                 networks: None,
+                regions: Vec::new(),
                 workers: 1,
                 // Its edges share one address, at ports of their own.
                 probe: ProbeSettings { port: 443, interval: Duration::ZERO },
