@@ -96,24 +96,31 @@ fn the_sample_site_comes_over_http3_with_all_that_a_request_may_ask() {
     wait_for("the access log", || std::fs::read_to_string(&log).ok()?.contains("\"protocol\":\"h3\"").then_some(()));
 }
 
-#[test]
-fn a_large_documentation_site_comes_right_to_the_byte() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = Path::new("/usr/share/doc/python3.11/html");
-    let nginx = Nginx::start(&dir.path().join("nginx"), root, "add_header Cache-Control max-age=3600;");
-    let network = edge(dir.path(), "drain = \"1s\"", &nginx.url());
+const DOCUMENTATION: &str = "/usr/share/doc/python3.11/html";
+
+/// Its files, by their paths.
+fn documentation() -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
-    let mut folders = vec![root.to_path_buf()];
+    let mut folders = vec![Path::new(DOCUMENTATION).to_path_buf()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
             } else if let Ok(bytes) = std::fs::read(&path) {
-                files.insert(format!("/{}", path.strip_prefix(root).unwrap().display()), bytes);
+                files.insert(format!("/{}", path.strip_prefix(DOCUMENTATION).unwrap().display()), bytes);
             }
         }
     }
+    files
+}
+
+#[test]
+fn a_large_documentation_site_comes_right_to_the_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let nginx = Nginx::start(&dir.path().join("nginx"), Path::new(DOCUMENTATION), "add_header Cache-Control max-age=3600;");
+    let network = edge(dir.path(), "drain = \"1s\"", &nginx.url());
+    let files = documentation();
     assert!(files.len() > 400, "{}", files.len());
     let paths: Vec<&String> = files.keys().collect();
     // A hundred streams at once.
@@ -470,12 +477,8 @@ fn connections_that_have_ended_leave_nothing_behind() {
     assert!(after < before + (12 << 10), "{before} -> {after} KiB");
 }
 
-#[test]
-fn chromium_that_may_use_nothing_else_shows_the_sample_site() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("access.log");
-    let dev = Dev::start(dir.path(), &["--access-log", log.to_str().unwrap()]);
-    let port = https(&dev).port();
+/// What the browser shows of a page, over HTTP/3 or not at all.
+fn chromium(dir: &Path, port: u16, path: &str) -> String {
     // The browser takes the network's own CA for the key that it names.
     let key = "openssl s_client -connect 127.0.0.1:$0 -servername localhost </dev/null 2>/dev/null | openssl x509 -pubkey -noout \
                | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64";
@@ -486,12 +489,20 @@ fn chromium_that_may_use_nothing_else_shows_the_sample_site() {
         .arg(format!("--origin-to-force-quic-on=localhost:{port}"))
         .arg("--host-resolver-rules=MAP localhost 127.0.0.1")
         .arg(format!("--ignore-certificate-errors-spki-list={}", key.trim()))
-        .arg(format!("--user-data-dir={}", dir.path().join("chromium").display()))
-        .arg(format!("https://localhost:{port}/"))
+        .arg(format!("--user-data-dir={}", dir.join("chromium").display()))
+        .arg(format!("https://localhost:{port}{path}"))
         .output()
         .unwrap();
-    let page = text(&out.stdout);
-    assert!(page.contains("Your network works"), "{page}\n{}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+#[test]
+fn chromium_that_may_use_nothing_else_shows_the_sample_site() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("access.log");
+    let dev = Dev::start(dir.path(), &["--access-log", log.to_str().unwrap()]);
+    let page = chromium(dir.path(), https(&dev).port(), "/");
+    assert!(page.contains("Your network works"), "{page}");
     let lines = wait_for("the access log", || {
         let lines: Vec<Value> = std::fs::read_to_string(&log).ok()?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         (lines.iter().filter(|l| l["protocol"] == "h3").count() >= 4).then_some(lines)
@@ -499,4 +510,47 @@ fn chromium_that_may_use_nothing_else_shows_the_sample_site() {
     for path in ["/", "/style.css", "/explain.js", "/hello.txt"] {
         assert!(lines.iter().any(|l| l["target"] == path && l["protocol"] == "h3" && l["status"] == 200), "{path} over h3");
     }
+}
+
+/// A page that fetches all files that are named, compares each with its sum, and says how many were right and which were not.
+const COMPARING: &str = "<!doctype html><title>comparing</title><p id=said></p><script>
+(async () => {
+    const wanted = Object.entries(await (await fetch('/wanted.json')).json());
+    let right = 0; const wrong = []; const count = wanted.length;
+    const worker = async () => {
+        for (let one; (one = wanted.pop());) {
+            try {
+                const answer = await fetch(one[0]);
+                const sum = new Uint8Array(await crypto.subtle.digest('SHA-256', await answer.arrayBuffer()));
+                const hex = [...sum].map(b => b.toString(16).padStart(2, '0')).join('');
+                if (answer.status === 200 && hex === one[1]) right++; else wrong.push(one[0] + ' ' + answer.status);
+            } catch (e) { wrong.push(one[0] + ' ' + e); }
+        }
+    };
+    await Promise.all(Array.from({ length: 32 }, worker));
+    document.getElementById('said').textContent = `${right} of ${count} right. ${wrong.join(', ')}`;
+})();
+</script>";
+
+#[test]
+fn chromium_gets_a_large_documentation_site_right_to_the_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("www");
+    std::fs::create_dir_all(&root).unwrap();
+    std::os::unix::fs::symlink(DOCUMENTATION, root.join("html")).unwrap();
+    let wanted: serde_json::Map<String, Value> = documentation().iter().map(|(p, b)| (format!("/html{p}"), sum(b).into())).collect();
+    let count = wanted.len();
+    assert!(count > 400, "{count} files");
+    std::fs::write(root.join("wanted.json"), Value::Object(wanted).to_string()).unwrap();
+    std::fs::write(root.join("index.html"), COMPARING).unwrap();
+    let nginx = Nginx::start(&dir.path().join("nginx"), &root, "add_header Cache-Control max-age=3600;");
+    let log = dir.path().join("access.log");
+    let dev = Dev::start(dir.path(), &["--origin", &nginx.url(), "--access-log", log.to_str().unwrap()]);
+    let page = chromium(dir.path(), https(&dev).port(), "/index.html");
+    assert!(page.contains(&format!("{count} of {count} right. <")), "{page}");
+    let over_h3 = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()).filter(|l| l["protocol"] == "h3" && l["status"] == 200).count()
+    };
+    wait_for("the access log", || (over_h3() >= count + 2).then_some(()));
 }
