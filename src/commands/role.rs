@@ -52,18 +52,14 @@ impl Role {
 impl Role {
     pub fn dns(self) -> Done {
         let settings = DnsSettings::from_file(&self.config)?;
-        let networks = settings.read_networks();
         if self.check {
-            networks?;
+            settings.read_networks()?;
             return checked(&self.config);
         }
         block_on(async {
             let bound = tidegate_dns::Bound::bind(&settings)?;
             until_told(|stopping| async {
-                tokio::spawn(check_on_reload(stopping.clone(), move || {
-                    DnsSettings::from_file(&self.config)?.read_networks()?;
-                    Ok(())
-                }));
+                tokio::spawn(check_on_reload(stopping.clone(), move || Ok(DnsSettings::from_file(&self.config).map(drop)?)));
                 Ok(tidegate_dns::run(settings, bound, stopping).await?)
             })
             .await

@@ -58,6 +58,10 @@ pub fn network(client: IpAddr, scope: u8) -> (u64, u8) {
     (network, length)
 }
 
+/// Where a list of regions stands.
+#[derive(Clone, Copy, Debug)]
+pub struct NearPlace(u32);
+
 /// Networks that are read one after the other.
 #[derive(Default)]
 pub struct Reading {
@@ -67,14 +71,18 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// `near`: the regions near the addresses whose first `length` bits are those of `network`, unless a longer prefix says otherwise.
-    pub fn add(&mut self, network: IpAddr, length: u8, near: Vec<String>) {
-        let (family, first) = bits(network);
+    /// A list of regions, the nearest first.
+    pub fn near(&mut self, near: Vec<String>) -> NearPlace {
         let (known, lists) = (u32::try_from(self.near.len()).unwrap_or(u32::MAX), &mut self.near);
-        let place = *self.places.entry(near).or_insert_with_key(|near| {
+        NearPlace(*self.places.entry(near).or_insert_with_key(|near| {
             lists.push(near.clone());
-            known + 1
-        });
+            known.saturating_add(1)
+        }))
+    }
+
+    /// `near`: the regions near the addresses whose first `length` bits are those of `network`, unless a longer prefix says otherwise.
+    pub fn add(&mut self, network: IpAddr, length: u8, NearPlace(place): NearPlace) {
+        let (family, first) = bits(network);
         if let Some(networks) = self.networks.get_mut(usize::from(family)) {
             networks.push((masked(first, length), length, place));
         }
@@ -153,7 +161,8 @@ impl FromStr for Networks {
             if !seen.insert((family, length, bits)) {
                 return Err(wrong(format!("{network} stands here twice")));
             }
-            all.add(address, length, regions);
+            let near = all.near(regions);
+            all.add(address, length, near);
         }
         Ok(all.done())
     }

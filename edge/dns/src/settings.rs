@@ -65,7 +65,8 @@ fn authority(v: &DeValue<'_>) -> Result<String, String> {
 
 fn degrees(most: f64) -> impl Fn(&DeValue<'_>) -> Result<f64, String> {
     move |v| {
-        let text = v.as_float().map(|f| f.as_str().to_owned()).or_else(|| v.as_integer().map(|i| i.as_str().to_owned()));
+        let decimal = |i: &toml::de::DeInteger<'_>| i.radix() == 10;
+        let text = v.as_float().map(|f| f.as_str()).or_else(|| v.as_integer().filter(|i| decimal(i)).map(|i| i.as_str()));
         let degrees = text.and_then(|t| t.replace('_', "").parse::<f64>().ok());
         degrees.filter(|d| d.abs() <= most).ok_or_else(|| format!("should be degrees from -{most} to {most}"))
     }
@@ -118,12 +119,13 @@ impl DnsSettings {
         caa.dedup();
         let https_records = s.or("https_records", false, boolean);
         let networks = s.optional("networks", path);
-        let regions: Vec<PlacedRegion> = s.tables("regions").iter().filter_map(region).collect();
-        match (s.has("regions"), networks.as_deref().is_some_and(is_maxmind)) {
+        let regions = s.tables("regions");
+        match (!regions.is_empty(), networks.as_deref().is_some_and(is_maxmind)) {
             (false, true) => s.wrong("networks", "is a MaxMind file, which says where clients are: say where your regions are, for each: [[regions]] with name = \"eu-central\", latitude = 50.1, longitude = 8.7"),
             (true, false) => s.wrong("regions", "is for a MaxMind file, networks = \"....mmdb\": any other names the regions itself"),
             _ => {}
         }
+        let regions: Vec<PlacedRegion> = regions.iter().filter_map(region).collect();
         let workers = s.or("workers", workers::cores(), |v| match v.as_str() {
             Some("cores") => Ok(workers::cores()),
             _ => number(1, 1024)(v).map(|n| usize::try_from(n).unwrap_or(1)).map_err(|e| format!("{e}, or \"cores\"")),
