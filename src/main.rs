@@ -37,6 +37,9 @@ enum Command {
     Site(commands::site::Site),
     /// Purge, and wait until it is true everywhere
     Purge(commands::purge::Purge),
+    /// Certificates: look at, upload, order
+    #[command(subcommand)]
+    Cert(commands::cert::Cert),
     /// Nodes: look at, drain, remove
     #[command(subcommand)]
     Node(commands::node::Node),
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Dns(c) => c.run(),
         Command::Site(c) => c.run(),
         Command::Purge(c) => c.run(),
+        Command::Cert(c) => c.run(),
         Command::Node(c) => c.run(),
         Command::Token(c) => c.run(),
         Command::Explain(c) => c.run(),

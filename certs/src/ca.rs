@@ -121,6 +121,17 @@ pub fn node_request() -> Result<(Vec<u8>, Vec<u8>), CertError> {
     Ok((key.serialize_der(), request.der().to_vec()))
 }
 
+/// The request for a certificate for these names over a key in PKCS #8 DER.
+///
+/// # Errors
+/// The key is damaged, or a name is none.
+pub fn site_request(key: &[u8], names: &[String]) -> Result<Vec<u8>, CertError> {
+    let key = KeyPair::try_from(key)?;
+    let mut params = CertificateParams::new(names.to_vec())?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    Ok(params.serialize_request(&key)?.der().to_vec())
+}
+
 /// A certificate in PEM form.
 #[must_use]
 pub fn certificate_pem(der: &[u8]) -> String {

@@ -53,6 +53,15 @@ impl NodeIdentity {
     }
 }
 
+/// Who made a certificate, as its distinguished name.
+///
+/// # Errors
+/// It is no certificate.
+pub fn issuer(der: &[u8]) -> Result<String, CertError> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|e| CertError::Certificate(e.to_string()))?;
+    Ok(certificate.issuer().to_string())
+}
+
 /// When a certificate stops being valid, in seconds since 1970.
 ///
 /// # Errors

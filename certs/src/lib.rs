@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 pub mod ca;
+pub mod challenge;
 pub mod dnssec;
 pub mod identity;
 pub mod seal;
 pub mod site;
 pub mod tls;
 pub mod token;
+pub mod upload;
 
 pub use ca::{Ca, IssuedKey};
 pub use identity::NodeIdentity;

@@ -3,10 +3,10 @@
 
 use crate::raft::Members;
 use crate::shared::Control;
-use crate::{enrol, purge};
+use crate::{acme, enrol, purge};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_control_types::command::SealedCertificate;
+use tidegate_control_types::certificate::{SealedCertificate, internal_name};
 use tidegate_control_types::site::HostPattern;
 use tidegate_control_types::{Change, Clock, SiteName, WallTime};
 use tidegate_node::lifecycle::Stopping;
@@ -45,6 +45,7 @@ async fn once(control: &Arc<Control>) {
             Err(error) => tracing::debug!(id, %error, "not promoted yet"),
         }
     }
+    acme::look(control);
     let now = control.now();
     for (name, removal) in control.with_leadership(|state, l| purge::forgettable(state, l, now)).unwrap_or_default() {
         if control.change(BY, Change::NodeForget { name: name.clone(), removal }).await.is_ok() {
@@ -52,10 +53,6 @@ async fn once(control: &Arc<Control>) {
             control.heard.lock().forget(&name);
         }
     }
-}
-
-fn certificate_name(site: &SiteName) -> String {
-    format!("internal/{site}")
 }
 
 /// The names of a site's certificate. Hosts of `*` are those of a network on one machine.
@@ -73,9 +70,9 @@ fn sites_without_certificate(control: &Control) -> Vec<SiteName> {
     let state = control.raft.state.read();
     let now = control.clock.wall();
     let good = |site: &SiteName, hosts: &[HostPattern]| {
-        let name = certificate_name(site);
+        let name = internal_name(site);
         let wanted = certificate_hosts(hosts);
-        state.certificates().any(|c| c.name == name && c.hosts == wanted && now + RENEW_LEFT < c.not_after)
+        state.certificate(&name).is_some_and(|c| c.hosts == wanted && now + RENEW_LEFT < c.not_after)
     };
     state.sites().filter(|s| !good(s.name(), &s.current().spec.hosts)).map(|s| s.name().clone()).collect()
 }
@@ -85,7 +82,7 @@ async fn issue(control: &Control, site: &SiteName) -> Result<(), String> {
         return Ok(());
     };
     let now = control.clock.wall();
-    let name = certificate_name(site);
+    let name = internal_name(site);
     let issued = control.ca().map_err(|e| e.to_string())?.issue_site(&hosts, now.as_secs()).map_err(|e| e.to_string())?;
     let sealed_key = control.cluster_key.seal(&format!("certificate {name}"), &issued.key).map_err(|e| e.to_string())?;
     let not_after = issued.chain.first().and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok()).unwrap_or(0);

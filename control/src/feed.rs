@@ -3,7 +3,8 @@
 //! Invariant: the node has been told of everything through `sent`.
 
 use tidegate_control_state::{Applied, Sealed, State};
-use tidegate_control_types::command::{SealedCertificate, SealedDnsKey};
+use tidegate_control_types::certificate::SealedCertificate;
+use tidegate_control_types::command::SealedDnsKey;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, Revision, Role, ToNode};
 
@@ -118,6 +119,7 @@ impl Feed {
             certificates: certificates.filter_map(|c| unseal.certificate(c)).collect(),
             dns_keys: dns_keys.filter_map(|k| unseal.dns_key(k)).collect(),
             txt: missed.txt,
+            challenges: missed.challenges,
             nodes: missed.nodes,
             purges: missed.purges,
         };

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acme;
 mod api;
 pub mod backup;
 mod duties;

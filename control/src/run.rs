@@ -176,7 +176,7 @@ async fn api_tls(control: &Arc<Control>) -> Result<CurrentTls, ControlError> {
     };
     let issued = ca.issue_site(&control.settings.api_names, control.clock.wall().as_secs())?;
     let resolver = tidegate_certs::SiteCertificates::default();
-    resolver.replace([("*".to_owned(), site::certified(&issued.chain, &issued.key)?)].into());
+    resolver.replace([("*".to_owned(), vec![site::certified(&issued.chain, &issued.key)?])].into());
     let mut config = rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let config = Arc::new(config);

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tidegate_control_types::settings::{Section, duration, number, parsed, string};
+use tidegate_control_types::settings::{Section, boolean, duration, number, parsed, string};
 use tidegate_control_types::{LeaseTerms, NodeName};
 use tidegate_node::NodeError;
 use tidegate_node::listen::everywhere;
 use tidegate_node::settings::{control_url, label, path, read_file};
+use toml::de::DeValue;
 
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
@@ -36,6 +37,41 @@ pub struct ControlSettings {
     /// For sites' hosts; the system's where there are none.
     pub name_servers: Vec<SocketAddr>,
     pub raft: RaftSettings,
+    /// Who makes the certificates of sites that want one the world trusts; without it the network's own CA does.
+    pub acme: Option<AcmeSettings>,
+}
+
+/// An authority (RFC 8555), and the account there; the same on every control node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmeSettings {
+    /// URL of its directory.
+    pub directory: String,
+    /// The authorities, in PEM, of which its own certificate has to be; the system's where there is none.
+    pub ca: Option<PathBuf>,
+    /// URLs, as mailto:admin@example.net.
+    pub contact: Vec<String>,
+    pub external_account: Option<ExternalAccount>,
+    /// By which a name that is no wildcard is proven, the first first; the next ones after a failure.
+    pub challenges: Vec<ChallengeKind>,
+    /// The kind of certificate, where the authority has several.
+    pub profile: Option<String>,
+    /// After a first failure; twice as long after each further one.
+    pub retry: Duration,
+}
+
+/// Section 7.3.4.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalAccount {
+    pub key_id: String,
+    /// The key in base64url, as the authority gave it.
+    pub hmac_key_file: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChallengeKind {
+    Http01,
+    TlsAlpn01,
+    Dns01,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +133,7 @@ impl ControlSettings {
         let zone = s.optional("zone", string);
         let name_servers = s.list("name_servers", parsed);
         let raft = raft(&s.table("raft"));
+        let acme = s.has("acme").then(|| acme(&s.table("acme")));
         Some(Self {
             name: name?,
             region: region?,
@@ -114,8 +151,53 @@ impl ControlSettings {
             zone,
             name_servers,
             raft,
+            acme: acme.flatten(),
         })
     }
+}
+
+/// Limits of authorities are hours and days.
+const RETRY: Duration = Duration::from_secs(60);
+
+fn acme(s: &Section<'_>) -> Option<AcmeSettings> {
+    let https = |v: &DeValue<'_>| {
+        let text = string(v)?;
+        let host = text.strip_prefix("https://").and_then(|rest| rest.split('/').next());
+        host.filter(|h| !h.is_empty()).ok_or_else(|| format!("{text:?} is no https URL"))?;
+        Ok(text)
+    };
+    let directory = s.required("directory", "\"https://acme-v02.api.letsencrypt.org/directory\"", https);
+    let ca = s.optional("ca", path);
+    let contact = s.list("contact", |v| {
+        let text = string(v)?;
+        if text.starts_with("mailto:") && text.contains('@') {
+            Ok(text)
+        } else {
+            Err(format!("{text:?} is no contact, as \"mailto:admin@example.net\" is one"))
+        }
+    });
+    if !s.or("agree_to_terms", false, boolean) {
+        s.wrong("agree_to_terms", "has to be true: read the authority's terms of service, then write agree_to_terms = true");
+    }
+    let external_account = s.has("external_account").then(|| {
+        let e = s.table("external_account");
+        let key_id = e.required("key_id", "\"kid-1\"", string);
+        let hmac_key_file = e.required("hmac_key_file", "\"/etc/tidegate/eab.key\"", path);
+        Some(ExternalAccount { key_id: key_id?, hmac_key_file: hmac_key_file? })
+    });
+    let kinds = [("http-01", ChallengeKind::Http01), ("tls-alpn-01", ChallengeKind::TlsAlpn01), ("dns-01", ChallengeKind::Dns01)];
+    let kind = move |v: &DeValue<'_>| {
+        let text = string(v)?;
+        let found = kinds.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind);
+        found.ok_or_else(|| format!("{text:?} is none of \"http-01\", \"tls-alpn-01\" and \"dns-01\""))
+    };
+    let mut challenges = s.list("challenges", kind);
+    if challenges.is_empty() {
+        challenges = vec![ChallengeKind::Http01, ChallengeKind::TlsAlpn01];
+    }
+    let profile = s.optional("profile", string);
+    let retry = s.or("retry", RETRY, duration(Duration::from_secs(1), Duration::from_secs(3600)));
+    Some(AcmeSettings { directory: directory?, ca, contact, external_account: external_account.flatten(), challenges, profile, retry })
 }
 
 fn raft(s: &Section<'_>) -> RaftSettings {

@@ -1,6 +1,7 @@
 //! What all parts of a control node's rim share, and the thread that runs the driver.
 
 use crate::ControlError;
+use crate::acme::Acme;
 use crate::feed::{Audience, Told, Unseal};
 use crate::heard::Heard;
 use crate::ownership::Names;
@@ -18,7 +19,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::{Refusal, State};
-use tidegate_control_types::command::{SealedCertificate, SealedDnsKey};
+use tidegate_control_types::certificate::SealedCertificate;
+use tidegate_control_types::command::SealedDnsKey;
 use tidegate_control_types::lease::Grant;
 use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, DnsKey, Incarnation, NodeName, wire};
 use tidegate_node::link::Links;
@@ -73,6 +75,7 @@ pub struct Control {
     pub relay: tokio::sync::Notify,
     pub questions: Questions,
     pub names: Names,
+    pub acme: Acme,
     /// Why the driver ended, if it failed.
     pub failed: watch::Sender<Option<String>>,
     generation: AtomicU64,
@@ -128,6 +131,7 @@ impl Control {
             relay: tokio::sync::Notify::new(),
             questions: Questions::default(),
             names: Names::new(&settings.name_servers),
+            acme: Acme::default(),
             failed: watch::channel(None).0,
             generation: AtomicU64::new(0),
             settings,

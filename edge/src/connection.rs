@@ -15,10 +15,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_certs::challenge;
 use tidegate_gateway::interim::Interim;
 use tidegate_gateway::{Answering, MULTIPLEXED_PIECE, RequestBody};
 use tidegate_http2::{KeepAlive, ServerSettings};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 
@@ -45,11 +46,19 @@ pub async fn accept(worker: Rc<Worker>, mut tcp: TcpStream, mut address: SocketA
     let shaken = tokio::time::timeout(limits.head_timeout, async {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
         let name = start.client_hello().server_name().map(|n| n.trim_end_matches('.').to_ascii_lowercase());
+        if start.client_hello().alpn().is_some_and(|mut protocols| protocols.any(|p| p == challenge::ALPN)) {
+            // The handshake is all that there is.
+            let mut stream = start.into_stream(Arc::clone(&worker.shared.tls_challenge)).await?;
+            stream.shutdown().await?;
+            return Ok(None);
+        }
         let config = worker.tls_for(name.as_deref());
-        start.into_stream(config).await.map(|stream| (stream, name))
+        start.into_stream(config).await.map(|stream| Some((stream, name)))
     });
-    let Ok(Ok((stream, server_name))) = shaken.await else {
-        return tracing::debug!(%address, "a TLS handshake failed");
+    let (stream, server_name) = match shaken.await {
+        Ok(Ok(Some(shaken))) => shaken,
+        Ok(Ok(None)) => return,
+        _ => return tracing::debug!(%address, "a TLS handshake failed"),
     };
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let client = Client { ip, https: true, server_name };

@@ -4,6 +4,7 @@
 
 mod access_log;
 mod admission;
+mod certificates;
 mod connection;
 mod early;
 mod figures;

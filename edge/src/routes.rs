@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use tidegate_control_types::certificate::ChallengeAnswer;
 use tidegate_control_types::site::HostPattern;
 use tidegate_gateway::{AllCounters, Site};
 use tidegate_node::Network;
+
+/// Where an authority looks.
+pub const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// One worker's table.
 #[derive(Default)]
@@ -13,6 +17,8 @@ pub struct Routes {
     exact: HashMap<String, Rc<Site>>,
     under: HashMap<String, Rc<Site>>,
     any: Option<Rc<Site>>,
+    /// What authorities are answered (RFC 8555 section 8.3), by host and token.
+    challenges: HashMap<(String, String), String>,
 }
 
 impl Routes {
@@ -29,7 +35,19 @@ impl Routes {
                 }
             }
         }
+        for challenge in network.challenges.values().flatten() {
+            if let ChallengeAnswer::Http01 { token, key_authorization } = &challenge.answer {
+                routes.challenges.insert((challenge.host.clone(), token.clone()), key_authorization.clone());
+            }
+        }
         routes
+    }
+
+    /// The answer to an authority that asks `host` for what lies at `path`.
+    #[must_use]
+    pub fn challenge(&self, host: &str, path: &str) -> Option<&str> {
+        let token = path.strip_prefix(CHALLENGES)?;
+        self.challenges.get(&(host.to_owned(), token.to_owned())).map(String::as_str)
     }
 
     /// `host` is lower-case and without port.

@@ -1,6 +1,7 @@
 //! An edge, running.
 
 use crate::access_log::Log;
+use crate::certificates::Certificates;
 use crate::figures::ClientFigures;
 use crate::quic::Quic;
 use crate::settings::{EdgeSettings, Limits};
@@ -9,14 +10,13 @@ use http::HeaderValue;
 use parking_lot::RwLock;
 use rustls::ServerConfig;
 use rustls::server::ServerSessionMemoryCache;
-use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::seal::SealingKey;
-use tidegate_certs::{SiteCertificates, identity, site, token};
+use tidegate_certs::{SiteCertificates, challenge, identity, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
 use tidegate_gateway::{Caches, Coder, Figures, Gateway, MOST_SELECTORS, Node, Store, Tier};
 use tidegate_http3::Secret;
@@ -27,7 +27,7 @@ use tidegate_node::metrics::Metrics;
 use tidegate_node::network::SavedFile;
 use tidegate_node::watch::{Watched, Watcher};
 use tidegate_node::workers::{Workers, cores};
-use tidegate_node::{CurrentCredentials, Network, NodeError, SystemClock, Update, VERSION, admin, enrol, listen, role};
+use tidegate_node::{CurrentCredentials, NodeError, SystemClock, Update, VERSION, admin, enrol, listen, role};
 use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, ShieldTls, Shields, probe_all};
 
 const MOST_SESSIONS: usize = 20_480;
@@ -80,6 +80,15 @@ fn tls_config(
     Ok(Arc::new(config))
 }
 
+/// For authorities that look whose a host is: a handshake and nothing else.
+fn challenge_config(challenges: &Arc<SiteCertificates>) -> Arc<ServerConfig> {
+    let resolver = Arc::clone(challenges) as Arc<dyn rustls::server::ResolvesServerCert>;
+    let mut config = ServerConfig::builder_with_protocol_versions(rustls::ALL_VERSIONS).with_no_client_auth().with_cert_resolver(resolver);
+    config.alpn_protocols = vec![challenge::ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    Arc::new(config)
+}
+
 /// QUIC has TLS 1.3 alone. Sessions are kept here and each is resumed once, so that early data cannot be taken twice.
 fn quic(certificates: &Arc<SiteCertificates>, key: &SealingKey) -> Arc<Quic> {
     let resolver = Arc::clone(certificates) as Arc<dyn rustls::server::ResolvesServerCert>;
@@ -115,7 +124,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
     let credentials = CurrentCredentials::new(credentials);
     let links = Links::new(credentials.clone());
     let watched = Watched::new();
-    let certificates: Arc<SiteCertificates> = Arc::default();
+    let (certificates, challenges): (Arc<SiteCertificates>, Arc<SiteCertificates>) = (Arc::default(), Arc::default());
     let current = credentials.clone();
     let (shields, shield_tls): (Arc<Shields>, ShieldTls) = (Arc::default(), Arc::new(move || Arc::clone(&current.get().client)));
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
@@ -130,6 +139,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         clock: Arc::clone(&clock),
         tls: tls_config(&certificates, rustls::ALL_VERSIONS)?,
         tls_13: tls_config(&certificates, &[&rustls::version::TLS13])?,
+        tls_challenge: challenge_config(&challenges),
         quic: settings.http3.then(|| quic(&certificates, &node_key)),
         log,
         stopping: stopping.clone(),
@@ -163,7 +173,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
-        prepare: Box::new(prepare(&settings, credentials, certificates, shields, Arc::clone(&pools))),
+        prepare: Box::new(prepare(&settings, credentials, Certificates::new(certificates, challenges), shields, Arc::clone(&pools))),
         standings: Box::new(drop),
         report: Box::new(report(&shared, pools)),
         say: None,
@@ -216,7 +226,7 @@ fn start_workers(
 fn prepare(
     settings: &EdgeSettings,
     credentials: CurrentCredentials,
-    certificates: Arc<SiteCertificates>,
+    certificates: Certificates,
     shields: Arc<Shields>,
     pools: Arc<OriginPools>,
 ) -> impl Fn(&Update) + Send + Sync + use<> {
@@ -226,7 +236,7 @@ fn prepare(
             return;
         }
         let network = &update.network;
-        set_certificates(&certificates, network);
+        certificates.set(network);
         pools.set_sites(network.sites.values().map(|s| &s.spec));
         let cluster = credentials.get().identity.cluster.clone();
         let mine = network.nodes.values().filter(|n| n.role == Role::Shield && n.region == region && !n.drained);
@@ -236,24 +246,6 @@ fn prepare(
         };
         shields.set(mine.filter_map(shield).collect());
     }
-}
-
-fn set_certificates(certificates: &SiteCertificates, network: &Network) {
-    let mut all = HashMap::new();
-    for c in network.certificates.values() {
-        match site::certified(&c.chain, &c.key) {
-            Ok(key) => all.extend(c.hosts.iter().map(|h| (h.clone(), Arc::clone(&key)))),
-            Err(error) => tracing::error!(certificate = c.name, %error, "a certificate is of no use"),
-        }
-    }
-    // The site of every host has a certificate for names of this machine alone; a handshake without a name gets it.
-    let any = network.sites.values().find(|s| s.spec.hosts.contains(&tidegate_control_types::site::HostPattern::Any));
-    if let Some(key) =
-        any.and_then(|s| network.certificates.get(&format!("internal/{}", s.spec.name))).and_then(|c| all.get(c.hosts.first()?).cloned())
-    {
-        all.insert("*".into(), key);
-    }
-    certificates.replace(all);
 }
 
 fn figures(shared: &Shared) -> Figures {

@@ -5,7 +5,7 @@ use crate::access_log::{Line, Log};
 use crate::admission::ConnectionState;
 use crate::connection;
 use crate::quic::{self, Quic};
-use crate::routes::Routes;
+use crate::routes::{CHALLENGES, Routes};
 use crate::settings::{EdgeSettings, Limits};
 use crate::websocket::{self, Asking};
 use bytes::Bytes;
@@ -50,6 +50,8 @@ pub struct Shared {
     pub clock: Arc<dyn Clock>,
     pub tls: Arc<ServerConfig>,
     pub tls_13: Arc<ServerConfig>,
+    /// For authorities that look whose a host is (RFC 8737).
+    pub tls_challenge: Arc<ServerConfig>,
     /// Where HTTP/3 is spoken.
     pub quic: Option<Arc<Quic>>,
     pub log: Option<Log>,
@@ -344,7 +346,12 @@ impl Worker {
                 return Answering::now((response, None));
             }
         };
-        if site.state.spec.tls.redirect && !client.https {
+        // An origin that has a certificate of its own may answer authorities itself, over plain HTTP.
+        let is_challenge = request.uri().path().starts_with(CHALLENGES);
+        if is_challenge && let Some(answer) = self.challenge(&host, request.uri().path()) {
+            return Answering::now((answer, None));
+        }
+        if site.state.spec.tls.redirect && !client.https && !is_challenge {
             return Answering::now((self.redirect(&host, request.uri()), None));
         }
         if request.method() == "PURGE" {
@@ -438,6 +445,16 @@ impl Worker {
             return Err((StatusCode::MISDIRECTED_REQUEST, "this connection was made for another site"));
         }
         Ok(Routed { site: Rc::clone(site), host, port })
+    }
+
+    fn challenge(&self, host: &str, path: &str) -> Option<Response<ResponseBody>> {
+        let answer = Bytes::copy_from_slice(self.routes.borrow().challenge(host, path)?.as_bytes());
+        let mut response = Response::new(ResponseBody::whole(answer));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.date(headers);
+        Some(response)
     }
 
     pub fn page(&self, status: StatusCode, why: &str) -> Response<ResponseBody> {

@@ -8,6 +8,7 @@ pub mod h3;
 pub mod hosts;
 pub mod network;
 pub mod origin;
+pub mod pebble;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};

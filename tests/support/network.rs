@@ -116,6 +116,8 @@ pub struct Plan<'a> {
     pub limits: &'a str,
     /// Each on a host of its own.
     pub apart: bool,
+    /// Edges listen at the address that they advertise, all of them at the same ports.
+    pub as_advertised: bool,
 }
 
 impl Default for Plan<'_> {
@@ -132,6 +134,7 @@ impl Default for Plan<'_> {
             dns_more: "",
             limits: "drain = \"3s\"",
             apart: false,
+            as_advertised: false,
         }
     }
 }
@@ -152,7 +155,8 @@ impl Network {
     }
 
     pub fn planned(dir: &Path, plan: Plan<'_>) -> Self {
-        let Plan { controls, shields, edges, dns, lease, control_more, shield_more, edge_more, dns_more, limits, apart } = plan;
+        let Plan { controls, shields, edges, dns, lease, control_more, shield_more, edge_more, dns_more, limits, apart, as_advertised } =
+            plan;
         let hosts = apart.then(Hosts::new);
         let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned(), hosts };
         let peers: Vec<_> = (1..=controls).map(|n| SocketAddr::new(network.host(&format!("control-{n}")), free_port())).collect();
@@ -193,12 +197,18 @@ impl Network {
             network.add(&name, "shield", ip, port, 0, &format!("{control}listen = [\"{ip}:{port}\"]\n{shield_more}\n"), "");
         }
         for n in 1..=edges {
-            let (name, port, port_6, https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
-            let ip = network.host(&name);
+            let (name, mut port, port_6, mut https) = (format!("edge-{n}"), free_port(), free_port(), free_port());
+            let mut ip = network.host(&name);
+            if as_advertised {
+                ip = format!("127.0.1.{n}").parse().unwrap();
+                if let Some(first) = network.edges().first() {
+                    (port, https) = (first.port, first.https);
+                }
+            }
             let text = format!(
                 "{control}http = [\"{ip}:{port}\", \"[::1]:{port_6}\"]\nhttps = [\"{ip}:{https}\"]\nadvertise = [{}]\nworkers = 2\n{edge_more}\n",
                 // Each its own, for DNS to name.
-                if apart { format!("\"{ip}\"") } else { format!("\"127.0.1.{n}\", \"::1\"") }
+                if apart || as_advertised { format!("\"{ip}\"") } else { format!("\"127.0.1.{n}\", \"::1\"") }
             );
             network.add(&name, "edge", ip, port, port_6, &text, &format!("[limits]\n{limits}\n"));
             network.nodes.last_mut().unwrap().https = https;

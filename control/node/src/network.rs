@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_certs::SealingKey;
+use tidegate_control_types::certificate::Challenge;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, NodeName, NodeState, Revision, SiteName, SiteState, WallTime, wire};
 
@@ -19,11 +20,13 @@ pub struct Network {
     pub heard: WallTime,
     /// Shared maps: a step that is purges alone copies none of them.
     pub sites: Arc<BTreeMap<SiteName, Arc<SiteState>>>,
-    pub certificates: Arc<BTreeMap<String, Certificate>>,
+    pub certificates: Arc<BTreeMap<String, Arc<Certificate>>>,
     /// By zone.
     pub dns_keys: Arc<BTreeMap<String, DnsKey>>,
     /// TXT records, by name.
     pub txt: Arc<BTreeMap<String, Vec<String>>>,
+    /// Of authorities, that are open.
+    pub challenges: Arc<BTreeMap<SiteName, Vec<Challenge>>>,
     pub nodes: Arc<BTreeMap<NodeName, NodeState>>,
 }
 
@@ -66,6 +69,7 @@ impl Network {
             certificates: Arc::default(),
             dns_keys: Arc::default(),
             txt: Arc::default(),
+            challenges: Arc::default(),
             nodes: Arc::default(),
         }
     }
@@ -103,9 +107,10 @@ impl Network {
         let purges = missed.purges.into_iter().map(|(i, orders)| (i, vec![Event::Purged(orders)]));
         // Sites first: a purge of a site that is not known yet would be lost.
         let entries: Vec<_> = std::iter::once((index, first)).chain(purges).collect();
-        new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), c)).collect());
+        new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), Arc::new(c))).collect());
         new.dns_keys = Arc::new(missed.dns_keys.into_iter().map(|k| (k.zone.clone(), k)).collect());
         new.txt = Arc::new(missed.txt.into_iter().collect());
+        new.challenges = Arc::new(missed.challenges.into_iter().collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
         (new.revision, new.heard) = (revision, heard);
         // Who begins with this log and holds nothing is told of none of its earlier purges. It may hold what it fetched because
@@ -136,7 +141,7 @@ impl Network {
             }
             Event::Purged(_) => {}
             Event::Certificate(c) => {
-                Arc::make_mut(&mut self.certificates).insert(c.name.clone(), c.clone());
+                Arc::make_mut(&mut self.certificates).insert(c.name.clone(), Arc::new(c.clone()));
             }
             Event::CertificateRemoved(name) => {
                 Arc::make_mut(&mut self.certificates).remove(name);
@@ -149,6 +154,12 @@ impl Network {
             }
             Event::Txt { name, values } => {
                 Arc::make_mut(&mut self.txt).insert(name.clone(), values.clone());
+            }
+            Event::Challenges { site, challenges } if challenges.is_empty() => {
+                Arc::make_mut(&mut self.challenges).remove(site);
+            }
+            Event::Challenges { site, challenges } => {
+                Arc::make_mut(&mut self.challenges).insert(site.clone(), challenges.clone());
             }
             Event::DnsKeyRemoved(zone) => {
                 Arc::make_mut(&mut self.dns_keys).remove(zone);

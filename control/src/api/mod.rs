@@ -1,6 +1,7 @@
 //! The HTTP API: JSON under `/v1`, bearer tokens, errors as RFC 9457 problem details. Any control node answers: one that
 //! does not lead hands the request to the leader.
 
+mod certificates;
 mod explain;
 mod nodes;
 mod purges;
@@ -57,6 +58,10 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/sites/{name}/hosts", get(sites::hosts))
         .route("/v1/sites/{name}/versions", get(sites::versions))
         .route("/v1/sites/{name}/rollback", post(sites::rollback))
+        .route("/v1/certificates", get(certificates::list))
+        .route("/v1/certificates/{name}", get(certificates::show).put(certificates::put).delete(certificates::remove))
+        .route("/v1/certificates/{name}/issue", post(certificates::issue))
+        .route("/v1/certificates/{name}/renew", post(certificates::renew))
         .route("/v1/explain", post(explain::explain))
         .route("/v1/dns/explain", post(explain::steering))
         .route("/v1/dns/zones", post(zones::sign))

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use tidegate_control_state::SiteRecord;
 use tidegate_control_types::api::{SiteVersionView, SiteView};
+use tidegate_control_types::site::CertificateChoice;
 use tidegate_control_types::token::{TokenRole, Verb};
 use tidegate_control_types::{Change, SiteName, SiteSpec, site_file};
 
@@ -89,6 +90,12 @@ async fn apply(control: &Control, caller: &Caller, name: SiteName, source: Strin
     let spec = site_file::read("site", &source).map_err(|e| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "site-file", e.to_string()))?;
     if spec.name != name {
         return Err(ApiError::bad(format!("the file is of the site {}, the request of {name}", spec.name)));
+    }
+    if let CertificateChoice::Uploaded(certificate) = &spec.tls.certificate
+        && certificate.as_str() != name.as_str()
+    {
+        // Of its own name it may use one; another's is for who may change all sites, or that one.
+        caller.may(Verb::Site, Some(&site_name(certificate.as_str())?))?;
     }
     if needs_admin(&spec) && !caller.token.role.allows(Verb::Token) {
         return Err(ApiError::new(

@@ -2,9 +2,13 @@
 
 use crate::purges::PurgeRecord;
 use crate::sites::{SiteRecord, SiteVersion};
-use crate::{AuditRecord, MOST_AUDIT, MOST_NODES, MOST_SITES, MOST_TOKENS, MOST_TXT, MOST_ZONES, NodeRecord, Removal, State};
+use crate::{
+    AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TOKENS, MOST_TXT, MOST_ZONES, NodeRecord,
+    Removal, State,
+};
+use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
-use tidegate_control_types::site::{SiteSpec, WhenDetached};
+use tidegate_control_types::site::{CertificateChoice, HostPattern, SiteSpec, WhenDetached};
 use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
 
 /// Why a command changed nothing.
@@ -76,13 +80,25 @@ impl State {
                 limited(&mut self.joins, join.id.clone(), join, MOST_TOKENS, "join tokens")
             }
             Change::JoinRevoke { id } => removed(&mut self.joins, &id, "join token"),
-            Change::CertificatePut { certificate } => {
-                self.certificates.insert(certificate.name.clone(), (index, certificate));
+            Change::CertificatePut { certificate } => self.certificate_put(index, certificate),
+            Change::CertificateRemove { name } => self.certificate_remove(name),
+            Change::AccountPut { account } => {
+                self.accounts.remove(&account.authority);
+                limited(&mut self.accounts, account.authority.clone(), account, MOST_ACCOUNTS, "accounts at authorities")
+            }
+            Change::OrderPut { order } => {
+                if self.sites.contains_key(&order.site) {
+                    self.orders.insert(order.site.clone(), *order);
+                    Ok(Vec::new())
+                } else {
+                    Err(Refusal::NotFound(format!("there is no site {}", order.site)))
+                }
+            }
+            Change::OrderRemove { site } => {
+                self.orders.remove(&site);
                 Ok(Vec::new())
             }
-            Change::CertificateRemove { name } => {
-                removed(&mut self.certificates, &name, "certificate").map(|_| vec![Event::CertificateRemoved(name)])
-            }
+            Change::ChallengesPut { site, challenges } => self.challenges_put(site, challenges),
             Change::DnsKeyPut { key } if self.dns_keys.contains_key(&key.zone) => {
                 Err(Refusal::Conflict(format!("the zone {} is signed already", key.zone)))
             }
@@ -111,6 +127,66 @@ impl State {
         }
     }
 
+    /// The sites that want the uploaded certificate which stands under `name`.
+    fn users_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a SiteSpec> {
+        self.sites.values().map(|s| &s.current().spec).filter(move |spec| match &spec.tls.certificate {
+            CertificateChoice::Uploaded(wanted) => is_uploaded_as(name, wanted.as_str()),
+            CertificateChoice::Auto | CertificateChoice::Internal => false,
+        })
+    }
+
+    fn certificate_put(&mut self, index: u64, certificate: SealedCertificate) -> Changed {
+        if let Some((spec, host)) = self.users_of(&certificate.name).find_map(|s| Some((s, uncovered(&certificate.hosts, s)?))) {
+            let names = certificate.hosts.join(", ");
+            return Err(Refusal::Conflict(format!("the site {} uses it for {host}, and it is for {names} alone", spec.name)));
+        }
+        if self.certificates.len() >= MOST_CERTIFICATES && !self.certificates.contains_key(&certificate.name) {
+            return Err(Refusal::Limit(format!("there are {MOST_CERTIFICATES} certificates already")));
+        }
+        self.certificates.insert(certificate.name.clone(), (index, certificate));
+        Ok(Vec::new())
+    }
+
+    fn certificate_remove(&mut self, name: String) -> Changed {
+        let others = |wanted: &str| self.certificates.keys().any(|n| *n != name && is_uploaded_as(n, wanted));
+        let user = self.users_of(&name).find(|s| matches!(&s.tls.certificate, CertificateChoice::Uploaded(w) if !others(w.as_str())));
+        if let Some(user) = user {
+            return Err(Refusal::Conflict(format!("the site {} uses it: give that another certificate first", user.name)));
+        }
+        removed(&mut self.certificates, &name, "certificate").map(|_| vec![Event::CertificateRemoved(name)])
+    }
+
+    /// Whether the certificate that a site wants is there, and is for its hosts.
+    fn has_certificate(&self, spec: &SiteSpec) -> Result<(), Refusal> {
+        let CertificateChoice::Uploaded(wanted) = &spec.tls.certificate else { return Ok(()) };
+        let mut found = self.certificates.values().map(|(_, c)| c).filter(|c| is_uploaded_as(&c.name, wanted.as_str())).peekable();
+        if found.peek().is_none() {
+            return Err(Refusal::Conflict(format!(
+                "there is no certificate {wanted}: upload it first (tidegate cert upload {wanted} --chain FILE --key FILE)"
+            )));
+        }
+        match found.find_map(|c| Some((c, uncovered(&c.hosts, spec)?))) {
+            Some((c, host)) => {
+                Err(Refusal::Conflict(format!("the certificate {} is for {}, and not for {host}", c.name, c.hosts.join(", "))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn challenges_put(&mut self, site: SiteName, mut challenges: Vec<Challenge>) -> Changed {
+        if !self.sites.contains_key(&site) {
+            challenges.clear();
+        }
+        let was_open = self.challenges.remove(&site).is_some();
+        if challenges.is_empty() && !was_open {
+            return Ok(Vec::new());
+        }
+        if !challenges.is_empty() {
+            self.challenges.insert(site.clone(), challenges.clone());
+        }
+        Ok(vec![Event::Challenges { site, challenges }])
+    }
+
     fn txt_put(&mut self, name: String, values: Vec<String>) -> Changed {
         if values.is_empty() {
             self.txt.remove(&name).ok_or_else(|| Refusal::NotFound(format!("{name} has no TXT records")))?;
@@ -129,6 +205,7 @@ impl State {
 
     fn site_put(&mut self, index: u64, by: &str, spec: SiteSpec, source: String, expected: Option<u64>) -> Changed {
         self.expect(&spec.name, expected)?;
+        self.has_certificate(&spec)?;
         for other in self.sites.values().filter(|r| *r.name() != spec.name) {
             if let Some(host) = spec.hosts.iter().find(|h| other.current().spec.hosts.contains(h)) {
                 return Err(Refusal::Conflict(format!("the host {host} belongs to the site {}", other.name())));
@@ -160,11 +237,14 @@ impl State {
         self.sites.remove(name).ok_or_else(|| Refusal::NotFound(format!("there is no site {name}")))?;
         self.note_detached(index, name, None);
         self.hosts_changed = index;
-        let certificate = format!("internal/{name}");
         let mut events = vec![Event::SiteRemoved(name.clone())];
-        if self.certificates.remove(&certificate).is_some() {
-            events.push(Event::CertificateRemoved(certificate));
+        for certificate in [internal_name(name), acme_name(name)] {
+            if self.certificates.remove(&certificate).is_some() {
+                events.push(Event::CertificateRemoved(certificate));
+            }
         }
+        self.orders.remove(name);
+        events.extend(self.challenges_put(name.clone(), Vec::new())?);
         Ok(events)
     }
 
@@ -278,6 +358,11 @@ impl State {
     }
 }
 
+/// The first host of the site that a certificate for these names is not for.
+fn uncovered<'a>(names: &[String], spec: &'a SiteSpec) -> Option<&'a HostPattern> {
+    spec.hosts.iter().find(|h| !covers(names, h))
+}
+
 fn limited<T>(map: &mut std::collections::BTreeMap<String, T>, id: String, value: T, most: usize, what: &str) -> Changed {
     if map.len() >= most {
         return Err(Refusal::Limit(format!("there are {most} {what} already")));
@@ -304,7 +389,16 @@ fn describe(change: &Change) -> Option<String> {
         Change::TokenRevoke { id } => format!("token {id} revoked"),
         Change::JoinCreate { join } => format!("join token {} created ({})", join.id, join.role),
         Change::JoinRevoke { id } => format!("join token {id} revoked"),
-        Change::CertificatePut { certificate } => format!("certificate {} put", certificate.name),
+        Change::CertificatePut { certificate } => {
+            format!("certificate {} put, for {}", certificate.name, certificate.hosts.join(", "))
+        }
+        Change::AccountPut { account } => format!("account at {} put", account.authority),
+        Change::OrderPut { order } => match (order.step, &order.problem) {
+            (OrderStep::Ordering, _) => format!("certificate of {} ordered at {}", order.site, order.authority),
+            (OrderStep::Failed, Some(problem)) => format!("order for the certificate of {} failed: {problem}", order.site),
+            _ => return None,
+        },
+        Change::OrderRemove { .. } | Change::ChallengesPut { .. } => return None,
         Change::CertificateRemove { name } => format!("certificate {name} removed"),
         Change::MemberPut { id, name, .. } => format!("control node {name} ({id}) put"),
         Change::MemberRemove { id } => format!("control node {id} removed"),

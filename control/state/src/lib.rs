@@ -14,7 +14,8 @@ pub use sites::{SiteRecord, SiteVersion};
 use purges::Purges;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use tidegate_control_types::command::{Founding, SealedCertificate, SealedDnsKey};
+use tidegate_control_types::certificate::{Challenge, OrderRecord, SealedAccount, SealedCertificate};
+use tidegate_control_types::command::{Founding, SealedDnsKey};
 use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
@@ -27,6 +28,8 @@ pub const MOST_NODES: usize = 10_000;
 pub const MOST_TOKENS: usize = 10_000;
 pub const MOST_ZONES: usize = 100;
 pub const MOST_TXT: usize = 10_000;
+pub const MOST_CERTIFICATES: usize = 100_000;
+pub const MOST_ACCOUNTS: usize = 100;
 pub const MOST_AUDIT: usize = 10_000;
 /// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
@@ -51,6 +54,10 @@ pub struct State {
     certificates: BTreeMap<String, (u64, SealedCertificate)>,
     dns_keys: BTreeMap<String, SealedDnsKey>,
     txt: BTreeMap<String, Vec<String>>,
+    /// By the authority's directory.
+    accounts: BTreeMap<String, SealedAccount>,
+    orders: BTreeMap<SiteName, OrderRecord>,
+    challenges: BTreeMap<SiteName, Vec<Challenge>>,
     members: BTreeMap<u64, (NodeName, String)>,
     purges: Purges,
     audit: VecDeque<AuditRecord>,
@@ -89,6 +96,7 @@ pub struct Missed {
     pub certificates: Vec<SealedCertificate>,
     pub dns_keys: Vec<SealedDnsKey>,
     pub txt: Vec<(String, Vec<String>)>,
+    pub challenges: Vec<(SiteName, Vec<Challenge>)>,
     pub nodes: Vec<NodeState>,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }
@@ -111,6 +119,9 @@ impl State {
             certificates: BTreeMap::new(),
             dns_keys: BTreeMap::new(),
             txt: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            challenges: BTreeMap::new(),
             members: BTreeMap::new(),
             purges: Purges::starting_at(index),
             audit: VecDeque::new(),
@@ -209,6 +220,30 @@ impl State {
     }
 
     #[must_use]
+    pub fn certificate(&self, name: &str) -> Option<&SealedCertificate> {
+        self.certificates.get(name).map(|(_, c)| c)
+    }
+
+    #[must_use]
+    pub fn account(&self, authority: &str) -> Option<&SealedAccount> {
+        self.accounts.get(authority)
+    }
+
+    #[must_use]
+    pub fn order(&self, site: &str) -> Option<&OrderRecord> {
+        self.orders.get(site)
+    }
+
+    pub fn orders(&self) -> impl Iterator<Item = &OrderRecord> {
+        self.orders.values()
+    }
+
+    #[must_use]
+    pub fn challenges(&self, site: &str) -> &[Challenge] {
+        self.challenges.get(site).map_or(&[], Vec::as_slice)
+    }
+
+    #[must_use]
     pub fn dns_key(&self, zone: &str) -> Option<&SealedDnsKey> {
         self.dns_keys.get(zone)
     }
@@ -290,6 +325,7 @@ impl State {
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
             dns_keys: self.dns_keys.values().cloned().collect(),
             txt: self.txt.iter().map(|(name, values)| (name.clone(), values.clone())).collect(),
+            challenges: self.challenges.iter().map(|(site, open)| (site.clone(), open.clone())).collect(),
             nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),
             purges,
         }

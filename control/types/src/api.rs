@@ -1,5 +1,6 @@
 //! The documents of the HTTP API, as the server writes and the client reads them.
 
+use crate::certificate::OrderStep;
 use crate::explain::{Explained, Steered};
 use crate::purge::PurgeType;
 use crate::site::SiteSpec;
@@ -127,6 +128,61 @@ pub struct ZoneView {
     pub digest_type: u8,
     /// Hexadecimal.
     pub digest: String,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateUpload {
+    /// In PEM, the site's own first.
+    pub chain: String,
+    /// In PEM, without a passphrase.
+    pub key: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CertificatesView {
+    pub certificates: Vec<CertificateView>,
+    /// That are under way, or failed and are tried again.
+    pub orders: Vec<OrderView>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// `internal/<site>`, `acme/<site>` or, uploaded, `<name>/<algorithm>`.
+    pub name: String,
+    pub sites: Vec<String>,
+    pub hosts: Vec<String>,
+    pub issuer: String,
+    /// ecdsa | rsa | ed25519
+    pub algorithm: String,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+    /// Milliseconds since 1970.
+    pub not_before: u64,
+    pub not_after: u64,
+    /// Below 0 once it has expired.
+    pub days_left: i64,
+    /// What is done about it, and by whom.
+    pub next: String,
+}
+
+/// An order at an authority (RFC 8555).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OrderView {
+    pub site: String,
+    pub hosts: Vec<String>,
+    pub authority: String,
+    pub step: OrderStep,
+    /// That are open.
+    pub challenges: Vec<String>,
+    /// Milliseconds since 1970.
+    pub began: u64,
+    /// On end.
+    pub failures: u32,
+    /// Why it failed last.
+    pub problem: Option<String>,
+    /// Milliseconds since 1970.
+    pub next_try: Option<u64>,
 }
 
 /// A purge and how far it has come: the answer to the purge and, later, its receipt.

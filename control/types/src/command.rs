@@ -1,5 +1,6 @@
 //! What an entry of the log says.
 
+use crate::certificate::{Challenge, OrderRecord, SealedAccount, SealedCertificate};
 use crate::lease::LeaseTerms;
 use crate::name::{NodeName, SiteName};
 use crate::node::NodeState;
@@ -96,18 +97,22 @@ pub enum Change {
         name: String,
         values: Vec<String>,
     },
-}
-
-/// A certificate whose private key is sealed under the cluster key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealedCertificate {
-    pub name: String,
-    /// DER, leaf first.
-    pub chain: Vec<Vec<u8>>,
-    pub sealed_key: Vec<u8>,
-    pub hosts: Vec<String>,
-    pub not_before: WallTime,
-    pub not_after: WallTime,
+    /// An account at an authority that makes certificates.
+    AccountPut {
+        account: SealedAccount,
+    },
+    /// How far the order for a site's certificate is.
+    OrderPut {
+        order: Box<OrderRecord>,
+    },
+    OrderRemove {
+        site: SiteName,
+    },
+    /// A site's open challenges, all of them.
+    ChallengesPut {
+        site: SiteName,
+        challenges: Vec<Challenge>,
+    },
 }
 
 /// What a zone is signed with, sealed under the cluster key: ECDSA P-256 (RFC 6605).

@@ -1,6 +1,7 @@
 //! What control nodes and cache nodes say to each other on the watch stream: a node's hello, then what it missed,
 //! then every entry as it is applied; acknowledgements and askings for a lease the other way.
 
+use crate::certificate::Challenge;
 use crate::explain::{Asked, Said};
 use crate::lease::Grant;
 use crate::name::{NodeName, SiteName};
@@ -74,6 +75,11 @@ pub enum Event {
         name: String,
         values: Vec<String>,
     },
+    /// A site's open challenges, all of them.
+    Challenges {
+        site: SiteName,
+        challenges: Vec<Challenge>,
+    },
 }
 
 /// All that a node at an earlier revision missed.
@@ -87,6 +93,7 @@ pub struct CatchUp {
     pub certificates: Vec<Certificate>,
     pub dns_keys: Vec<DnsKey>,
     pub txt: Vec<(String, Vec<String>)>,
+    pub challenges: Vec<(SiteName, Vec<Challenge>)>,
     pub nodes: Vec<NodeState>,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }

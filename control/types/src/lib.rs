@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod certificate;
 pub mod command;
 pub mod event;
 pub mod explain;
@@ -24,7 +25,7 @@ pub mod wire;
 pub use command::{Change, Command};
 pub use event::{CatchUp, Certificate, DnsKey, Event, FromNode, SiteState, ToNode};
 pub use lease::LeaseTerms;
-pub use name::{NodeName, SiteName};
+pub use name::{CertificateName, NodeName, SiteName};
 pub use node::{EdgeStanding, NodeReport, NodeState, Role};
 pub use purge::{PurgeOrder, Selector};
 pub use revision::{Incarnation, Revision};

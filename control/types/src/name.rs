@@ -65,6 +65,10 @@ name! {
     /// A node: any process of the network. Unique in its cluster, whatever its role.
     NodeName
 }
+name! {
+    /// An uploaded certificate.
+    CertificateName
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! A site: whose requests it answers, where its content comes from, and how it is kept. Made only by
 //! [`crate::site_file`], which checks it.
 
-use crate::name::SiteName;
+use crate::name::{CertificateName, SiteName};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -207,6 +207,8 @@ pub enum CertificateChoice {
     Auto,
     /// From the network's own CA.
     Internal,
+    /// Those that were uploaded under this name.
+    Uploaded(CertificateName),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! The site file: TOML to [`SiteSpec`]. Every default of a site stands here and nowhere else.
 
+use crate::certificate::RESERVED;
 use crate::settings::{self, Mistakes, Section, boolean, duration, number, one_of, parsed, size, string};
 use crate::site::{
     Balance, CacheSpec, CertificateChoice, CompressionSpec, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls,
@@ -243,7 +244,10 @@ fn tls(s: &Section<'_>) -> TlsSpec {
         certificate: s.or("certificate", CertificateChoice::Auto, |v| match string(v)?.as_str() {
             "auto" => Ok(CertificateChoice::Auto),
             "internal" => Ok(CertificateChoice::Internal),
-            other => Err(format!("{other:?} should be \"auto\" or \"internal\"")),
+            name if RESERVED.contains(&name) => {
+                Err(format!("{name:?} should be \"auto\", \"internal\" or the name of an uploaded certificate"))
+            }
+            name => name.parse().map(CertificateChoice::Uploaded).map_err(|e| format!("{e}, or \"auto\", or \"internal\"")),
         }),
         redirect: s.or("redirect", true, boolean),
         min_version: s.or("min_version", TlsVersion::V1_2, one_of(&[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)])),

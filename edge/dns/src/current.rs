@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use tidegate_control_types::certificate::ChallengeAnswer;
 use tidegate_control_types::{BootTime, DnsKey, EdgeStanding, NodeName, Role, SiteName, SiteState};
 use tidegate_node::network::Network;
 use tokio::sync::Notify;
@@ -70,7 +71,8 @@ impl Current {
     }
 
     pub fn take_networks(&self, networks: Arc<Networks>) {
-        *self.networks.write() = networks;
+        // The old ones are dropped when nobody waits for it.
+        let _old = std::mem::replace(&mut *self.networks.write(), networks);
     }
 
     fn take_key(&self, network: &Network) {
@@ -166,10 +168,26 @@ fn table(zone: &ZoneSettings, network: &Network, heard: &Heard) -> Table {
         sites: network.sites.values().map(|s| (s.spec.name.to_string(), wanted(s))).collect(),
         edges: of_role(Role::Edge).map(edge).collect(),
         caa: zone.caa.clone(),
-        txt: Arc::clone(&network.txt),
+        txt: with_challenges(zone, network),
         https: zone.https_records,
         ttl: zone.ttl,
     }
+}
+
+/// The TXT records of the log, and with them the answers to authorities that want to see one.
+fn with_challenges(zone: &ZoneSettings, network: &Network) -> Arc<BTreeMap<String, Vec<String>>> {
+    let mut all = Arc::clone(&network.txt);
+    let zone = zone.name.to_lowercase().to_ascii();
+    for (site, challenge) in network.challenges.iter().flat_map(|(site, open)| open.iter().map(move |c| (site, c))) {
+        if let ChallengeAnswer::Dns01 { value } = &challenge.answer {
+            let name = format!("_acme-challenge.{site}.{}", zone.trim_end_matches('.'));
+            let values = Arc::make_mut(&mut all).entry(name).or_default();
+            if !values.contains(value) {
+                values.push(value.clone());
+            }
+        }
+    }
+    all
 }
 
 #[cfg(test)]
@@ -199,6 +217,7 @@ mod tests {
             certificates: Arc::default(),
             dns_keys: Arc::default(),
             txt: Arc::default(),
+            challenges: Arc::default(),
             nodes: Arc::new(nodes.into()),
         })
     }

@@ -19,6 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub const STABLE_TTL: u32 = 3600;
 /// Of TXT records: what proves something is soon gone, or soon something else.
 const TXT_TTL: u32 = 30;
+/// Of those that answer an authority: the next order has another answer, and an authority that kept the last one would not see it.
+const CHALLENGE_TTL: u32 = 0;
 /// RFC 1035 section 3.3.
 const LONGEST_STRING: usize = 255;
 /// Of negative answers (RFC 2308): a site that was just made is soon there for all.
@@ -66,7 +68,9 @@ pub fn answer(table: &Table, name: &Name, kind: RecordType, client: Client<'_>) 
     let records = |list: Vec<RData>, ttl| if list.is_empty() { Answered::NoData } else { Answered::Records(list, ttl) };
     if let Some(values) = txt(table, name).filter(|_| kind == RecordType::TXT) {
         let record = |value: &String| RData::TXT(TXT::from_bytes(value.as_bytes().chunks(LONGEST_STRING).collect()));
-        return (Answered::Records(values.iter().map(record).collect(), TXT_TTL), DecidedBy::Nothing);
+        let challenge = name.iter().next().is_some_and(|label| label.eq_ignore_ascii_case(b"_acme-challenge"));
+        let ttl = if challenge { CHALLENGE_TTL } else { TXT_TTL };
+        return (Answered::Records(values.iter().map(record).collect(), ttl), DecidedBy::Nothing);
     }
     match at(table, name) {
         At::Nothing => (Answered::NxDomain, DecidedBy::Nothing),

@@ -41,6 +41,7 @@ impl<U: Upstream> Gateway<U> {
                     | Event::DnsKey(_)
                     | Event::DnsKeyRemoved(_)
                     | Event::Txt { .. }
+                    | Event::Challenges { .. }
                     | Event::Node(_)
                     | Event::NodeRemoved(_) => {}
                 }

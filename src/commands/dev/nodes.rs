@@ -85,6 +85,7 @@ impl Dev {
             zone: Some(ZONE.into()),
             name_servers: Vec::new(),
             raft: RaftSettings::default(),
+            acme: None,
             cluster_key: network.data.join("keys").join(format!("{name}.cluster.key")),
             name: node.name,
             region: node.region,

@@ -1,0 +1,236 @@
+//! Certificates from an authority (RFC 8555), for the sites that want one the world trusts.
+//!
+//! The leader alone orders. All that an order needs is in the log: what is asked for, where it stands at the authority, the key, and the
+//! answers to its challenges, which every edge and dns node then gives. So whoever leads next goes on with it.
+
+mod authority;
+mod due;
+mod order;
+
+use crate::settings::AcmeSettings;
+use crate::shared::{Control, NotNow};
+use due::{Due, Wish};
+use instant_acme::{Account, CertificateIdentifier};
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_control_state::State;
+use tidegate_control_types::certificate::{SealedAccount, SealedCertificate, acme_name};
+use tidegate_control_types::{Change, Clock, SiteName, WallTime};
+use tidegate_node::clock::random_u64;
+
+const BY: &str = "leader";
+/// Orders under way at once.
+const MOST_AT_ONCE: usize = 8;
+/// Where an authority has no opinion on renewals, or gave no answer.
+const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
+
+/// What is not in the log: it is made anew after a change of leader.
+#[derive(Default)]
+pub struct Acme {
+    account: tokio::sync::Mutex<Option<Arc<Account>>>,
+    soft: Mutex<Soft>,
+}
+
+#[derive(Default)]
+struct Soft {
+    running: BTreeSet<SiteName>,
+    wishes: BTreeMap<SiteName, Wish>,
+    renewals: BTreeMap<SiteName, Renewal>,
+}
+
+/// What the authority suggests for one certificate (RFC 9773).
+struct Renewal {
+    leaf: Vec<u8>,
+    at: Option<WallTime>,
+    ask_again: WallTime,
+}
+
+impl Acme {
+    /// By whoever asks through the API.
+    pub fn ask(&self, site: SiteName, renew: bool) {
+        self.soft.lock().wishes.insert(site, if renew { Wish::Renew } else { Wish::Issue });
+    }
+
+    /// What happens next with a site's certificate, for people.
+    pub fn next_of(&self, control: &Control, state: &State, site: &SiteName, now: WallTime) -> String {
+        let Some(settings) = &control.settings.acme else {
+            return "not renewed: the control nodes' settings name no authority any more ([acme])".into();
+        };
+        let Some(spec) = state.site(site.as_str()).map(|s| &s.current().spec).filter(|s| s.is_automatic()) else {
+            return "not renewed: the site has another certificate".into();
+        };
+        match self.due(settings, state, site, &spec.certifiable(), now) {
+            Due::Begin | Due::GoOn => "a new one is being ordered".into(),
+            Due::At(at) => {
+                let what = if state.order(site.as_str()).is_some() { "ordered again" } else { "renewed" };
+                let (hours, minutes) = (at.since(now).as_secs() / 3600, at.since(now).as_secs() / 60);
+                match hours {
+                    0 => format!("{what} in {minutes} min"),
+                    1..72 => format!("{what} in {hours} h"),
+                    _ => format!("{what} in {} d", hours / 24),
+                }
+            }
+        }
+    }
+
+    fn due(&self, settings: &AcmeSettings, state: &State, site: &SiteName, names: &[String], now: WallTime) -> Due {
+        let certificate = state.certificate(&acme_name(site));
+        let soft = self.soft.lock();
+        let suggested = soft.renewals.get(site).filter(|r| certificate.and_then(|c| c.chain.first()) == Some(&r.leaf)).and_then(|r| r.at);
+        due::due(names, &settings.directory, certificate, state.order(site.as_str()), suggested, soft.wishes.get(site).copied(), now)
+    }
+}
+
+/// Looks at all sites; what has to be done goes on by itself.
+pub fn look(control: &Arc<Control>) {
+    let Some(settings) = &control.settings.acme else { return };
+    let now = control.clock.wall();
+    let mut begin = Vec::new();
+    {
+        let state = control.raft.state.read();
+        for record in state.sites().filter(|s| s.current().spec.is_automatic()) {
+            let (site, names) = (record.name(), record.current().spec.certifiable());
+            if names.is_empty() || control.acme.soft.lock().running.contains(site) {
+                continue;
+            }
+            match control.acme.due(settings, &state, site, &names, now) {
+                Due::Begin => begin.push((site.clone(), Some(names))),
+                Due::GoOn => begin.push((site.clone(), None)),
+                Due::At(_) => {
+                    // There is nothing to do for it.
+                    control.acme.soft.lock().wishes.remove(site);
+                    if let Some(certificate) =
+                        state.certificate(&acme_name(site)).filter(|_| control.acme.is_to_be_asked(site, &state, now))
+                    {
+                        tokio::spawn(ask_renewal(Arc::clone(control), site.clone(), certificate.clone()));
+                    }
+                }
+            }
+        }
+    }
+    for (site, names) in begin {
+        let Some(running) = Running::begin(control, &site) else { return };
+        let control = Arc::clone(control);
+        tokio::spawn(async move {
+            let _running = running;
+            if let Err(error) = order::run(&control, &site, names).await {
+                tracing::info!(%site, %error, "an order stays where it is, for the next leader");
+            }
+        });
+    }
+}
+
+/// A site's place among the orders that are under way here.
+struct Running {
+    control: Arc<Control>,
+    site: SiteName,
+}
+
+impl Running {
+    fn begin(control: &Arc<Control>, site: &SiteName) -> Option<Self> {
+        let mut soft = control.acme.soft.lock();
+        if soft.running.len() >= MOST_AT_ONCE || !soft.running.insert(site.clone()) {
+            return None;
+        }
+        soft.wishes.remove(site);
+        drop(soft);
+        Some(Self { control: Arc::clone(control), site: site.clone() })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.acme.soft.lock().running.remove(&self.site);
+    }
+}
+
+impl Acme {
+    /// Whether the authority has to say when to renew; it counts as asked then.
+    fn is_to_be_asked(&self, site: &SiteName, state: &State, now: WallTime) -> bool {
+        let Some(leaf) = state.certificate(&acme_name(site)).and_then(|c| c.chain.first()) else { return false };
+        let mut soft = self.soft.lock();
+        let known = soft.renewals.get(site).filter(|r| r.leaf == *leaf);
+        if known.is_some_and(|r| now < r.ask_again) {
+            return false;
+        }
+        let at = known.and_then(|r| r.at);
+        soft.renewals.insert(site.clone(), Renewal { leaf: leaf.clone(), at, ask_again: now + ASK_AGAIN });
+        true
+    }
+}
+
+/// Asks when a certificate should be renewed (RFC 9773 section 4.2), and draws a moment in the window.
+async fn ask_renewal(control: Arc<Control>, site: SiteName, certificate: SealedCertificate) {
+    let Some(leaf) = certificate.chain.first().cloned() else { return };
+    let der = CertificateDer::from(leaf.clone());
+    let Ok(id) = CertificateIdentifier::try_from(&der) else { return };
+    let Ok(account) = account(&control).await else { return };
+    match account.renewal_info(&id).await {
+        Ok((info, ask_again)) => {
+            let millis = |t: time::OffsetDateTime| u64::try_from(t.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+            let (start, end) = (millis(info.suggested_window.start), millis(info.suggested_window.end));
+            let at = WallTime(start + random_u64() % end.saturating_sub(start).max(1));
+            let ask_again = control.clock.wall() + ask_again.clamp(Duration::from_secs(60), ASK_AGAIN * 4);
+            let mut soft = control.acme.soft.lock();
+            // One that was drawn before stays, while the window holds it.
+            let before = soft.renewals.get(&site).filter(|r| r.leaf == leaf).and_then(|r| r.at);
+            let at = before.filter(|b| (start..end).contains(&b.0)).unwrap_or(at);
+            soft.renewals.insert(site, Renewal { leaf, at: Some(at), ask_again });
+        }
+        Err(instant_acme::Error::Unsupported(_)) => {}
+        Err(error) => tracing::warn!(%site, error = authority::words(&error), "the authority does not say when to renew"),
+    }
+}
+
+/// The account at the authority; made, and kept in the log, where there is none.
+async fn account(control: &Control) -> Result<Arc<Account>, Stop> {
+    let Some(settings) = &control.settings.acme else { return Err(Stop::failed("the settings name no authority")) };
+    let mut known = control.acme.account.lock().await;
+    if let Some(account) = known.as_ref() {
+        return Ok(Arc::clone(account));
+    }
+    let context = format!("account {}", settings.directory);
+    let kept = control.raft.state.read().account(&settings.directory).map(|a| a.sealed.clone());
+    let kept = kept.map(|sealed| control.cluster_key.open(&context, &sealed)).transpose().map_err(|e| Stop::failed(e.to_string()))?;
+    let (account, new) = authority::account(settings, kept.as_deref()).await?;
+    if let Some(new) = new {
+        let sealed = control.cluster_key.seal(&context, &new).map_err(|e| Stop::failed(e.to_string()))?;
+        let account = SealedAccount { authority: settings.directory.clone(), sealed };
+        control.change(BY, Change::AccountPut { account }).await?;
+    }
+    let account = Arc::new(account);
+    *known = Some(Arc::clone(&account));
+    Ok(account)
+}
+
+/// Why an order is not gone on with.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    /// By this node: it leads no more, most likely.
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    /// A nonce was not taken (RFC 8555 section 6.5): the same once more is all there is to do.
+    #[error("the authority takes none of the nonces that it gave")]
+    Nonce,
+    /// It came to nothing.
+    #[error("{problem}")]
+    Failed { problem: String, is_rate_limited: bool },
+}
+
+impl Stop {
+    fn failed(problem: impl Into<String>) -> Self {
+        Self::Failed { problem: problem.into(), is_rate_limited: false }
+    }
+}
+
+impl From<instant_acme::Error> for Stop {
+    fn from(e: instant_acme::Error) -> Self {
+        if authority::is_bad_nonce(&e) {
+            return Self::Nonce;
+        }
+        Self::Failed { problem: authority::words(&e), is_rate_limited: authority::is_rate_limit(&e) }
+    }
+}

@@ -1,0 +1,294 @@
+//! One order, from its beginning to the certificate.
+
+use super::{BY, Stop, account, due};
+use crate::settings::ChallengeKind;
+use crate::shared::{Control, NotNow};
+use instant_acme::{
+    AuthorizationState, AuthorizationStatus, ChallengeStatus, ChallengeType, Identifier, KeyAuthorization, NewOrder, Order, OrderStatus,
+};
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate_certs::{ca, site, upload};
+use tidegate_control_types::certificate::{Challenge, ChallengeAnswer, OrderRecord, OrderStep, SealedCertificate, acme_name};
+use tidegate_control_types::{Change, Clock, Role, SiteName, WallTime};
+use tidegate_node::clock::random_u64;
+
+/// Every node that answers challenges has applied them by then, or is cut off.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+/// For the authority to look at the challenges, and to make the certificate.
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(300);
+const MADE_WITHIN: Duration = Duration::from_secs(300);
+const FIRST_POLL: Duration = Duration::from_millis(250);
+const LONGEST_POLL: Duration = Duration::from_secs(10);
+/// That are not taken, beyond those with which each request is repeated.
+const MOST_NONCES: u32 = 20;
+/// As authorities have it.
+const MOST_NAMES: usize = 100;
+
+/// Begins an order for these names, or goes on with the one that is under way.
+///
+/// # Errors
+/// This node cannot go on: another leader does.
+pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<String>>) -> Result<(), NotNow> {
+    let Some(settings) = &control.settings.acme else { return Ok(()) };
+    let before = control.raft.state.read().order(site.as_str()).cloned();
+    let mut order = match (names, before) {
+        (None, None) => return Ok(()),
+        (None, Some(order)) => order,
+        (Some(names), before) => {
+            let failures = before.map_or(0, |o| o.failures);
+            match begin(control, site, names, settings.directory.clone(), failures) {
+                Ok(order) => order,
+                Err(problem) => {
+                    tracing::error!(%site, problem, "no order can be begun");
+                    return Err(NotNow::Unknown);
+                }
+            }
+        }
+    };
+    put(control, &order).await?;
+    let mut nonces = 0;
+    let followed = loop {
+        match follow(control, &mut order).await {
+            Err(Stop::Nonce) if nonces < MOST_NONCES => nonces += 1,
+            followed => break followed,
+        }
+        tokio::time::sleep(FIRST_POLL).await;
+    };
+    let (failed, problem, is_rate_limited) = match followed {
+        Ok(certificate) => {
+            tracing::info!(%site, names = order.names.join(" "), authority = order.authority, "a certificate was made");
+            control.change(BY, Change::CertificatePut { certificate }).await?;
+            (false, String::new(), false)
+        }
+        Err(Stop::NotNow(e)) => return Err(e),
+        Err(Stop::Failed { problem, is_rate_limited }) => (true, problem, is_rate_limited),
+        Err(stop @ Stop::Nonce) => (true, stop.to_string(), false),
+    };
+    if !control.raft.state.read().challenges(site.as_str()).is_empty() {
+        control.change(BY, Change::ChallengesPut { site: site.clone(), challenges: Vec::new() }).await?;
+    }
+    if !failed {
+        return control.change(BY, Change::OrderRemove { site: site.clone() }).await.map(drop);
+    }
+    tracing::warn!(%site, problem, "an order for a certificate failed");
+    order.failures = order.failures.saturating_add(1);
+    let wait = due::next_try(order.failures, settings.retry, is_rate_limited, random_u64());
+    (order.step, order.problem, order.url) = (OrderStep::Failed, Some(problem), None);
+    order.next_try = control.clock.wall() + wait;
+    put(control, &order).await
+}
+
+fn begin(control: &Control, site: &SiteName, names: Vec<String>, authority: String, failures: u32) -> Result<OrderRecord, String> {
+    let (key, _) = ca::node_request().map_err(|e| e.to_string())?;
+    let sealed_key = control.cluster_key.seal(&sealed_as(site), &key).map_err(|e| e.to_string())?;
+    let now = control.clock.wall();
+    Ok(OrderRecord {
+        site: site.clone(),
+        names,
+        authority,
+        url: None,
+        sealed_key,
+        began: now,
+        step: OrderStep::Ordering,
+        failures,
+        problem: None,
+        next_try: now,
+    })
+}
+
+fn sealed_as(site: &SiteName) -> String {
+    format!("order {site}")
+}
+
+async fn put(control: &Control, order: &OrderRecord) -> Result<(), NotNow> {
+    control.change(BY, Change::OrderPut { order: Box::new(order.clone()) }).await.map(drop)
+}
+
+async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<SealedCertificate, Stop> {
+    if record.names.len() > MOST_NAMES {
+        return Err(Stop::failed(format!("the site has {} hosts: an authority takes {MOST_NAMES} in one certificate", record.names.len())));
+    }
+    let account = account(control).await?;
+    let mut order = match record.url.clone() {
+        Some(url) => account.order(url).await?,
+        None => {
+            let names: Vec<_> = record.names.iter().map(|n| Identifier::Dns(n.clone())).collect();
+            let mut new = NewOrder::new(&names);
+            if let Some(profile) = control.settings.acme.as_ref().and_then(|s| s.profile.as_deref()) {
+                new = new.profile(profile);
+            }
+            let order = account.new_order(&new).await?;
+            record.url = Some(order.url().to_owned());
+            put(control, record).await?;
+            order
+        }
+    };
+    if order.state().status == OrderStatus::Pending {
+        record.step = OrderStep::Validating;
+        put(control, record).await?;
+        open_challenges(control, record, &mut order).await?;
+        poll(&mut order, LOOKED_AT_WITHIN, |s| s != OrderStatus::Pending).await?;
+    }
+    let key = control.cluster_key.open(&sealed_as(&record.site), &record.sealed_key).map_err(|e| Stop::failed(e.to_string()))?;
+    if order.state().status == OrderStatus::Ready {
+        record.step = OrderStep::Finalizing;
+        put(control, record).await?;
+        let request = ca::site_request(&key, &record.names).map_err(|e| Stop::failed(e.to_string()))?;
+        order.finalize_csr(&request).await?;
+    }
+    poll(&mut order, MADE_WITHIN, |s| !matches!(s, OrderStatus::Processing | OrderStatus::Ready)).await?;
+    if order.state().status == OrderStatus::Invalid {
+        return Err(why_invalid(&mut order).await);
+    }
+    let pem = order.certificate().await?.ok_or_else(|| Stop::failed("the authority calls the order done and has no certificate"))?;
+    sealed(control, record, &pem, &key)
+}
+
+/// What came, checked: no authority's mistake gets to the edges.
+fn sealed(control: &Control, record: &OrderRecord, pem: &str, key: &[u8]) -> Result<SealedCertificate, Stop> {
+    let failed = |e: tidegate_certs::CertError| Stop::failed(format!("what the authority made is of no use: {e}"));
+    let (chain, facts) = upload::read_chain(pem.as_bytes(), control.clock.wall().as_secs()).map_err(failed)?;
+    site::certified(&chain, key).map_err(failed)?;
+    if let Some(missing) = record.names.iter().find(|n| !facts.names.contains(n)) {
+        return Err(Stop::failed(format!("what the authority made is not for {missing}")));
+    }
+    let name = acme_name(&record.site);
+    let sealed_key = control.cluster_key.seal(&format!("certificate {name}"), key).map_err(failed)?;
+    let (not_before, not_after) = (WallTime(facts.not_before * 1000), WallTime(facts.not_after * 1000));
+    Ok(SealedCertificate { name, chain, sealed_key, hosts: record.names.clone(), not_before, not_after })
+}
+
+/// Puts the answers where the authority will look, waits until all nodes give them, and says so.
+async fn open_challenges(control: &Arc<Control>, record: &OrderRecord, order: &mut Order) -> Result<(), Stop> {
+    let (mut open, mut chosen) = (Vec::new(), Vec::new());
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        match authorization.status {
+            AuthorizationStatus::Pending => {
+                let (kind, wanted) = choose(control, record, &authorization)?;
+                let name = authorization.identifier().to_string();
+                let host = name.trim_start_matches("*.").to_owned();
+                chosen.push((name, wanted.clone()));
+                let challenge = authorization.challenge(wanted).ok_or_else(|| Stop::failed("a challenge is gone"))?;
+                open.push(Challenge { host, answer: answer(kind, &challenge.token, &challenge.key_authorization()) });
+            }
+            AuthorizationStatus::Valid => {}
+            status => return Err(Stop::failed(format!("the authorization of {} is {status:?}", authorization.identifier()))),
+        }
+    }
+    let site = record.site.clone();
+    let told = control.change(BY, Change::ChallengesPut { site, challenges: open.clone() }).await?;
+    let by_dns = open.iter().any(|c| matches!(c.answer, ChallengeAnswer::Dns01 { .. }));
+    told_everywhere(control, told, if by_dns { &[Role::Dns, Role::Edge] } else { &[Role::Edge] }).await;
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        let name = authorization.identifier().to_string();
+        let Some((_, wanted)) = chosen.iter().find(|(n, _)| *n == name) else { continue };
+        if let Some(mut challenge) = authorization.challenge(wanted.clone())
+            && challenge.status == ChallengeStatus::Pending
+        {
+            challenge.set_ready().await?;
+        }
+    }
+    Ok(())
+}
+
+/// By which challenge a name is proven this time: after a failure the next kind has its turn.
+fn choose(control: &Control, record: &OrderRecord, authorization: &AuthorizationState) -> Result<(ChallengeKind, ChallengeType), Stop> {
+    let kinds: &[ChallengeKind] = match &control.settings.acme {
+        Some(settings) if !authorization.wildcard => &settings.challenges,
+        _ => &[ChallengeKind::Dns01],
+    };
+    let offered = |kind: &ChallengeKind| {
+        let wanted = match kind {
+            ChallengeKind::Http01 => ChallengeType::Http01,
+            ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
+            ChallengeKind::Dns01 => ChallengeType::Dns01,
+        };
+        authorization.challenges.iter().any(|c| c.r#type == wanted).then_some((*kind, wanted))
+    };
+    let offered: Vec<_> = kinds.iter().filter_map(offered).collect();
+    let turn = usize::try_from(record.failures).unwrap_or(0) % offered.len().max(1);
+    let none = || Stop::failed(format!("the authority offers no challenge for {} that may be used here", authorization.identifier()));
+    offered.into_iter().nth(turn).ok_or_else(none)
+}
+
+fn answer(kind: ChallengeKind, token: &str, key: &KeyAuthorization) -> ChallengeAnswer {
+    match kind {
+        ChallengeKind::Http01 => ChallengeAnswer::Http01 { token: token.to_owned(), key_authorization: key.as_str().to_owned() },
+        ChallengeKind::TlsAlpn01 => ChallengeAnswer::TlsAlpn01 { digest: key.digest().as_ref().to_vec() },
+        ChallengeKind::Dns01 => ChallengeAnswer::Dns01 { value: key.dns_value() },
+    }
+}
+
+/// Until every node of these roles that is attached has applied the entry; one that is cut off is named nowhere soon.
+async fn told_everywhere(control: &Control, index: u64, roles: &[Role]) {
+    let mut changed = control.changed.subscribe();
+    let told = async {
+        loop {
+            let now = control.now();
+            let all = control.with_leadership(|state, l| {
+                let mut asked = state.nodes().filter(|n| n.removed.is_none() && roles.contains(&n.state.role));
+                asked.all(|n| {
+                    let name = &n.state.name;
+                    !l.fleet.attached(name, now) || l.fleet.acked_index(name).is_some_and(|acked| acked >= index)
+                })
+            });
+            if all != Some(false) || changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(TOLD_WITHIN, told).await.is_err() {
+        tracing::warn!("not every node has the answers to an authority's challenges yet");
+    }
+}
+
+/// Asks how the order is until that satisfies, at most for so long.
+async fn poll(order: &mut Order, within: Duration, is_enough: impl Fn(OrderStatus) -> bool) -> Result<(), Stop> {
+    let mut wait = FIRST_POLL;
+    let polled = async {
+        loop {
+            if is_enough(order.state().status) {
+                return Ok(());
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_POLL);
+            order.refresh().await?;
+        }
+    };
+    tokio::time::timeout(within, polled)
+        .await
+        .map_err(|_| Stop::failed(format!("the authority was not done within {} s", within.as_secs())))?
+}
+
+/// Which name was not proven, and what the authority saw.
+async fn why_invalid(order: &mut Order) -> Stop {
+    let mut found = Vec::new();
+    let mut is_rate_limited = false;
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if authorization.refresh().await.is_err() {
+            continue;
+        }
+        for challenge in &authorization.challenges {
+            if let Some(error) = &challenge.error {
+                let said = instant_acme::Error::Api(error.clone());
+                is_rate_limited |= super::authority::is_rate_limit(&said);
+                found.push(format!("{} by {:?}: {}", authorization.identifier(), challenge.r#type, super::authority::words(&said)));
+            }
+        }
+    }
+    if let Some(error) = &order.state().error
+        && found.is_empty()
+    {
+        let said = instant_acme::Error::Api(error.clone());
+        is_rate_limited = super::authority::is_rate_limit(&said);
+        found.push(super::authority::words(&said));
+    }
+    let problem = if found.is_empty() { "the authority refused the order, and says no more".to_owned() } else { found.join("; ") };
+    Stop::Failed { problem, is_rate_limited }
+}

@@ -1,0 +1,323 @@
+//! Certificates of sites: brought by people, or made by an authority that nobody here wrote (pebble), with openssl and curl as clients.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test fails by panicking.
+
+mod support;
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::network::{Network, Plan};
+use support::pebble::{Pebble, Place, cnames, resolver, run, shown};
+use support::{Http, Nginx, Process, error_of, free_port, text, wait_for};
+
+/// An authority of the test's own, made with openssl.
+struct Authority(PathBuf);
+
+impl Authority {
+    fn new(dir: &Path) -> Self {
+        let dir = dir.join("authority");
+        std::fs::create_dir_all(&dir).unwrap();
+        let at = |name: &str| dir.join(name).display().to_string();
+        let ca = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"];
+        let head =
+            ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30", "-subj", "/CN=An authority"];
+        run("openssl", &[&head[..], &ca, &["-keyout", &at("ca.key"), "-out", &at("ca.pem")]].concat());
+        Self(dir)
+    }
+
+    fn ca(&self) -> String {
+        self.0.join("ca.pem").display().to_string()
+    }
+
+    /// A chain and its key: for `names`, with a key as openssl calls it, for so many days.
+    fn make(&self, file: &str, names: &str, key: &[&str], days: &str) -> (String, String) {
+        let at = |name: &str| self.0.join(name).display().to_string();
+        let (request, chain, secret, extensions) =
+            (at(&format!("{file}.csr")), at(&format!("{file}.pem")), at(&format!("{file}.key")), at(&format!("{file}.ext")));
+        let head = ["req", "-new", "-nodes", "-subj", "/CN=a host", "-keyout", &secret, "-out", &request, "-newkey"];
+        run("openssl", &[&head[..], key].concat());
+        std::fs::write(&extensions, format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n")).unwrap();
+        let (ca, ca_key) = (self.ca(), at("ca.key"));
+        let tail = ["-days", days, "-extfile", &extensions, "-out", &chain];
+        run("openssl", &[&["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"][..], &tail].concat());
+        let both = std::fs::read_to_string(&chain).unwrap() + &std::fs::read_to_string(&ca).unwrap();
+        std::fs::write(&chain, both).unwrap();
+        (chain, secret)
+    }
+}
+
+const EC: [&str; 3] = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+
+fn origin(dir: &Path) -> Nginx {
+    let root = dir.join("www");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("page"), "a page of the shop\n").unwrap();
+    Nginx::start(&dir.join("nginx"), &root, "add_header Cache-Control max-age=3600;")
+}
+
+/// Applies a site with this choice of a certificate; its error, if it is refused.
+fn apply(network: &Network, name: &str, hosts: &str, origin: &str, certificate: &str) -> Result<(), String> {
+    let file = network.dir.join(format!("{name}.site.toml"));
+    let text = format!(
+        "name = \"{name}\"\nhosts = [{hosts}]\n[origin]\nservers = [{{ url = \"{origin}\" }}]\nallow_private = true\n[tls]\ncertificate = \"{certificate}\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let out = network.tidegate(&["site", "apply", file.to_str().unwrap()]);
+    if out.status.success() { Ok(()) } else { Err(error_of(&out)) }
+}
+
+/// A page of a host, by curl, at one edge; `Err`: what curl says.
+fn page(network: &Network, edge: usize, host: &str, ca: &str) -> Result<String, String> {
+    let node = network.edges()[edge];
+    let (connect, url) = (format!("{host}:443:{}:{}", node.ip, node.https), format!("https://{host}/page"));
+    let out = Command::new("curl").args(["-sS", "--max-time", "5", "--cacert", ca, "--connect-to", &connect, &url]).output().unwrap();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+}
+
+#[test]
+fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan { edges: 2, ..Plan::default() });
+    let (nginx, authority) = (origin(dir.path()), Authority::new(dir.path()));
+    let upload = |name: &str, chain: &str, key: &str| network.tidegate(&["cert", "upload", name, "--chain", chain, "--key", key]);
+    let names = "DNS:www.shop.example,DNS:*.img.shop.example";
+    let (chain, key) = authority.make("ec", names, &EC, "20");
+    let (rsa_chain, rsa_key) = authority.make("rsa", names, &["rsa:2048"], "20");
+    let hosts = "\"www.shop.example\", \"*.img.shop.example\"";
+
+    // What is of no use is refused, and says why.
+    let (weak_chain, weak_key) = authority.make("weak", names, &["rsa:1024"], "20");
+    let (old_chain, old_key) = authority.make("old", names, &EC, "-1");
+    let (odd_chain, odd_key) = authority.make("odd", names, &["ec", "-pkeyopt", "ec_paramgen_curve:secp521r1"], "20");
+    let turned = dir.path().join("turned.pem").display().to_string();
+    let leaf = std::fs::read_to_string(&chain).unwrap();
+    let (first, second) = leaf.split_at(leaf.find("-----END").unwrap() + 26);
+    std::fs::write(&turned, format!("{second}\n{first}")).unwrap();
+    let foreign = dir.path().join("foreign.pem").display().to_string();
+    let other = Authority::new(&dir.path().join("other"));
+    std::fs::write(&foreign, format!("{first}\n{}", std::fs::read_to_string(other.ca()).unwrap())).unwrap();
+    for (name, chain, key, says) in [
+        ("shop", chain.as_str(), rsa_key.as_str(), "is not the key of the first certificate"),
+        ("shop", &weak_chain, &weak_key, "1024 bits"),
+        ("shop", &old_chain, &old_key, "expired"),
+        ("shop", &odd_chain, &odd_key, "P-256 and P-384"),
+        ("shop", &turned, &key, "the leaf has to come first"),
+        ("shop", &foreign, &key, "does not hold together"),
+        ("shop", &key, &key, "there is none in the chain"),
+        ("shop", &chain, &chain, "not a private key: there is none in it"),
+        ("internal", &chain, &key, "has a meaning in site files"),
+    ] {
+        let out = upload(name, chain, key);
+        assert!(out.status.code() == Some(1) && error_of(&out).contains(says), "{says}: {}", error_of(&out));
+    }
+    let refused = apply(&network, "shop", hosts, &nginx.url(), "shop").unwrap_err();
+    assert!(refused.contains("upload it first"), "{refused}");
+
+    let out = upload("shop", &chain, &key);
+    assert!(out.status.success(), "{}", error_of(&out));
+    let refused = apply(&network, "shop", "\"www.shop.example\", \"other.example\"", &nginx.url(), "shop").unwrap_err();
+    assert!(refused.contains("not for other.example"), "{refused}");
+    apply(&network, "shop", hosts, &nginx.url(), "shop").unwrap();
+    let ca = authority.ca();
+    for (edge, host) in [(0, "www.shop.example"), (1, "www.shop.example"), (1, "a.img.shop.example")] {
+        wait_for("the certificate", || page(&network, edge, host, &ca).ok().filter(|p| p == "a page of the shop\n"));
+    }
+    let refused = page(&network, 0, "img.shop.example", &ca).unwrap_err();
+    assert!(refused.contains("TLS") || refused.contains("SSL"), "{refused}");
+
+    // A key of another kind stands beside it, for clients that can do no other.
+    assert!(upload("shop", &rsa_chain, &rsa_key).status.success());
+    let rsa = ["-sigalgs", "RSA-PSS+SHA256:RSA+SHA256", "-tls1_2"];
+    wait_for("the RSA certificate", || shown(&network, 0, "www.shop.example", &rsa).contains("Peer signature type: RSA").then_some(()));
+    let both = shown(&network, 0, "www.shop.example", &["-CAfile", &ca]);
+    assert!(both.contains("Peer signature type: ECDSA") && both.contains("Verify return code: 0"), "{both}");
+    let list = network.json(&["cert", "show", "shop"]);
+    let kinds: Vec<_> =
+        list["certificates"].as_array().unwrap().iter().map(|c| (c["name"].as_str().unwrap(), c["days_left"].as_i64().unwrap())).collect();
+    assert!(kinds.contains(&("shop/ecdsa", 19)) && kinds.contains(&("shop/rsa", 19)), "{kinds:?}");
+
+    // What a site uses can neither be removed nor be replaced by what is not for its hosts.
+    let (less_chain, less_key) = authority.make("less", "DNS:www.shop.example", &EC, "20");
+    for (out, says) in [
+        (network.tidegate(&["cert", "remove", "shop"]), "uses it"),
+        (upload("shop", &less_chain, &less_key), "the site shop uses it for *.img.shop.example"),
+    ] {
+        assert!(error_of(&out).contains(says), "{says}: {}", error_of(&out));
+    }
+
+    // A new one is there at once, and who is connected stays so.
+    let (new_chain, new_key) = authority.make("new", names, &EC, "25");
+    let mut waiting = Waiting::open(&network, &ca);
+    assert_eq!(waiting.ask(), "a page of the shop\n");
+    assert!(upload("shop", &new_chain, &new_key).status.success());
+    let serial = run("openssl", &["x509", "-in", &new_chain, "-noout", "-serial"]);
+    wait_for("the new certificate", || {
+        let pem = shown(&network, 0, "www.shop.example", &[]);
+        let file = dir.path().join("shown.pem");
+        let leaf = pem.split("-----BEGIN CERTIFICATE-----").nth(1)?.split("-----END").next()?;
+        std::fs::write(&file, format!("-----BEGIN CERTIFICATE-----{leaf}-----END CERTIFICATE-----\n")).unwrap();
+        (run("openssl", &["x509", "-in", file.to_str().unwrap(), "-noout", "-serial"]) == serial).then_some(())
+    });
+    assert_eq!(waiting.ask(), "a page of the shop\n");
+
+    // Nobody reads the key where it does not belong.
+    let secret = std::fs::read_to_string(&new_key).unwrap().lines().nth(1).unwrap().to_owned();
+    for answer in [network.json(&["cert", "list"]).to_string(), network.json(&["cert", "show", "shop"]).to_string()] {
+        assert!(!answer.contains(&secret[..40]) && !answer.contains("PRIVATE"), "{answer}");
+    }
+    assert!(network.tidegate(&["site", "remove", "shop"]).status.success());
+    assert!(network.tidegate(&["cert", "remove", "shop"]).status.success());
+    assert_eq!(network.tidegate(&["cert", "show", "shop"]).status.code(), Some(3));
+}
+
+/// A connection over TLS that stays open.
+struct Waiting {
+    stream: rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>,
+}
+
+impl Waiting {
+    fn open(network: &Network, ca: &str) -> Self {
+        use rustls::pki_types::pem::PemObject;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(rustls::pki_types::CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = std::sync::Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+        let node = network.edges()[0];
+        let tcp = std::net::TcpStream::connect((node.ip, node.https)).unwrap();
+        let tls = rustls::ClientConnection::new(config, "www.shop.example".try_into().unwrap()).unwrap();
+        Self { stream: rustls::StreamOwned::new(tls, tcp) }
+    }
+
+    fn ask(&mut self) -> String {
+        use std::io::{Read, Write};
+        self.stream.write_all(b"GET /page HTTP/1.1\r\nHost: www.shop.example\r\n\r\n").unwrap();
+        let mut got = Vec::new();
+        let mut byte = [0; 1];
+        while !got.ends_with(b"\r\n\r\n") {
+            self.stream.read_exact(&mut byte).unwrap();
+            got.push(byte[0]);
+        }
+        let head = String::from_utf8(got).unwrap().to_lowercase();
+        let length = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().trim().parse().unwrap();
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).unwrap();
+        String::from_utf8(body).unwrap()
+    }
+}
+
+/// A network whose sites get their certificates from a pebble.
+struct Automatic {
+    network: Network,
+    nginx: Nginx,
+    pebble: Pebble,
+    _resolver: Process,
+    root: String,
+}
+
+/// `names`: hosts and where they lead; `acme`: more lines of the settings.
+fn automatic(dir: &Path, plan: Plan<'_>, acme: &str, names: &[(&str, &str)], environment: &[(&str, &str)]) -> Automatic {
+    let (place, port) = (Place::new(dir), free_port());
+    let more = format!("zone = \"cdn.test\"\nname_servers = [\"127.0.0.1:{port}\"]\n{}", place.settings(acme));
+    let network = Network::planned(dir, Plan { dns: 1, as_advertised: true, control_more: &more, ..plan });
+    let dns = network.nodes.iter().find(|n| n.role == "dns").unwrap().port;
+    let resolver = resolver(dir, port, dns, &cnames(names));
+    let (http, https) = (network.edges()[0].port, network.edges()[0].https);
+    let pebble = place.start(port, http, https, "", environment);
+    let root = pebble.root().display().to_string();
+    Automatic { nginx: origin(dir), network, pebble, _resolver: resolver, root }
+}
+
+impl Automatic {
+    fn apply(&self, hosts: &str) {
+        apply(&self.network, "shop", hosts, &self.nginx.url(), "auto").unwrap();
+    }
+
+    /// Until an edge serves the host under a certificate that the world trusts.
+    fn trusted(&self, edge: usize, host: &str) {
+        let mut last = String::new();
+        let came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_for("a trusted page", || {
+                let got = page(&self.network, edge, host, &self.root);
+                last = format!("{got:?}");
+                (got.ok()? == "a page of the shop\n").then_some(())
+            });
+        }));
+        let orders = text(&self.network.tidegate(&["cert", "list"]).stdout);
+        assert!(came.is_ok(), "{host}: {last}\n{orders}\n{}", self.pebble.process.logged());
+    }
+
+    fn certificate(&self) -> Value {
+        let all = self.network.json(&["cert", "show", "shop"]);
+        all["certificates"].as_array().unwrap().iter().find(|c| c["name"] == "acme/shop").cloned().unwrap_or(Value::Null)
+    }
+}
+
+#[test]
+fn an_authority_makes_certificates_by_http_and_by_dns_whoever_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [("www.shop.example", "shop.cdn.test"), ("_acme-challenge.img.shop.example", "_acme-challenge.shop.cdn.test")];
+    // It refuses half of all nonces.
+    let environment = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "50")];
+    let a = automatic(dir.path(), Plan { edges: 3, ..Plan::default() }, "", &names, &environment);
+    a.apply("\"www.shop.example\", \"*.img.shop.example\"");
+    for edge in 0..3 {
+        a.trusted(edge, "www.shop.example");
+        a.trusted(edge, "a.img.shop.example");
+    }
+    let seen = shown(&a.network, 0, "www.shop.example", &["-CAfile", &a.root]);
+    assert!(seen.contains("Verify return code: 0 (ok)") && seen.contains("Pebble Intermediate"), "{seen}");
+    // An origin may answer authorities itself, over plain HTTP, where everything else is sent to https.
+    let own = dir.path().join("www/.well-known/acme-challenge");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::write(own.join("its-own"), "its own answer").unwrap();
+    let ask = |path: &str| {
+        let mut http = Http::connect_on(None, a.network.edges()[1].address()).unwrap();
+        http.ask("GET", "www.shop.example", path, &[]).unwrap()
+    };
+    let (own, other) = (ask("/.well-known/acme-challenge/its-own"), ask("/page"));
+    assert_eq!((own.status, own.text().as_str(), other.status), (200, "its own answer", 308));
+    let first = a.certificate();
+    assert!(first["next"].as_str().unwrap().starts_with("renewed in "), "{first}");
+    // Another one, when somebody says so; then all is as it was.
+    let out = a.network.tidegate(&["cert", "renew", "shop", "--watch"]);
+    assert!(out.status.success() && text(&out.stdout).contains("acme/shop is there"), "{}{}", text(&out.stdout), error_of(&out));
+    assert_ne!(a.certificate()["fingerprint"], first["fingerprint"]);
+    let list = a.network.json(&["cert", "list"]);
+    assert!(list["orders"].as_array().unwrap().is_empty(), "{list}");
+    let audit = text(&a.network.tidegate(&["audit"]).stdout);
+    assert!(audit.contains("certificate of shop ordered at") && audit.contains("certificate acme/shop put"), "{audit}");
+}
+
+#[test]
+fn an_authority_makes_certificates_by_tls_and_for_an_account_of_somebody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, port) = (Place::new(dir.path()), free_port());
+    let eab = dir.path().join("eab.key");
+    std::fs::write(&eab, "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W\n").unwrap();
+    let acme = format!(
+        "challenges = [\"tls-alpn-01\"]\nretry = \"2s\"\nexternal_account = {{ key_id = \"kid-1\", hmac_key_file = \"{}\" }}",
+        eab.display()
+    );
+    let more = format!("zone = \"cdn.test\"\nname_servers = [\"127.0.0.1:{port}\"]\n{}", place.settings(&acme));
+    let network = Network::planned(dir.path(), Plan { dns: 1, as_advertised: true, control_more: &more, ..Plan::default() });
+    let dns = network.nodes.iter().find(|n| n.role == "dns").unwrap().port;
+    let (nginx, https) = (origin(dir.path()), network.edges()[0].https);
+    let leads = cnames(&[("www.shop.example", "shop.cdn.test")]);
+    let resolver = resolver(dir.path(), port, dns, &leads);
+    apply(&network, "shop", "\"www.shop.example\"", &nginx.url(), "auto").unwrap();
+    // Nobody is there yet: that is said, and tried again.
+    let order = wait_for("the failure", || {
+        let all = network.json(&["cert", "show", "shop"]);
+        all["orders"].as_array()?.iter().find(|o| o["step"] == "failed").cloned()
+    });
+    assert!(order["problem"].as_str().unwrap().contains("cannot reach 127.0.0.1") && order["next_try"].is_u64(), "{order}");
+    let keys = ", \"externalAccountBindingRequired\": true, \"externalAccountMACKeys\": {\"kid-1\": \"zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W\"}";
+    let pebble = place.start(port, 1, https, keys, &[("PEBBLE_VA_NOSLEEP", "1")]);
+    let root = pebble.root().display().to_string();
+    let a = Automatic { network, nginx, pebble, _resolver: resolver, root };
+    a.trusted(0, "www.shop.example");
+    let audit = text(&a.network.tidegate(&["audit"]).stdout);
+    assert!(audit.contains("order for the certificate of shop failed") && audit.contains("account at https://127.0.0.1"), "{audit}");
+}
