@@ -321,3 +321,72 @@ fn an_authority_makes_certificates_by_tls_and_for_an_account_of_somebody_else() 
     let audit = text(&a.network.tidegate(&["audit"]).stdout);
     assert!(audit.contains("order for the certificate of shop failed") && audit.contains("account at https://127.0.0.1"), "{audit}");
 }
+
+#[test]
+fn the_next_leader_goes_on_with_an_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [("www.shop.example", "shop.cdn.test")];
+    let plan = Plan { controls: 3, ..Plan::default() };
+    // The authority takes its time before it looks.
+    let mut a = automatic(dir.path(), plan, "", &names, &[("PEBBLE_VA_SLEEPTIME", "5"), ("PEBBLE_WFE_NONCEREJECT", "0")]);
+    a.apply("\"www.shop.example\"");
+    wait_for("the authority to look", || {
+        let all = a.network.json(&["cert", "show", "shop"]);
+        let order = all["orders"].as_array()?.first()?.clone();
+        (order["step"] == "validating" && !order["challenges"].as_array()?.is_empty()).then_some(())
+    });
+    let leader = a.network.json(&["status"])["leader"].as_str().unwrap().to_owned();
+    a.network.node(&leader).kill();
+    a.trusted(0, "www.shop.example");
+    let orders = a.pebble.process.logged();
+    assert!(orders.contains("There are now 1 orders") && !orders.contains("There are now 2 orders"), "{orders}");
+    // Nothing is left of it.
+    wait_for("the end of the order", || {
+        let all = a.network.json(&["cert", "show", "shop"]);
+        all["orders"].as_array()?.is_empty().then_some(())
+    });
+}
+
+#[test]
+fn why_nothing_comes_is_said_and_a_second_kind_of_proof_is_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, port) = (Place::new(dir.path()), free_port());
+    let more = format!("zone = \"cdn.test\"\nname_servers = [\"127.0.0.1:{port}\"]\n{}", place.settings(""));
+    let network = Network::planned(dir.path(), Plan { dns: 1, as_advertised: true, control_more: &more, ..Plan::default() });
+    let dns = network.nodes.iter().find(|n| n.role == "dns").unwrap().port;
+    let (nginx, https) = (origin(dir.path()), network.edges()[0].https);
+    let resolver = resolver(dir.path(), port, dns, &cnames(&[("www.shop.example", "shop.cdn.test")]));
+    // Port 80 does not get through to the edges, wherever it is asked.
+    let pebble = place.start(port, free_port(), https, "", &[("PEBBLE_VA_NOSLEEP", "1")]);
+    let root = pebble.root().display().to_string();
+    let a = Automatic { network, nginx, pebble, _resolver: resolver, root };
+    a.apply("\"www.shop.example\"");
+    let order = wait_for("the failure", || {
+        let all = a.network.json(&["cert", "show", "shop"]);
+        all["orders"].as_array()?.iter().find(|o| o["step"] == "failed").cloned()
+    });
+    let problem = order["problem"].as_str().unwrap();
+    assert!(problem.contains("www.shop.example by Http01") && problem.contains("connection refused"), "{problem}");
+    assert!(order["next_try"].as_u64().unwrap() >= order["began"].as_u64().unwrap() + 60_000, "{order}");
+    assert!(a.network.node_logged("control-1").contains("an order for a certificate failed"));
+    // Nobody has to wait for that minute; and what failed is not tried in the same way again.
+    let out = a.network.tidegate(&["cert", "issue", "shop", "--watch"]);
+    assert!(out.status.success(), "{}{}", text(&out.stdout), error_of(&out));
+    assert!(
+        error_of(&out).contains("tls-alpn-01 for www.shop.example") || a.pebble.process.logged().contains("set VALID"),
+        "{}",
+        error_of(&out)
+    );
+    a.trusted(0, "www.shop.example");
+    for (arguments, says) in [
+        (&["cert", "issue", "nothing"][..], "there is no site nothing"),
+        (&["cert", "show", "nothing"], "there is no certificate nothing"),
+        (&["cert", "remove", "shop"], "no certificate was uploaded as shop"),
+    ] {
+        let out = a.network.tidegate(arguments);
+        assert!(error_of(&out).contains(says), "{arguments:?}: {}", error_of(&out));
+    }
+    apply(&a.network, "plain", "\"plain.example\"", &a.nginx.url(), "internal").unwrap();
+    let out = a.network.tidegate(&["cert", "issue", "plain"]);
+    assert!(out.status.code() == Some(1) && error_of(&out).contains("has another certificate"), "{}", error_of(&out));
+}

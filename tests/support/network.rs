@@ -293,6 +293,10 @@ impl Network {
         self.nodes.iter().filter(|n| n.role == "edge").collect()
     }
 
+    pub fn node_logged(&self, name: &str) -> String {
+        self.nodes.iter().find(|n| n.name == name).unwrap().logged()
+    }
+
     pub fn node(&mut self, name: &str) -> &mut Node {
         self.nodes.iter_mut().find(|n| n.name == name).unwrap()
     }
