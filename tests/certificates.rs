@@ -257,7 +257,11 @@ impl Automatic {
 #[test]
 fn an_authority_makes_certificates_by_http_and_by_dns_whoever_is_asked() {
     let dir = tempfile::tempdir().unwrap();
-    let names = [("www.shop.example", "shop.cdn.test"), ("_acme-challenge.img.shop.example", "_acme-challenge.shop.cdn.test")];
+    let names = [
+        ("www.shop.example", "shop.cdn.test"),
+        ("img.shop.example", "shop.cdn.test"),
+        ("_acme-challenge.img.shop.example", "_acme-challenge.shop.cdn.test"),
+    ];
     // It refuses half of all nonces.
     let environment = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "50")];
     let a = automatic(dir.path(), Plan { edges: 3, ..Plan::default() }, "", &names, &environment);

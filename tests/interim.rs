@@ -244,7 +244,7 @@ fn an_http2_origin_may_hint_too() {
          [tls]\ncertificate = \"internal\"\nredirect = false\n"
     );
     std::fs::write(&site, file).unwrap();
-    let out = dev.tidegate(&["site", "apply", site.to_str().unwrap()]);
+    let out = dev.tidegate(&["site", "apply", site.to_str().unwrap(), "--vouch"]);
     assert!(out.status.success(), "{}", support::error_of(&out));
     let explained = || support::text(&dev.tidegate(&["explain", "http://hints.example/"]).stdout);
     wait_for("both tiers to know the site", || (!explained().contains("does not know")).then_some(()));

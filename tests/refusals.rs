@@ -169,7 +169,7 @@ fn the_api_refuses_clearly() {
     assert!(error_of(&out).contains("bad.toml:4: origin.servers[0].url"), "{}", error_of(&out));
     let site =
         write(dir.path(), "x.toml", "name = \"x\"\nhosts = [\"x.example\"]\n[origin]\nservers = [{ url = \"http://127.0.0.1:1\" }]\n");
-    assert!(dev.tidegate(&["site", "apply", "--expect", "0", &site]).status.success());
+    assert!(dev.tidegate(&["site", "apply", "--vouch", "--expect", "0", &site]).status.success());
     let out = dev.tidegate(&["site", "apply", "--expect", "1", &site]);
     assert!(error_of(&out).contains("not at 1"), "{}", error_of(&out));
     // That site may not reach the operator's own network.

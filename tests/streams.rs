@@ -54,7 +54,7 @@ fn apply(dev: &Dev, dir: &Path, origin: &str) {
          tls = {{ verify = false }}\n[tls]\ncertificate = \"internal\"\nredirect = false\n"
     );
     std::fs::write(&file, site).unwrap();
-    let out = dev.tidegate(&["site", "apply", file.to_str().unwrap()]);
+    let out = dev.tidegate(&["site", "apply", "--vouch", file.to_str().unwrap()]);
     assert!(out.status.success(), "{}", support::error_of(&out));
     let explained = || text(&dev.tidegate(&["explain", "https://streams.example/"]).stdout);
     wait_for("all to know the site", || (!explained().contains("does not know")).then_some(()));

@@ -3,7 +3,7 @@
 
 use crate::raft::Members;
 use crate::shared::Control;
-use crate::{acme, enrol, purge};
+use crate::{acme, enrol, holding, purge};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_types::certificate::{SealedCertificate, internal_name};
@@ -45,6 +45,7 @@ async fn once(control: &Arc<Control>) {
             Err(error) => tracing::debug!(id, %error, "not promoted yet"),
         }
     }
+    holding::look(control);
     acme::look(control);
     let now = control.now();
     for (name, removal) in control.with_leadership(|state, l| purge::forgettable(state, l, now)).unwrap_or_default() {

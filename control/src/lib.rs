@@ -12,6 +12,7 @@ mod duties;
 mod enrol;
 pub mod feed;
 pub mod heard;
+mod holding;
 mod init;
 mod ownership;
 mod peers;

@@ -8,14 +8,24 @@ use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::{ResolverBuilder, TokioResolver};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tidegate_control_types::api::{HostView, Shown};
-use tidegate_control_types::site::HostPattern;
+use tidegate_control_types::site::{HostPattern, Shown};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// CNAME records behind one another.
 const LONGEST_CHAIN: usize = 8;
 /// Stands for the names under a wildcard.
 const ANY_LABEL: &str = "tidegate-check";
+
+/// What a host shows.
+pub struct Seen {
+    pub shown: Shown,
+    /// The names that its CNAME records lead to, one after another.
+    pub chain: Vec<String>,
+    /// What is missing, or could not be found out.
+    pub problem: Option<String>,
+    /// Where it is not: a name server did not answer, which says nothing of the host.
+    pub is_certain: bool,
+}
 
 /// What the world's name servers say.
 pub struct Names(Option<TokioResolver>);
@@ -59,32 +69,30 @@ impl Names {
     }
 
     /// What a host shows of `target`, the site's own name in the zone.
-    pub async fn of_host(&self, host: &HostPattern, target: &str) -> HostView {
+    pub async fn of_host(&self, host: &HostPattern, target: &str) -> Seen {
         let (asked, txt) = match host {
-            HostPattern::Any => {
-                return HostView { host: host.to_string(), shown: Shown::Vouched, chain: Vec::new(), problem: None };
-            }
+            HostPattern::Any => return Seen { shown: Shown::Vouched, chain: Vec::new(), problem: None, is_certain: true },
             HostPattern::Exact(h) => (h.clone(), format!("_tidegate.{h}")),
             HostPattern::Under(base) => (format!("{ANY_LABEL}.{base}"), format!("_tidegate.{base}")),
         };
-        let mut view = HostView { host: host.to_string(), shown: Shown::No, chain: Vec::new(), problem: None };
-        match self.chain(&asked).await {
-            Ok(chain) => {
-                view.shown = if chain.last().is_some_and(|last| same(last, target)) { Shown::Cname } else { Shown::No };
-                view.chain = chain;
-            }
-            Err(problem) => view.problem = Some(problem),
+        let (chain, mut problem) = match self.chain(&asked).await {
+            Ok(chain) => (chain, None),
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        if chain.last().is_some_and(|last| same(last, target)) {
+            return Seen { shown: Shown::Cname, chain, problem: None, is_certain: true };
         }
-        if view.shown == Shown::No && self.says(&txt, target).await {
-            view.shown = Shown::Txt;
+        match self.says(&txt, target).await {
+            Ok(true) => return Seen { shown: Shown::Txt, chain, problem: None, is_certain: true },
+            Ok(false) => {}
+            Err(other) => problem = problem.or(Some(other)),
         }
-        if view.shown == Shown::No && view.problem.is_none() {
-            view.problem = Some(match view.chain.last() {
-                Some(last) => format!("{asked} leads to {last}, and not to {target}"),
-                None => format!("{asked} has no CNAME record, and {txt} no TXT record that says \"{target}\""),
-            });
-        }
-        view
+        let is_certain = problem.is_none();
+        let missing = || match chain.last() {
+            Some(last) => format!("{asked} leads to {last}, and not to {target}"),
+            None => format!("{asked} has no CNAME record, and {txt} no TXT record that says \"{target}\""),
+        };
+        Seen { shown: Shown::No, problem: Some(problem.unwrap_or_else(missing)), chain, is_certain }
     }
 
     async fn chain(&self, host: &str) -> Result<Vec<String>, String> {
@@ -98,12 +106,12 @@ impl Names {
         Err(format!("{host} leads through more than {LONGEST_CHAIN} CNAME records"))
     }
 
-    async fn says(&self, name: &str, target: &str) -> bool {
-        let found = self.look_up(name, RecordType::TXT).await.unwrap_or_default();
-        found.iter().any(|data| match data {
+    async fn says(&self, name: &str, target: &str) -> Result<bool, String> {
+        let found = self.look_up(name, RecordType::TXT).await?;
+        Ok(found.iter().any(|data| match data {
             RData::TXT(txt) => std::str::from_utf8(&txt.txt_data.concat()).is_ok_and(|text| same(text.trim(), target)),
             _ => false,
-        })
+        }))
     }
 }
 

@@ -4,6 +4,7 @@ use crate::ControlError;
 use crate::acme::Acme;
 use crate::feed::{Audience, Told, Unseal};
 use crate::heard::Heard;
+use crate::holding::Holding;
 use crate::ownership::Names;
 use crate::peers::Peers;
 use crate::questions::Questions;
@@ -76,6 +77,7 @@ pub struct Control {
     pub questions: Questions,
     pub names: Names,
     pub acme: Acme,
+    pub holding: Holding,
     /// Why the driver ended, if it failed.
     pub failed: watch::Sender<Option<String>>,
     generation: AtomicU64,
@@ -132,6 +134,7 @@ impl Control {
             questions: Questions::default(),
             names: Names::new(&settings.name_servers),
             acme: Acme::default(),
+            holding: Holding::default(),
             failed: watch::channel(None).0,
             generation: AtomicU64::new(0),
             settings,

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tidegate_certs::site::Choice;
 use tidegate_certs::{SiteCertificates, challenge, site};
-use tidegate_control_types::Certificate;
 use tidegate_control_types::certificate::{Challenge, ChallengeAnswer, acme_name, covers, internal_name, is_uploaded_as};
-use tidegate_control_types::site::{CertificateChoice, HostPattern, SiteSpec};
+use tidegate_control_types::site::{CertificateChoice, HostPattern};
+use tidegate_control_types::{Certificate, SiteState};
 use tidegate_node::Network;
 
 pub struct Certificates {
@@ -35,7 +35,7 @@ impl Certificates {
         made.read(network);
         let mut all: HashMap<String, Choice> = HashMap::new();
         for state in network.sites.values() {
-            made.of_site(&state.spec, &mut all);
+            made.of_site(state, &mut all);
         }
         self.sites.replace(all);
         let one = |(c, key): &(Challenge, Arc<CertifiedKey>)| (c.host.clone(), vec![Arc::clone(key)]);
@@ -70,14 +70,16 @@ impl Made {
         }
     }
 
-    fn of_site(&self, spec: &SiteSpec, all: &mut HashMap<String, Choice>) {
+    fn of_site(&self, state: &SiteState, all: &mut HashMap<String, Choice>) {
+        let spec = &state.spec;
         // Until an authority has made one, the network's own does.
         let wanted: Vec<Vec<&(Arc<Certificate>, Arc<CertifiedKey>)>> = match &spec.tls.certificate {
             CertificateChoice::Internal => vec![self.named(&internal_name(&spec.name))],
             CertificateChoice::Auto => vec![self.named(&acme_name(&spec.name)), self.named(&internal_name(&spec.name))],
             CertificateChoice::Uploaded(name) => vec![self.uploaded(name.as_str())],
         };
-        for host in &spec.hosts {
+        // One that is not shown to be its own may be another site's.
+        for host in spec.hosts.iter().filter(|h| !state.unshown.contains(h)) {
             let choice = wanted.iter().map(|group| group.iter().filter(|(c, _)| covers(&c.hosts, host)).map(|(_, key)| Arc::clone(key)));
             let Some(choice) = choice.map(Iterator::collect::<Choice>).find(|choice| !choice.is_empty()) else { continue };
             if *host == HostPattern::Any {

@@ -27,7 +27,7 @@ impl Routes {
         let mut routes = Self::default();
         for state in network.sites.values() {
             let site = Rc::new(Site::new(Arc::clone(state), counters.get(state.spec.name.as_str())));
-            for host in &state.spec.hosts {
+            for host in state.spec.hosts.iter().filter(|h| !state.unshown.contains(h)) {
                 match host {
                     HostPattern::Exact(h) => drop(routes.exact.insert(h.clone(), Rc::clone(&site))),
                     HostPattern::Under(h) => drop(routes.under.insert(h.clone(), Rc::clone(&site))),

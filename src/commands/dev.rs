@@ -221,7 +221,7 @@ impl Dev {
         } else {
             self.origin.clone()
         };
-        client.apply_site("dev", &site_file(&origins), None).await?;
+        client.apply_site("dev", &site_file(&origins), None, true).await?;
         let serving = async {
             tokio::try_join!(attached(&client, &wanted), serves(&http))?;
             Ok::<(), Failure>(())

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tidegate_client::{Client, ClientError};
-use tidegate_control_types::api::{HostView, Shown, SiteVersionView, SiteView};
+use tidegate_control_types::api::{HostView, SiteVersionView, SiteView};
+use tidegate_control_types::site::Shown;
 use tidegate_control_types::site_file;
 
 #[derive(Subcommand)]
@@ -45,6 +46,9 @@ pub struct Apply {
     /// Refuse if the site is at another revision than this one (0: if it is there at all)
     #[arg(long, value_name = "REVISION")]
     expect: Option<u64>,
+    /// As an admin: its hosts are this site's, whatever they show
+    #[arg(long)]
+    vouch: bool,
 }
 
 #[derive(Args)]
@@ -94,6 +98,10 @@ fn print(site: &SiteView, json: bool, what: &str) {
     if let Some(cname) = &site.cname {
         output::line(&format!("point its hosts here: CNAME {cname}"));
     }
+    if !site.unshown.is_empty() {
+        let (hosts, name) = (site.unshown.join(", "), &site.name);
+        output::line(&format!("not served until they show whose they are: {hosts} (tidegate site hosts {name})"));
+    }
 }
 
 async fn current(client: &Client, name: &str) -> Result<Option<SiteView>, Failure> {
@@ -110,7 +118,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 async fn hosts(c: &Hosts) -> Done {
     let (client, path) = (c.site.api.client()?, format!("/v1/sites/{}/hosts", c.site.name));
     let ask = || client.get::<Vec<HostView>>(&path);
-    let lead = |all: &[HostView]| all.iter().all(|h| h.shown != Shown::No);
+    let lead = |all: &[HostView]| all.iter().all(|h| h.held && h.lost.is_none());
     let mut all = ask().await?;
     if let Some(wait) = c.wait {
         let _ = tokio::time::timeout(wait, async {
@@ -131,8 +139,13 @@ async fn hosts(c: &Hosts) -> Done {
             Shown::Vouched => "an admin vouches",
             Shown::No => "not shown",
         };
-        let row = |h: &HostView| vec![h.host.clone(), shown(h).to_owned(), h.problem.clone().unwrap_or_default()];
-        output::table(&["HOST", "OWNER", "WHAT IS MISSING"], &all.iter().map(row).collect::<Vec<_>>());
+        let served = |h: &HostView| match (h.held, h.lost) {
+            (true, None) => "yes".to_owned(),
+            (true, Some(lost)) => format!("for a week from {}", super::status::time(lost)),
+            (false, _) => "no".to_owned(),
+        };
+        let row = |h: &HostView| vec![h.host.clone(), shown(h).to_owned(), served(h), h.problem.clone().unwrap_or_default()];
+        output::table(&["HOST", "OWNER", "SERVED", "WHAT IS MISSING"], &all.iter().map(row).collect::<Vec<_>>());
     }
     Ok(if lead(&all) { ExitCode::SUCCESS } else { ExitCode::from(75) })
 }
@@ -143,7 +156,7 @@ impl Site {
             match self {
                 Self::Apply(c) => {
                     let (name, source) = read(&c.file.file)?;
-                    let site = c.file.api.client()?.apply_site(&name, &source, c.expect).await?;
+                    let site = c.file.api.client()?.apply_site(&name, &source, c.expect, c.vouch).await?;
                     print(&site, c.file.api.json, "is");
                 }
                 Self::List(c) => {

@@ -177,12 +177,21 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::ask`].
-    pub async fn apply_site(&self, name: &str, source: &str, expected: Option<u64>) -> Result<SiteView, ClientError> {
+    pub async fn apply_site(&self, name: &str, source: &str, expected: Option<u64>, vouch: bool) -> Result<SiteView, ClientError> {
         let mut headers = HeaderMap::new();
         if let Some(value) = expected.and_then(|r| format!("\"{r}\"").parse().ok()) {
             headers.insert(header::IF_MATCH, value);
         }
-        read(&self.ask(Method::PUT, &format!("/v1/sites/{name}"), headers, source.as_bytes().to_vec()).await?)
+        read(
+            &self
+                .ask(
+                    Method::PUT,
+                    &format!("/v1/sites/{name}{}", if vouch { "?vouch=true" } else { "" }),
+                    headers,
+                    source.as_bytes().to_vec(),
+                )
+                .await?,
+        )
     }
 
     /// Purges; `wait` such as "10s". The receipt says whether it is true already.

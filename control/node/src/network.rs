@@ -219,7 +219,7 @@ mod tests {
 
     fn site(name: &str, revision: u64) -> SiteState {
         let text = format!("name = \"{name}\"\nhosts = [\"{name}.example\"]\n[origin]\nservers = [{{ url = \"http://o\" }}]\n");
-        SiteState { spec: site_file::read("t", &text).unwrap(), revision, created: revision, keys_since: revision }
+        SiteState { spec: site_file::read("t", &text).unwrap(), revision, created: revision, keys_since: revision, unshown: Vec::new() }
     }
 
     fn at(incarnation: u64, index: u64) -> Revision {

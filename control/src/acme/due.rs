@@ -28,7 +28,8 @@ pub enum Wish {
     Renew,
 }
 
-/// For these `names` at this authority; `renew_at`: as the authority suggests.
+/// For these `names` at this authority: a host that a certificate is for, and that is none of them any more, is left out of the next.
+/// `renew_at`: as the authority suggests.
 #[must_use]
 pub fn due(
     names: &[String],
@@ -48,7 +49,7 @@ pub fn due(
             OrderStep::Ordering | OrderStep::Validating | OrderStep::Finalizing => Due::GoOn,
         };
     }
-    let Some(certificate) = certificate.filter(|c| c.hosts == names) else { return Due::Begin };
+    let Some(certificate) = certificate.filter(|c| names.iter().all(|n| c.hosts.contains(n))) else { return Due::Begin };
     let at = renew_at.unwrap_or_else(|| renewal(certificate));
     if wish == Some(Wish::Renew) || now >= at { Due::Begin } else { Due::At(at) }
 }

@@ -59,10 +59,10 @@ impl Acme {
         let Some(settings) = &control.settings.acme else {
             return "not renewed: the control nodes' settings name no authority any more ([acme])".into();
         };
-        let Some(spec) = state.site(site.as_str()).map(|s| &s.current().spec).filter(|s| s.is_automatic()) else {
+        let Some(record) = state.site(site.as_str()).filter(|s| s.current().spec.is_automatic()) else {
             return "not renewed: the site has another certificate".into();
         };
-        match self.due(settings, state, site, &spec.certifiable(), now) {
+        match self.due(settings, state, site, &record.orderable(), now) {
             Due::Begin | Due::GoOn => "a new one is being ordered".into(),
             Due::At(at) => {
                 let what = if state.order(site.as_str()).is_some() { "ordered again" } else { "renewed" };
@@ -92,7 +92,7 @@ pub fn look(control: &Arc<Control>) {
     {
         let state = control.raft.state.read();
         for record in state.sites().filter(|s| s.current().spec.is_automatic()) {
-            let (site, names) = (record.name(), record.current().spec.certifiable());
+            let (site, names) = (record.name(), record.orderable());
             if names.is_empty() || control.acme.soft.lock().running.contains(site) {
                 continue;
             }

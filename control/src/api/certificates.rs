@@ -150,7 +150,8 @@ async fn order(control: &Arc<Control>, caller: &Caller, site: &str, renew: bool)
     let refuse = |why: String| ApiError::new(StatusCode::CONFLICT, "conflict", why);
     {
         let state = control.raft.state.read();
-        let spec = &state.site(site.as_str()).ok_or_else(|| ApiError::not_found(format!("there is no site {site}")))?.current().spec;
+        let record = state.site(site.as_str()).ok_or_else(|| ApiError::not_found(format!("there is no site {site}")))?;
+        let spec = &record.current().spec;
         if !spec.is_automatic() {
             return Err(refuse(format!(
                 "the site {site} has another certificate: [tls] certificate = \"auto\" would let the network get one"
@@ -161,6 +162,9 @@ async fn order(control: &Arc<Control>, caller: &Caller, site: &str, renew: bool)
         }
         if spec.certifiable().is_empty() {
             return Err(refuse(format!("the site {site} has no host of which an authority could make a certificate")));
+        }
+        if record.orderable().is_empty() {
+            return Err(refuse(format!("no host of the site {site} shows yet that it is the site's: tidegate site hosts {site}")));
         }
     }
     control.acme.ask(site.clone(), renew);

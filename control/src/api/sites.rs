@@ -1,16 +1,17 @@
 //! Sites: applied as files, versioned, rolled back.
 
 use super::{ApiError, Caller, json, reply};
-use crate::shared::Control;
+use crate::holding;
+use crate::shared::{Control, NotNow};
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
 use tidegate_control_state::SiteRecord;
-use tidegate_control_types::api::{SiteVersionView, SiteView};
-use tidegate_control_types::site::CertificateChoice;
+use tidegate_control_types::api::{HostView, SiteVersionView, SiteView};
+use tidegate_control_types::site::{CertificateChoice, Shown};
 use tidegate_control_types::token::{TokenRole, Verb};
 use tidegate_control_types::{Change, SiteName, SiteSpec, site_file};
 
@@ -21,6 +22,7 @@ fn view(control: &Control, record: &SiteRecord) -> SiteView {
         name: spec.name.to_string(),
         revision: record.revision(),
         hosts: spec.hosts.iter().map(ToString::to_string).collect(),
+        unshown: record.state().unshown.iter().map(ToString::to_string).collect(),
         cname: zone.map(|z| format!("{}.{z}", spec.name)),
         spec: spec.clone(),
         source: record.current().source.clone(),
@@ -74,8 +76,23 @@ pub async fn hosts(State(control): State<Arc<Control>>, Path(name): Path<String>
         .ok_or_else(|| ApiError::new(StatusCode::CONFLICT, "zone", "this network was founded without a zone that hosts could lead to"))?;
     let target = format!("{name}.{zone}");
     let mut all = Vec::new();
-    for host in &hosts {
-        all.push(control.names.of_host(host, &target).await);
+    for host in hosts {
+        let seen = control.names.of_host(&host, &target).await;
+        let host = (name.clone(), host);
+        let refused = match holding::take(&control, &host, &seen).await {
+            Err(NotNow::Refused(why)) => Some(why.to_string()),
+            other => other.map(|()| None)?,
+        };
+        let hold = control.raft.state.read().site(name.as_str()).and_then(|r| r.holds().get(&host.1).copied());
+        let is_vouched = hold.is_some_and(|h| h.shown == Shown::Vouched);
+        all.push(HostView {
+            host: host.1.to_string(),
+            shown: if is_vouched { Shown::Vouched } else { seen.shown },
+            chain: seen.chain,
+            problem: refused.or(seen.problem).filter(|_| !is_vouched),
+            held: hold.is_some(),
+            lost: hold.and_then(|h| h.lost).map(|t| t.0),
+        });
     }
     Ok(reply(StatusCode::OK, &all))
 }
@@ -85,7 +102,16 @@ fn needs_admin(spec: &SiteSpec) -> bool {
     spec.origin.allow_private || spec.hosts.contains(&tidegate_control_types::site::HostPattern::Any)
 }
 
-async fn apply(control: &Control, caller: &Caller, name: SiteName, source: String, expected: Option<u64>) -> Result<Response, ApiError> {
+/// `vouch`: an admin's word that the site's hosts are its own. Where the network has no zone that they could lead to, it is all there is, and
+/// an admin who applies the file gives it.
+async fn apply(
+    control: &Control,
+    caller: &Caller,
+    name: SiteName,
+    source: String,
+    expected: Option<u64>,
+    vouch: bool,
+) -> Result<Response, ApiError> {
     caller.may(Verb::Site, Some(&name))?;
     let spec = site_file::read("site", &source).map_err(|e| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "site-file", e.to_string()))?;
     if spec.name != name {
@@ -104,22 +130,36 @@ async fn apply(control: &Control, caller: &Caller, name: SiteName, source: Strin
             format!("allow_private and the host \"*\" need a token of the role {}", TokenRole::Admin.as_str()),
         ));
     }
+    let is_admin = caller.may(Verb::Token, None).is_ok();
+    if vouch && !is_admin {
+        let why = format!("vouching for hosts needs a token of the role {}", TokenRole::Admin.as_str());
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", why));
+    }
+    let vouched = vouch || (is_admin && control.raft.state.read().founding.zone.is_none());
     let new = control.raft.state.read().site(name.as_str()).is_none();
-    control.change(&caller.name(), Change::SitePut { spec: Box::new(spec), source, expected }).await?;
+    control.change(&caller.name(), Change::SitePut { spec: Box::new(spec), source, expected, vouched }).await?;
     let record = record(control, &name)?;
     tracing::info!(site = %name, revision = record.revision(), by = caller.name(), "site applied");
     Ok(tagged(reply(if new { StatusCode::CREATED } else { StatusCode::OK }, &view(control, &record)), record.revision()))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vouch {
+    #[serde(default)]
+    vouch: bool,
+}
+
 pub async fn put(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
+    Query(Vouch { vouch }): Query<Vouch>,
     headers: HeaderMap,
     caller: Caller,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let source = String::from_utf8(body.to_vec()).map_err(|_| ApiError::bad("the body should be a site file: TOML in UTF-8"))?;
-    apply(&control, &caller, site_name(&name)?, source, expected(&headers)?).await
+    apply(&control, &caller, site_name(&name)?, source, expected(&headers)?, vouch).await
 }
 
 pub async fn remove(
@@ -165,5 +205,5 @@ pub async fn rollback(
         .ok_or_else(|| ApiError::not_found(format!("the site {name} has no version {revision} any more; see its versions")))?
         .source
         .clone();
-    apply(&control, &caller, name, source, expected(&headers)?).await
+    apply(&control, &caller, name, source, expected(&headers)?, false).await
 }

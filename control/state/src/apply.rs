@@ -8,7 +8,7 @@ use crate::{
 };
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
-use tidegate_control_types::site::{CertificateChoice, HostPattern, SiteSpec, WhenDetached};
+use tidegate_control_types::site::{CertificateChoice, Hold, HostPattern, Shown, SiteSpec, WhenDetached};
 use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
 
 /// Why a command changed nothing.
@@ -59,7 +59,8 @@ impl State {
             _ => None,
         };
         let done = match change {
-            Change::SitePut { spec, source, expected } => self.site_put(index, &by, *spec, source, expected),
+            Change::SitePut { spec, source, expected, vouched } => self.site_put(index, &by, (*spec, source), expected, vouched),
+            Change::HostPut { site, host, hold } => self.host_put(index, &site, host, hold),
             Change::SiteRemove { name, expected } => self.site_remove(index, &name, expected),
             Change::Purge { orders } => self.record_purge(index, &by, orders),
             Change::NodeEnrol { node, join } => self.node_enrol(index, node, &join),
@@ -203,13 +204,18 @@ impl State {
         self.applied = index;
     }
 
-    fn site_put(&mut self, index: u64, by: &str, spec: SiteSpec, source: String, expected: Option<u64>) -> Changed {
+    fn site_put(&mut self, index: u64, by: &str, (spec, source): (SiteSpec, String), expected: Option<u64>, vouched: bool) -> Changed {
         self.expect(&spec.name, expected)?;
         self.has_certificate(&spec)?;
-        for other in self.sites.values().filter(|r| *r.name() != spec.name) {
-            if let Some(host) = spec.hosts.iter().find(|h| other.current().spec.hosts.contains(h)) {
-                return Err(Refusal::Conflict(format!("the host {host} belongs to the site {}", other.name())));
-            }
+        if let Some((host, other)) = spec.hosts.iter().find_map(|h| Some((h, self.holder(h, &spec.name)?))) {
+            return Err(Refusal::Conflict(format!("the host {host} belongs to the site {other}")));
+        }
+        // CNAME records of hosts that were a former site's may still lead to this name.
+        if !vouched && !self.sites.contains_key(&spec.name) && self.detached.contains_key(&spec.name) {
+            let name = &spec.name;
+            return Err(Refusal::Conflict(format!(
+                "a site {name} was removed, and hosts of others may still lead to that name: choose another, or have an admin vouch for its hosts"
+            )));
         }
         if self.sites.len() >= MOST_SITES && !self.sites.contains_key(&spec.name) {
             return Err(Refusal::Limit(format!("there are {MOST_SITES} sites already")));
@@ -229,6 +235,31 @@ impl State {
             }
             std::collections::btree_map::Entry::Vacant(at) => at.insert(SiteRecord::new(version)),
         };
+        let hold = Hold { shown: Shown::Vouched, since: self.now, lost: None };
+        for host in record.current().spec.hosts.clone() {
+            // Every host: there is nothing that could show whose they are.
+            if (vouched && !record.holds().contains_key(&host)) || host == HostPattern::Any {
+                record.hold(index, host, Some(hold));
+            }
+        }
+        Ok(vec![Event::Site(Box::new(record.state()))])
+    }
+
+    /// The site that holds a host, if it is another one than `but`.
+    fn holder(&self, host: &HostPattern, but: &SiteName) -> Option<&SiteName> {
+        self.sites.values().find(|r| r.name() != but && r.holds().contains_key(host)).map(SiteRecord::name)
+    }
+
+    fn host_put(&mut self, index: u64, site: &SiteName, host: HostPattern, hold: Option<Hold>) -> Changed {
+        if let Some(other) = hold.and_then(|_| self.holder(&host, site)) {
+            return Err(Refusal::Conflict(format!("the host {host} belongs to the site {other}")));
+        }
+        let record = self.sites.get_mut(site).filter(|r| r.current().spec.hosts.contains(&host));
+        let record = record.ok_or_else(|| Refusal::NotFound(format!("there is no site {site} that names the host {host}")))?;
+        if record.holds().contains_key(&host) != hold.is_some() {
+            self.hosts_changed = index;
+        }
+        record.hold(index, host, hold);
         Ok(vec![Event::Site(Box::new(record.state()))])
     }
 
@@ -379,6 +410,11 @@ fn removed<T>(map: &mut std::collections::BTreeMap<String, T>, id: &str, what: &
 fn describe(change: &Change) -> Option<String> {
     Some(match change {
         Change::SitePut { spec, .. } => format!("site {} applied", spec.name),
+        Change::HostPut { site, host, hold: Some(Hold { lost: Some(_), .. }) } => {
+            format!("the host {host} shows no longer that it is the site {site}'s")
+        }
+        Change::HostPut { site, host, hold: Some(_) } => format!("the host {host} is the site {site}'s"),
+        Change::HostPut { site, host, hold: None } => format!("the host {host} is no longer the site {site}'s"),
         Change::SiteRemove { name, .. } => format!("site {name} removed"),
         Change::Purge { .. } | Change::NodeUpdate { .. } => return None,
         Change::NodeEnrol { node, .. } => format!("{} {} enrolled", node.role, node.name),

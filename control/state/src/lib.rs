@@ -185,7 +185,7 @@ impl State {
     /// The site that answers for `host`: by its exact name, else by the longest wildcard, else by `*`.
     #[must_use]
     pub fn site_of_host(&self, host: &str) -> Option<&SiteRecord> {
-        sites::most_exact(self.sites.values().map(|r| (r, &r.current().spec)), host)
+        sites::most_exact(self.sites.values(), host)
     }
 
     #[must_use]
@@ -320,7 +320,7 @@ impl State {
         purges.reverse();
         Missed {
             floor: if Bug::CatchUpWithoutFloor.is_planted() { 0 } else { floor },
-            sites: self.sites.values().filter(|s| s.revision() > applied).map(SiteRecord::state).collect(),
+            sites: self.sites.values().filter(|s| s.changed() > applied).map(SiteRecord::state).collect(),
             site_names: self.sites.keys().cloned().collect(),
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
             dns_keys: self.dns_keys.values().cloned().collect(),

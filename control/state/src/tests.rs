@@ -1,6 +1,8 @@
 use super::*;
+use tidegate_control_types::certificate::{Challenge, ChallengeAnswer, SealedCertificate};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::node::Role;
+use tidegate_control_types::site::{Hold, HostPattern, Shown};
 use tidegate_control_types::{Change, Command, Incarnation, LeaseTerms, site_file, wire};
 
 fn founded() -> State {
@@ -34,7 +36,7 @@ impl Log {
     fn site(&mut self, name: &str, hosts: &str, more: &str) -> Applied {
         let source = format!("name = \"{name}\"\nhosts = [{hosts}]\n[origin]\nservers = [{{ url = \"http://o\" }}]\n{more}");
         let spec = Box::new(site_file::read("t", &source).unwrap());
-        self.apply(Change::SitePut { spec, source, expected: None })
+        self.apply(Change::SitePut { spec, source, expected: None, vouched: true })
     }
 
     fn purge(&mut self, site: Option<&str>, selector: Selector) -> Applied {
@@ -94,6 +96,75 @@ fn a_host_belongs_to_one_site_and_an_unexpected_revision_is_refused() {
     assert_eq!(log.apply(remove(9)).outcome, Err(Refusal::Stale { expected: 9, found: 2 }));
     assert_eq!(log.apply(remove(2)).outcome, Ok(()));
     assert!(log.state.site("shop").is_none());
+}
+
+#[test]
+fn a_host_is_a_sites_once_it_is_shown_and_then_no_others() {
+    let mut log = Log::new();
+    let put = |log: &mut Log, name: &str, vouched| {
+        let source =
+            format!("name = \"{name}\"\nhosts = [\"a.example\", \"*.b.example\"]\n[origin]\nservers = [{{ url = \"http://o\" }}]\n");
+        let spec = Box::new(site_file::read("t", &source).unwrap());
+        log.apply(Change::SitePut { spec, source, expected: None, vouched })
+    };
+    let host = HostPattern::parse("a.example").unwrap();
+    let hold = Some(Hold { shown: Shown::Cname, since: WallTime(0), lost: None });
+    let show = |log: &mut Log, site: &str, hold| log.apply(Change::HostPut { site: site.parse().unwrap(), host: host.clone(), hold });
+    let of = |log: &Log| log.state.site_of_host("a.example").map(|s| s.name().to_string());
+    // Naming a host first is worth nothing.
+    assert_eq!((put(&mut log, "thief", false).outcome, put(&mut log, "owner", false).outcome), (Ok(()), Ok(())));
+    assert_eq!(of(&log), None);
+    let missed_before = log.index;
+    let Applied { outcome: Ok(()), events, .. } = show(&mut log, "owner", hold) else { panic!() };
+    let Some(Event::Site(told)) = events.first() else { panic!("{events:?}") };
+    assert_eq!((told.unshown.len(), told.keys_since), (1, log.index));
+    assert_eq!(of(&log).as_deref(), Some("owner"));
+    assert!(matches!(show(&mut log, "thief", hold).outcome, Err(Refusal::Conflict(_))));
+    assert!(matches!(put(&mut log, "third", true).outcome, Err(Refusal::Conflict(_))), "not on an admin's word either");
+    // Who was away is told of it.
+    assert_eq!(log.state.missed_since(missed_before, u64::MAX).sites.len(), 1);
+    // It stays its own through its file's versions, until it names the host no more.
+    assert_eq!(put(&mut log, "owner", false).outcome, Ok(()));
+    assert_eq!(of(&log).as_deref(), Some("owner"));
+    log.site("owner", "\"c.example\"", "");
+    assert_eq!(show(&mut log, "thief", hold).outcome, Ok(()));
+    assert_eq!((show(&mut log, "thief", None).outcome, of(&log)), (Ok(()), None));
+    // A removed site's name is for an admin to give again.
+    log.apply(Change::SiteRemove { name: "owner".parse().unwrap(), expected: None });
+    assert!(matches!(put(&mut log, "owner", false).outcome, Err(Refusal::Conflict(_))));
+    assert_eq!(put(&mut log, "owner", true).outcome, Ok(()));
+}
+
+#[test]
+fn an_uploaded_certificate_is_for_the_hosts_of_its_sites() {
+    let mut log = Log::new();
+    let certificate = |name: &str, hosts: &[&str]| SealedCertificate {
+        name: name.into(),
+        chain: vec![],
+        sealed_key: vec![],
+        hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+        not_before: WallTime(0),
+        not_after: WallTime(1),
+    };
+    let tls = "[tls]\ncertificate = \"mine\"\n";
+    assert!(matches!(log.site("shop", "\"a.example\"", tls).outcome, Err(Refusal::Conflict(_))), "it is not there");
+    log.apply(Change::CertificatePut { certificate: certificate("mine/rsa", &["*.example"]) });
+    assert!(matches!(log.site("shop", "\"a.b.example\"", tls).outcome, Err(Refusal::Conflict(_))), "it is for others");
+    assert_eq!(log.site("shop", "\"a.example\"", tls).outcome, Ok(()));
+    let put =
+        |log: &mut Log, name: &str, hosts: &[&str]| log.apply(Change::CertificatePut { certificate: certificate(name, hosts) }).outcome;
+    assert!(matches!(put(&mut log, "mine/ecdsa", &["b.example"]), Err(Refusal::Conflict(_))));
+    let remove = |log: &mut Log, name: &str| log.apply(Change::CertificateRemove { name: name.into() }).outcome;
+    assert!(matches!(remove(&mut log, "mine/rsa"), Err(Refusal::Conflict(_))), "the only one");
+    assert_eq!((put(&mut log, "mine/ecdsa", &["a.example"]), remove(&mut log, "mine/rsa")), (Ok(()), Ok(())));
+    // What a site had from others goes with it.
+    log.apply(Change::CertificatePut { certificate: certificate("acme/shop", &["a.example"]) });
+    let challenge = Challenge { host: "a.example".into(), answer: ChallengeAnswer::Dns01 { value: "v".into() } };
+    log.apply(Change::ChallengesPut { site: "shop".parse().unwrap(), challenges: vec![challenge] });
+    let gone = log.apply(Change::SiteRemove { name: "shop".parse().unwrap(), expected: None }).events;
+    assert!(gone.contains(&Event::CertificateRemoved("acme/shop".into())), "{gone:?}");
+    assert!(gone.iter().any(|e| matches!(e, Event::Challenges { challenges, .. } if challenges.is_empty())), "{gone:?}");
+    assert!(log.state.certificate("mine/ecdsa").is_some());
 }
 
 #[test]

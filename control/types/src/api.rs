@@ -3,7 +3,7 @@
 use crate::certificate::OrderStep;
 use crate::explain::{Explained, Steered};
 use crate::purge::PurgeType;
-use crate::site::SiteSpec;
+use crate::site::{Shown, SiteSpec};
 use serde::{Deserialize, Serialize};
 
 /// RFC 9457 problem details.
@@ -87,19 +87,6 @@ pub struct TxtView {
     pub values: Vec<String>,
 }
 
-/// By what a host shows whose it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Shown {
-    /// Its CNAME record leads to the site's own name in the zone.
-    Cname,
-    /// A TXT record at `_tidegate.<host>` says that name.
-    Txt,
-    /// It is every host: an admin has said so.
-    Vouched,
-    No,
-}
-
 /// Whether a host of a site is the site's, as the world's name servers say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostView {
@@ -109,6 +96,10 @@ pub struct HostView {
     pub chain: Vec<String>,
     /// What is to be done, or could not be found out.
     pub problem: Option<String>,
+    /// Whether the site answers for it: once it was shown whose it is, and for some days after it shows so no more.
+    pub held: bool,
+    /// Milliseconds since 1970: since when it shows so no more.
+    pub lost: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -218,6 +209,8 @@ pub struct SiteView {
     pub name: String,
     pub revision: u64,
     pub hosts: Vec<String>,
+    /// Those of them that it does not answer for yet: whose they are was not shown.
+    pub unshown: Vec<String>,
     /// Where to point a CNAME at, if the network has a zone.
     pub cname: Option<String>,
     pub spec: SiteSpec,

@@ -6,7 +6,7 @@ use crate::name::{NodeName, SiteName};
 use crate::node::NodeState;
 use crate::purge::PurgeOrder;
 use crate::revision::Incarnation;
-use crate::site::SiteSpec;
+use crate::site::{Hold, HostPattern, SiteSpec};
 use crate::time::WallTime;
 use crate::token::{JoinRecord, TokenRecord};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ pub enum Change {
         spec: Box<SiteSpec>,
         source: String,
         expected: Option<u64>,
+        /// An admin says that its hosts are this site's.
+        vouched: bool,
     },
     SiteRemove {
         name: SiteName,
@@ -96,6 +98,12 @@ pub enum Change {
         /// In lower case, without a dot at its end.
         name: String,
         values: Vec<String>,
+    },
+    /// Whether a host of a site is shown to be its own; `None`: no longer.
+    HostPut {
+        site: SiteName,
+        host: HostPattern,
+        hold: Option<Hold>,
     },
     /// An account at an authority that makes certificates.
     AccountPut {

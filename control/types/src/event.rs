@@ -8,7 +8,7 @@ use crate::name::{NodeName, SiteName};
 use crate::node::{EdgeStanding, NodeReport, NodeState};
 use crate::purge::PurgeOrder;
 use crate::revision::Revision;
-use crate::site::SiteSpec;
+use crate::site::{HostPattern, SiteSpec};
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct SiteState {
     /// The index at which its hosts or its key's rules changed last: what was stored earlier needs revalidation, since
     /// purges in between may have named it otherwise.
     pub keys_since: u64,
+    /// Hosts of its file that it does not answer for: whose they are was not shown.
+    pub unshown: Vec<HostPattern>,
 }
 
 /// A site's certificate with its private key in clear: only inside mutual TLS and in memory.

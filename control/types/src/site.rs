@@ -2,6 +2,7 @@
 //! [`crate::site_file`], which checks it.
 
 use crate::name::{CertificateName, SiteName};
+use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -83,6 +84,28 @@ impl fmt::Display for HostPattern {
             Self::Any => f.write_str("*"),
         }
     }
+}
+
+/// By what a host shows whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shown {
+    /// Its CNAME record leads to the site's own name in the zone.
+    Cname,
+    /// A TXT record at `_tidegate.<host>` says that name.
+    Txt,
+    /// An admin has said so.
+    Vouched,
+    No,
+}
+
+/// That a host is a site's, and no other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    pub shown: Shown,
+    pub since: WallTime,
+    /// It has not shown so since then.
+    pub lost: Option<WallTime>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

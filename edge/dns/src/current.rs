@@ -199,7 +199,7 @@ mod tests {
     fn network(site_revision: u64) -> Arc<Network> {
         let text = "name = \"shop\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
         let spec = site_file::read("s.toml", text).unwrap();
-        let site = SiteState { spec, revision: site_revision, created: 3, keys_since: 3 };
+        let site = SiteState { spec, revision: site_revision, created: 3, keys_since: 3, unshown: Vec::new() };
         let edge = |n: &str| NodeState {
             name: n.parse().unwrap(),
             role: Role::Edge,

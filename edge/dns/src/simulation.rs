@@ -183,7 +183,8 @@ fn network(edges: &[Edge]) -> Arc<Network> {
     };
     let site = |n: usize| {
         let text = format!("name = \"s{n}\"\nhosts = [\"h{n}.example\"]\n[origin]\nservers = [{{ url = \"http://o.example\" }}]\n");
-        let state = SiteState { spec: site_file::read("s.toml", &text).unwrap(), revision: 5, created: 3, keys_since: 3 };
+        let state =
+            SiteState { spec: site_file::read("s.toml", &text).unwrap(), revision: 5, created: 3, keys_since: 3, unshown: Vec::new() };
         (state.spec.name.clone(), Arc::new(state))
     };
     let nodes: BTreeMap<_, _> = edges.iter().enumerate().map(node).map(|n| (n.name.clone(), n)).collect();

@@ -117,7 +117,7 @@ impl World {
     fn new(tier: Tier) -> Self {
         let text = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
         let spec = site_file::read("s.toml", text).unwrap();
-        let state = Arc::new(SiteState { spec, revision: 1, created: 1, keys_since: 1 });
+        let state = Arc::new(SiteState { spec, revision: 1, created: 1, keys_since: 1, unshown: Vec::new() });
         let (origin, clock) = (Scripted::default(), Arc::new(TestClock::default()));
         let name = HeaderValue::from_static("n");
         let node = Node { name: "n".into(), tier, via: name.clone(), cdn_id: name };
@@ -612,7 +612,7 @@ fn the_second_of_a_post_counts_from_when_it_was_sent() {
     let text_of_site = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n[cache]\nwhen_detached = \"revalidate\"\n";
     test(Tier::Edge, async |w| {
         let spec = site_file::read("s.toml", text_of_site).unwrap();
-        let state = Arc::new(SiteState { spec, revision: 2, created: 1, keys_since: 1 });
+        let state = Arc::new(SiteState { spec, revision: 2, created: 1, keys_since: 1, unshown: Vec::new() });
         let site = Rc::new(Site::new(state, Arc::default()));
         let asked = |method| Asked { site: Rc::clone(&site), method, ..w.asked("/a", &[]) };
         w.clock.0.store(ATTACHED_UNTIL, Ordering::SeqCst);

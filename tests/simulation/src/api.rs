@@ -62,7 +62,7 @@ impl Call {
 
     pub fn detached(n: usize, mode: WhenDetached) -> Self {
         let spec = Box::new(site(SITES[n], mode));
-        Self::change(Change::SitePut { spec, source: String::new(), expected: None })
+        Self::change(Change::SitePut { spec, source: String::new(), expected: None, vouched: true })
     }
 
     pub fn remove(node: &str, dead: bool) -> Self {

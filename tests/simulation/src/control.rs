@@ -164,7 +164,7 @@ pub fn founding(setup: &Setup) -> Snapshot {
         apply(Change::NodeEnrol { node, join: id });
     }
     for (name, detached) in SITES.iter().zip(setup.detached) {
-        apply(Change::SitePut { spec: Box::new(site(name, detached)), source: String::new(), expected: None });
+        apply(Change::SitePut { spec: Box::new(site(name, detached)), source: String::new(), expected: None, vouched: true });
     }
     first(&state, &(1..=(setup.controls - setup.spares) as u64).collect())
 }
