@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use support::network::{Network, Plan};
-use support::{Nginx, Process, binary, free_port, text, wait_for};
+use support::pebble::{Place, resolver};
+use support::{Nginx, binary, free_port, text};
 
 /// The commands of the page, block by block, and the site file in it.
 fn page() -> (Vec<String>, String) {
@@ -18,22 +19,6 @@ fn page() -> (Vec<String>, String) {
         page.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
     };
     (blocks("sh"), blocks("toml").remove(0))
-}
-
-/// A resolver for everybody: it asks the network's own node for the zone, and is told what `more` says.
-fn resolver(dir: &Path, port: u16, dns: u16, more: &str) -> Process {
-    let config = dir.join("unbound.conf");
-    let text = format!(
-        "server:\n interface: 127.0.0.1@{port}\n port: {port}\n do-daemonize: no\n use-syslog: no\n username: \"\"\n chroot: \"\"\n directory: \"{}\"\n \
-         pidfile: \"\"\n do-not-query-localhost: no\n use-caps-for-id: yes\n module-config: \"iterator\"\n local-zone: \"test.\" nodefault\n \
-         {more}\nstub-zone:\n name: \"cdn.test.\"\n stub-addr: 127.0.0.1@{dns}\n",
-        dir.display(),
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut command = Command::new("unbound");
-    let started = Process::start(command.args(["-d", "-p", "-c", config.to_str().unwrap()]), &dir.join("unbound.log"));
-    wait_for("the resolver", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
-    started
 }
 
 /// A program of this name that is called with more than was written: where the test's resolver and ports are.
@@ -53,8 +38,10 @@ fn from_a_cname_to_a_page() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let port = free_port();
-    let control_more = format!("zone = \"cdn.test\"\nname_servers = [\"127.0.0.1:{port}\"]");
-    let network = Network::planned(dir, Plan { edges: 1, dns: 1, control_more: &control_more, ..Plan::default() });
+    let place = Place::new(dir);
+    let control_more = format!("zone = \"cdn.test\"\nname_servers = [\"127.0.0.1:{port}\"]\n{}", place.settings(""));
+    let plan = Plan { edges: 1, dns: 1, control_more: &control_more, as_advertised: true, ..Plan::default() };
+    let network = Network::planned(dir, plan);
     let root = dir.join("www");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("page"), "a page of the shop\n").unwrap();
@@ -64,19 +51,19 @@ fn from_a_cname_to_a_page() {
     let [before, after] = &blocks[..] else { panic!("docs/cname.md has {} blocks of commands", blocks.len()) };
     let site = site.replace("http://origin.shop.example\" }]", &format!("{}\" }}]\nallow_private = true", nginx.url()));
     std::fs::write(dir.join("shop.toml"), site).unwrap();
-    let ca = std::fs::read(&network.ca).unwrap();
-    std::fs::write(dir.join("ca.pem"), ca).unwrap();
+    let (http, https) = (network.edges()[0].port, network.edges()[0].https);
+    let pebble = place.start(port, http, https, "", &[("PEBBLE_VA_NOSLEEP", "1")]);
 
     let bin = dir.join("bin");
     std::fs::create_dir(&bin).unwrap();
     let api = network.nodes[0].port;
     stand_in(&bin, "tidegate", &format!("TIDEGATE_API=http://127.0.0.1:{api} TIDEGATE_TOKEN={} exec {} \"$@\"", network.token, binary()));
     stand_in(&bin, "dig", &format!("exec /usr/bin/dig @127.0.0.1 -p {port} \"$@\""));
-    // Edges have 127.0.1.N in the zone, and listen at 127.0.0.1: what was resolved says which.
-    let https = network.edges()[0].https;
+    // The world trusts the authority, and finds the edge's port where it has another.
     let curl = format!(
-        "ip=$(/usr/bin/dig @127.0.0.1 -p {port} +short www.shop.example A | tail -1)\n[ \"$ip\" = 127.0.1.1 ] || exit 6\n\
-         exec /usr/bin/curl --connect-to www.shop.example:443:127.0.0.1:{https} \"$@\""
+        "ip=$(/usr/bin/dig @127.0.0.1 -p {port} +short www.shop.example A | tail -1)\n\
+         exec /usr/bin/curl --cacert {} --connect-to www.shop.example:443:$ip:{https} \"$@\"",
+        pebble.root().display()
     );
     stand_in(&bin, "curl", &curl);
 
@@ -94,6 +81,7 @@ fn from_a_cname_to_a_page() {
     let said = text(&second.stdout);
     assert!(second.status.success(), "{said}{}{}", text(&second.stderr), somebody.logged());
     assert!(said.contains("by CNAME") && said.contains("shop.cdn.test.\n127.0.1.1\n"), "{said}");
+    assert!(said.contains("acme/shop is there, for www.shop.example"), "{said}");
     assert!(said.contains("dns-1 (eu) on shop.cdn.test.") && said.contains("a page of the shop\n"), "{said}");
     assert!(said.trim_end().rsplit('\n').next().unwrap().starts_with("edge-1; hit"), "{said}");
 
