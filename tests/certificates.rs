@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::network::{Network, Plan};
 use support::pebble::{Pebble, Place, cnames, resolver, run, shown};
-use support::{Http, Nginx, Process, error_of, free_port, text, wait_for};
+use support::{Http, Nginx, Process, chromium, error_of, free_port, text, wait_for};
 
 /// An authority of the test's own, made with openssl.
 struct Authority(PathBuf);
@@ -53,6 +53,7 @@ fn origin(dir: &Path) -> Nginx {
     let root = dir.join("www");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("page"), "a page of the shop\n").unwrap();
+    std::fs::write(root.join("page.html"), "<!doctype html><p>a page of the shop</p>\n").unwrap();
     Nginx::start(&dir.join("nginx"), &root, "add_header Cache-Control max-age=3600;")
 }
 
@@ -264,7 +265,8 @@ fn an_authority_makes_certificates_by_http_and_by_dns_whoever_is_asked() {
     ];
     // It refuses half of all nonces.
     let environment = [("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "50")];
-    let a = automatic(dir.path(), Plan { edges: 3, ..Plan::default() }, "", &names, &environment);
+    let a =
+        automatic(dir.path(), Plan { edges: 3, edge_more: "access_log = \"{data}.access\"", ..Plan::default() }, "", &names, &environment);
     a.apply("\"www.shop.example\", \"*.img.shop.example\"");
     for edge in 0..3 {
         a.trusted(edge, "www.shop.example");
@@ -272,6 +274,18 @@ fn an_authority_makes_certificates_by_http_and_by_dns_whoever_is_asked() {
     }
     let seen = shown(&a.network, 0, "www.shop.example", &["-CAfile", &a.root]);
     assert!(seen.contains("Verify return code: 0 (ok)") && seen.contains("Pebble Intermediate"), "{seen}");
+    // A browser sees the page over HTTP/2 and over HTTP/3.
+    let edge = a.network.edges()[0];
+    let address = std::net::SocketAddr::new(edge.ip, edge.https);
+    let force = ["--enable-quic", "--origin-to-force-quic-on=www.shop.example:443"];
+    for (protocol, more) in [("h2", &["--disable-quic"][..]), ("h3", &force)] {
+        let shown = chromium(&dir.path().join(protocol), address, "https://www.shop.example/page.html", more);
+        assert!(shown.contains("a page of the shop"), "{protocol}: {shown}");
+        wait_for("the access log", || {
+            let log = std::fs::read_to_string(dir.path().join("edge-1.access")).ok()?;
+            log.lines().any(|l| l.contains("/page.html") && l.contains(&format!("\"{protocol}\""))).then_some(())
+        });
+    }
     // An origin may answer authorities itself, over plain HTTP, where everything else is sent to https.
     let own = dir.path().join("www/.well-known/acme-challenge");
     std::fs::create_dir_all(&own).unwrap();

@@ -15,7 +15,7 @@ use std::time::Duration;
 use support::h3::{Aioquic, Lossy, quinn_client};
 use support::network::{Network, Plan};
 use support::origin::{Origin, body};
-use support::{Dev, Http, Nginx, get, loopback, request_head, text, wait_for};
+use support::{Dev, Http, Nginx, chromium, get, loopback, request_head, text, wait_for};
 
 /// What the client calls a body: its SHA-256.
 fn sum(bytes: &[u8]) -> String {
@@ -478,22 +478,10 @@ fn connections_that_have_ended_leave_nothing_behind() {
 }
 
 /// What the browser shows of a page, over HTTP/3 or not at all.
-fn chromium(dir: &Path, port: u16, path: &str) -> String {
-    // The browser takes the network's own CA for the key that it names.
-    let key = "openssl s_client -connect 127.0.0.1:$0 -servername localhost </dev/null 2>/dev/null | openssl x509 -pubkey -noout \
-               | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64";
-    let key = text(&Command::new("sh").args(["-c", key, &port.to_string()]).output().unwrap().stdout);
-    let out = Command::new("chromium")
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
-        .args(["--disable-component-update", "--disable-sync", "--virtual-time-budget=5000", "--dump-dom", "--enable-quic"])
-        .arg(format!("--origin-to-force-quic-on=localhost:{port}"))
-        .arg("--host-resolver-rules=MAP localhost 127.0.0.1")
-        .arg(format!("--ignore-certificate-errors-spki-list={}", key.trim()))
-        .arg(format!("--user-data-dir={}", dir.join("chromium").display()))
-        .arg(format!("https://localhost:{port}{path}"))
-        .output()
-        .unwrap();
-    text(&out.stdout)
+fn over_http3(dir: &Path, address: SocketAddr, path: &str) -> String {
+    let port = address.port();
+    let force = format!("--origin-to-force-quic-on=localhost:{port}");
+    chromium(dir, address, &format!("https://localhost:{port}{path}"), &["--enable-quic", &force])
 }
 
 #[test]
@@ -501,7 +489,7 @@ fn chromium_that_may_use_nothing_else_shows_the_sample_site() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("access.log");
     let dev = Dev::start(dir.path(), &["--access-log", log.to_str().unwrap()]);
-    let page = chromium(dir.path(), https(&dev).port(), "/");
+    let page = over_http3(dir.path(), https(&dev), "/");
     assert!(page.contains("Your network works"), "{page}");
     let lines = wait_for("the access log", || {
         let lines: Vec<Value> = std::fs::read_to_string(&log).ok()?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
@@ -546,7 +534,7 @@ fn chromium_gets_a_large_documentation_site_right_to_the_byte() {
     let nginx = Nginx::start(&dir.path().join("nginx"), &root, "add_header Cache-Control max-age=3600;");
     let log = dir.path().join("access.log");
     let dev = Dev::start(dir.path(), &["--origin", &nginx.url(), "--access-log", log.to_str().unwrap()]);
-    let page = chromium(dir.path(), https(&dev).port(), "/index.html");
+    let page = over_http3(dir.path(), https(&dev), "/index.html");
     assert!(page.contains(&format!("{count} of {count} right. <")), "{page}");
     let over_h3 = || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();

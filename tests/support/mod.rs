@@ -410,3 +410,23 @@ impl Dev {
         tidegate(arguments, &[("TIDEGATE_API", &self.api[0]), ("TIDEGATE_TOKEN", &self.token)])
     }
 }
+
+/// What Chromium shows of a page, at one address and port whatever the name; `more`: further arguments. It takes what is served there under
+/// this name for trusted.
+pub fn chromium(dir: &Path, address: SocketAddr, url: &str, more: &[&str]) -> String {
+    let host = url.trim_start_matches("https://").split(['/', ':']).next().unwrap();
+    let key = "openssl s_client -connect $0 -servername $1 </dev/null 2>/dev/null | openssl x509 -pubkey -noout \
+               | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64";
+    let key = text(&Command::new("sh").args(["-c", key, &address.to_string(), host]).output().unwrap().stdout);
+    let out = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
+        .args(["--disable-component-update", "--disable-sync", "--virtual-time-budget=5000", "--timeout=60000", "--dump-dom"])
+        .arg(format!("--host-resolver-rules=MAP {host} {address}"))
+        .arg(format!("--ignore-certificate-errors-spki-list={}", key.trim()))
+        .arg(format!("--user-data-dir={}", dir.join("chromium").display()))
+        .args(more)
+        .arg(url)
+        .output()
+        .unwrap();
+    text(&out.stdout)
+}
