@@ -7,7 +7,9 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::network::{Network, Plan};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use support::network::{Network, Node, Plan};
 use support::pebble::{Pebble, Place, cnames, resolver, run, shown};
 use support::{Http, Nginx, Process, chromium, error_of, free_port, text, wait_for};
 
@@ -162,6 +164,8 @@ fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection()
     });
     assert_eq!(waiting.ask(), "a page of the shop\n");
 
+    let figures = network.nodes[0].figure("tidegate_certificate_not_after_seconds");
+    assert!(figures > 1e9, "{figures}");
     // Nobody reads the key where it does not belong.
     let secret = std::fs::read_to_string(&new_key).unwrap().lines().nth(1).unwrap().to_owned();
     for answer in [network.json(&["cert", "list"]).to_string(), network.json(&["cert", "show", "shop"]).to_string()] {
@@ -172,6 +176,66 @@ fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection()
     assert_eq!(network.tidegate(&["cert", "show", "shop"]).status.code(), Some(3));
 }
 
+/// Every file below a folder that holds one of these, in any of the ways in which they are written down.
+fn holding(dir: &Path, secrets: &[Vec<u8>]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(path);
+            } else if let Ok(bytes) = std::fs::read(&path)
+                && secrets.iter().any(|s| bytes.windows(s.len()).any(|w| w == s.as_slice()))
+            {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_file_of_any_node_holds_a_key_or_a_token() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let names = [("www.shop.example", "shop.cdn.test")];
+    let plan = Plan { controls: 3, shields: 1, edge_more: "access_log = \"{data}.access\"", ..Plan::default() };
+    let mut a = automatic(dir.path(), plan, "", &names, &[("PEBBLE_VA_NOSLEEP", "1")]);
+    let authority = Authority::new(elsewhere.path());
+    let (chain, key) = authority.make("mine", "DNS:www.mine.example", &EC, "20");
+    assert!(a.network.tidegate(&["cert", "upload", "mine", "--chain", &chain, "--key", &key]).status.success());
+    apply(&a.network, "mine", "\"www.mine.example\"", &a.nginx.url(), "mine").unwrap();
+    a.apply("\"www.shop.example\"");
+    a.trusted(0, "www.shop.example");
+    assert!(a.network.tidegate(&["dns", "sign", "cdn.test"]).status.success());
+    let made = text(&a.network.tidegate(&["token", "create", "--role", "read"]).stdout).trim().to_owned();
+    let backup = dir.path().join("the.backup").display().to_string();
+    let out = a.network.tidegate(&["control", "backup", &backup]);
+    assert!(out.status.success(), "{}", error_of(&out));
+    // What was refused is logged, and what was asked with a token is too.
+    assert!(!a.network.tidegate(&["cert", "upload", "bad", "--chain", &key, "--key", &key]).status.success());
+    a.network.node("edge-1").kill();
+    a.network.node("edge-1").start();
+    a.network.attached();
+
+    let pem = std::fs::read_to_string(&key).unwrap();
+    let lines: Vec<&str> = pem.lines().filter(|l| !l.starts_with('-')).collect();
+    let der = data_encoding::BASE64.decode(lines.concat().as_bytes()).unwrap();
+    let hex: String = der.iter().map(|b| format!("{b:02x}")).collect();
+    // The key's number stands in the middle of its 138 bytes; the rest is the same for all keys, or public.
+    let secret = der[36..68].to_vec();
+    let mut secrets = vec![secret, lines[0].as_bytes()[..60].to_vec(), hex.as_bytes()[72..136].to_vec()];
+    for token in [&a.network.token, &made] {
+        // Its name may be read anywhere.
+        secrets.push(token.rsplit(['.', '_']).next().unwrap().as_bytes().to_vec());
+    }
+    assert!(secrets.iter().all(|s| s.len() >= 20), "{secrets:?}");
+    assert_eq!(holding(dir.path(), &secrets), Vec::<PathBuf>::new());
+    // The search finds what is there.
+    std::fs::write(dir.path().join("control-1/planted"), pem).unwrap();
+    assert_eq!(holding(dir.path(), &secrets).len(), 1);
+}
+
 /// A connection over TLS that stays open.
 struct Waiting {
     stream: rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>,
@@ -179,16 +243,29 @@ struct Waiting {
 
 impl Waiting {
     fn open(network: &Network, ca: &str) -> Self {
+        let mut waiting = Self::to(network.edges()[0], &Self::config(ca)).unwrap();
+        assert_eq!(waiting.ask(), "a page of the shop\n");
+        waiting
+    }
+
+    /// Who trusts this authority, and resumes no session.
+    fn config(ca: &str) -> std::sync::Arc<rustls::ClientConfig> {
         use rustls::pki_types::pem::PemObject;
         let mut roots = rustls::RootCertStore::empty();
         roots.add(rustls::pki_types::CertificateDer::from_pem_file(ca).unwrap()).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config = std::sync::Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-        let node = network.edges()[0];
-        let tcp = std::net::TcpStream::connect((node.ip, node.https)).unwrap();
-        let tls = rustls::ClientConnection::new(config, "www.shop.example".try_into().unwrap()).unwrap();
-        Self { stream: rustls::StreamOwned::new(tls, tcp) }
+        let mut config = config.with_root_certificates(roots).with_no_client_auth();
+        config.resumption = rustls::client::Resumption::disabled();
+        std::sync::Arc::new(config)
+    }
+
+    fn to(node: &Node, config: &std::sync::Arc<rustls::ClientConfig>) -> std::io::Result<Self> {
+        let mut tcp = std::net::TcpStream::connect((node.ip, node.https))?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut tls = rustls::ClientConnection::new(std::sync::Arc::clone(config), "www.shop.example".try_into().unwrap()).unwrap();
+        tls.complete_io(&mut tcp)?;
+        Ok(Self { stream: rustls::StreamOwned::new(tls, tcp) })
     }
 
     fn ask(&mut self) -> String {
@@ -219,13 +296,25 @@ struct Automatic {
 
 /// `names`: hosts and where they lead; `acme`: more lines of the settings.
 fn automatic(dir: &Path, plan: Plan<'_>, acme: &str, names: &[(&str, &str)], environment: &[(&str, &str)]) -> Automatic {
+    automatic_with(dir, plan, acme, names, "", environment)
+}
+
+/// `authority`: more of its own settings.
+fn automatic_with(
+    dir: &Path,
+    plan: Plan<'_>,
+    acme: &str,
+    names: &[(&str, &str)],
+    authority: &str,
+    environment: &[(&str, &str)],
+) -> Automatic {
     let (place, port) = (Place::new(dir), free_port());
     let more = format!("zone = \"cdn.test\"\nname_servers = [\"127.0.0.1:{port}\"]\n{}", place.settings(acme));
     let network = Network::planned(dir, Plan { dns: 1, as_advertised: true, control_more: &more, ..plan });
     let dns = network.nodes.iter().find(|n| n.role == "dns").unwrap().port;
     let resolver = resolver(dir, port, dns, &cnames(names));
     let (http, https) = (network.edges()[0].port, network.edges()[0].https);
-    let pebble = place.start(port, http, https, "", environment);
+    let pebble = place.start(port, http, https, authority, environment);
     let root = pebble.root().display().to_string();
     Automatic { nginx: origin(dir), network, pebble, _resolver: resolver, root }
 }
@@ -362,6 +451,52 @@ fn the_next_leader_goes_on_with_an_order() {
     wait_for("the end of the order", || {
         let all = a.network.json(&["cert", "show", "shop"]);
         all["orders"].as_array()?.is_empty().then_some(())
+    });
+}
+
+#[test]
+fn short_lived_certificates_are_renewed_under_load_and_no_handshake_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [("www.shop.example", "shop.cdn.test")];
+    let plan = Plan { edges: 2, ..Plan::default() };
+    // A third of its life left is 6 s.
+    let a = automatic_with(dir.path(), plan, "", &names, ", \"certificateValidityPeriod\": 18", &[("PEBBLE_VA_NOSLEEP", "1")]);
+    a.apply("\"www.shop.example\"");
+    a.trusted(0, "www.shop.example");
+    a.trusted(1, "www.shop.example");
+    let (config, is_over, network) = (Waiting::config(&a.root), AtomicBool::new(false), &a.network);
+    let load = |edge: usize| {
+        let (mut done, mut failed) = (0, Vec::new());
+        while !is_over.load(Ordering::Relaxed) {
+            match Waiting::to(network.edges()[edge], &config) {
+                Ok(mut connection) => assert_eq!(connection.ask(), "a page of the shop\n"),
+                Err(e) => failed.push(e.to_string()),
+            }
+            done += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (done, failed)
+    };
+    std::thread::scope(|scope| {
+        let loads = [0, 1].map(|edge| scope.spawn(move || load(edge)));
+        let mut seen = vec![a.certificate()["fingerprint"].clone()];
+        let renewed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_for("two renewals", || {
+                let now = a.certificate()["fingerprint"].clone();
+                if seen.last() != Some(&now) {
+                    seen.push(now);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+                (seen.len() == 3).then_some(())
+            });
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        for load in loads {
+            let (done, failed) = load.join().unwrap();
+            println!("{done} handshakes, {} failed", failed.len());
+            assert!(done > 500 && failed.is_empty(), "{done} handshakes: {failed:?}");
+        }
+        assert!(renewed.is_ok(), "{seen:?}: {}", text(&a.network.tidegate(&["cert", "list"]).stdout));
     });
 }
 

@@ -14,11 +14,14 @@ use tidegate_node::lifecycle::Stopping;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Certificates are renewed when less than this is left of their 90 days.
 const RENEW_LEFT: Duration = Duration::from_secs(30 * 86_400);
+const WARN_EVERY: Duration = Duration::from_secs(6 * 3600);
+const ENDS_SOON: Duration = Duration::from_secs(14 * 86_400);
 const BY: &str = "leader";
 
 /// Runs on every control node, and acts only while it leads.
 pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
     let mut changed = control.changed.subscribe();
+    let mut warned = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -27,8 +30,26 @@ pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
         }
         if control.leads() {
             once(&control).await;
+            let now = control.now();
+            if warned.is_none_or(|last| now.since(last) >= WARN_EVERY) {
+                warned = Some(now);
+                warn_of_ends(&control);
+            }
             // However many changes come, the duties look at most a few times a second.
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Those who read logs and no figures hear in time of what will end.
+fn warn_of_ends(control: &Control) {
+    let (now, state) = (control.clock.wall(), control.raft.state.read());
+    for c in state.certificates().filter(|c| !c.name.starts_with("internal/")) {
+        let (life, left) = (c.not_after.since(c.not_before), c.not_after.since(now));
+        // Automatic ones are renewed before; short-lived ones have no fortnight.
+        if left < ENDS_SOON.min(life / 4) {
+            let days = left.as_secs() / 86_400;
+            tracing::warn!(certificate = c.name, hosts = c.hosts.join(" "), days, "a certificate ends soon: see tidegate cert show");
         }
     }
 }

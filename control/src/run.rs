@@ -9,7 +9,10 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -103,6 +106,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
 
     let metrics = Metrics::new("control", control.settings.name.as_str());
     let figures = Figures::register(&metrics);
+    metrics.register(|r| r.register_collector(Box::new(Expiries(Arc::clone(&control)))));
     let ready = Arc::clone(&control);
     let readiness: admin::Readiness =
         Arc::new(move || if ready.raft.leader.load(Ordering::Acquire) > 0 { Ok(()) } else { Err("no leader is known".into()) });
@@ -330,6 +334,33 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
             }
             Err(e) => bad(e.to_string()),
         },
+    }
+}
+
+/// When each certificate of a site ends, and how often an order for one has failed; read when somebody asks.
+struct Expiries(Arc<Control>);
+
+impl std::fmt::Debug for Expiries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Expiries")
+    }
+}
+
+impl Collector for Expiries {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let state = self.0.raft.state.read();
+        let help = "When a certificate of a site ends, in seconds since 1970";
+        let mut all = encoder.encode_descriptor("certificate_not_after_seconds", help, None, MetricType::Gauge)?;
+        for c in state.certificates() {
+            let value = ConstGauge::new(i64::try_from(c.not_after.as_secs()).unwrap_or(i64::MAX));
+            value.encode(all.encode_family(&[("certificate", c.name.as_str())])?)?;
+        }
+        let help = "How often the order for a site's certificate has failed on end";
+        let mut all = encoder.encode_descriptor("certificate_order_failures", help, None, MetricType::Gauge)?;
+        for order in state.orders() {
+            ConstGauge::new(i64::from(order.failures)).encode(all.encode_family(&[("site", order.site.as_str())])?)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the Host of a request to its site: exact names, then the longest wildcard, then `*`.
 
+use http::HeaderValue;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct Routes {
     any: Option<Rc<Site>>,
     /// What authorities are answered (RFC 8555 section 8.3), by host and token.
     challenges: HashMap<(String, String), String>,
+    /// Of sites that browsers are to visit over https alone (RFC 6797), by name.
+    hsts: HashMap<String, HeaderValue>,
 }
 
 impl Routes {
@@ -27,6 +30,10 @@ impl Routes {
         let mut routes = Self::default();
         for state in network.sites.values() {
             let site = Rc::new(Site::new(Arc::clone(state), counters.get(state.spec.name.as_str())));
+            let age = state.spec.tls.hsts.as_secs();
+            if let Some(value) = (age > 0).then(|| HeaderValue::from_str(&format!("max-age={age}")).ok()).flatten() {
+                routes.hsts.insert(state.spec.name.to_string(), value);
+            }
             for host in state.spec.hosts.iter().filter(|h| !state.unshown.contains(h)) {
                 match host {
                     HostPattern::Exact(h) => drop(routes.exact.insert(h.clone(), Rc::clone(&site))),
@@ -41,6 +48,11 @@ impl Routes {
             }
         }
         routes
+    }
+
+    #[must_use]
+    pub fn hsts(&self, site: &str) -> Option<HeaderValue> {
+        self.hsts.get(site).cloned()
     }
 
     /// The answer to an authority that asks `host` for what lies at `path`.

@@ -359,10 +359,16 @@ impl Worker {
             return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
         }
         let alt_svc = (client.https && request.version() < Version::HTTP_3).then(|| self.alt_svc(port)).flatten();
+        let tls = &site.state.spec.tls;
+        let hsts = (client.https && !tls.hsts.is_zero()).then(|| self.routes.borrow().hsts(site.name())).flatten();
         let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
         let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|mut answer| {
             if let Some(value) = alt_svc {
                 answer.response.headers_mut().insert(header::ALT_SVC, value);
+            }
+            if let Some(value) = hsts {
+                // The origin may have said more.
+                answer.response.headers_mut().entry(header::STRICT_TRANSPORT_SECURITY).or_insert(value);
             }
             answer
         });

@@ -23,7 +23,7 @@ use tidegate_control_types::site_file::parse_origin_url;
 use tidegate_control_types::token::TokenRole;
 use tidegate_control_types::{Clock, NodeName, Role};
 use tidegate_node::SystemClock;
-use tidegate_node::lifecycle::{Signals, Stop, Told, raise_open_files, stop_pair};
+use tidegate_node::lifecycle::{Signals, Stop, Told, keep_memory_private, raise_open_files, stop_pair};
 use tidegate_node::settings::NodeSettings;
 use tokio::task::JoinHandle;
 
@@ -138,6 +138,7 @@ impl Dev {
             let mut network = Network { ports: Ports::load(&data)?, data, running: Vec::new() };
             let mut signals = Signals::listen().map_err(Failure::new)?;
             raise_open_files();
+            keep_memory_private();
             let started = tokio::select! {
                 ready = self.start(&mut network) => ready.map(|r| (r, SystemClock.boot().since(started))),
                 _ = signals.next() => Err(Failure::new("ended before it served")),

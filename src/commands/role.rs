@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use tidegate_dns::DnsSettings;
 use tidegate_edge::EdgeSettings;
-use tidegate_node::lifecycle::{Signals, Stopping, Told, raise_open_files, stop_pair};
+use tidegate_node::lifecycle::{Signals, Stopping, Told, keep_memory_private, raise_open_files, stop_pair};
 use tidegate_origin_shield::ShieldSettings;
 
 #[derive(Args)]
@@ -76,6 +76,7 @@ pub fn checked(file: &std::path::Path) -> Done {
 pub async fn until_told<F: Future<Output = Result<(), Failure>>>(run: impl FnOnce(Stopping) -> F) -> Done {
     let mut signals = Signals::listen().map_err(Failure::new)?;
     let open_files = raise_open_files();
+    keep_memory_private();
     tracing::debug!(?open_files, "limits of the process");
     let (stop, stopping) = stop_pair();
     let mut running = std::pin::pin!(run(stopping));

@@ -89,6 +89,14 @@ impl Signals {
     }
 }
 
+/// No core file of this process is written, and no other process of its user reads its memory: there are private keys in it.
+pub fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a core file of this process could hold private keys");
+    }
+}
+
 /// Lets the process open as many files and connections as its hard limit allows; returns how many.
 pub fn raise_open_files() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

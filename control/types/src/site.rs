@@ -222,6 +222,8 @@ pub struct TlsSpec {
     pub certificate: CertificateChoice,
     pub redirect: bool,
     pub min_version: TlsVersion,
+    /// For how long browsers ask for nothing but https after each visit (RFC 6797); zero: they are told nothing.
+    pub hsts: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -250,6 +250,7 @@ fn tls(s: &Section<'_>) -> TlsSpec {
             name => name.parse().map(CertificateChoice::Uploaded).map_err(|e| format!("{e}, or \"auto\", or \"internal\"")),
         }),
         redirect: s.or("redirect", true, boolean),
+        hsts: s.or("hsts", Duration::ZERO, duration(Duration::ZERO, 2 * YEAR)),
         min_version: s.or("min_version", TlsVersion::V1_2, one_of(&[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)])),
     }
 }
@@ -299,6 +300,7 @@ mod tests {
             certificate = "internal"
             redirect = false
             min_version = "1.3"
+            hsts = "365d"
         "#;
         let s = read("f", text).unwrap();
         assert_eq!(s.origin.servers[1].host, "[2001:db8::1]");
@@ -308,7 +310,7 @@ mod tests {
         assert_eq!((s.cache.when_detached, s.cache.default_ttl), (WhenDetached::Refuse, Some(Duration::from_secs(300))));
         let types = ["text/*", "*+json"].map(str::to_owned).to_vec();
         assert_eq!(s.compression, CompressionSpec { enabled: false, types, min_size: 2 << 10 });
-        assert_eq!((s.tls.certificate, s.tls.min_version), (CertificateChoice::Internal, TlsVersion::V1_3));
+        assert_eq!((s.tls.certificate, s.tls.min_version, s.tls.hsts), (CertificateChoice::Internal, TlsVersion::V1_3, YEAR));
     }
 
     #[test]
