@@ -140,6 +140,19 @@ fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection()
         list["certificates"].as_array().unwrap().iter().map(|c| (c["name"].as_str().unwrap(), c["days_left"].as_i64().unwrap())).collect();
     assert!(kinds.contains(&("shop/ecdsa", 19)) && kinds.contains(&("shop/rsa", 19)), "{kinds:?}");
 
+    // A session that began at one edge goes on at another, until an edge is removed, which knew the key.
+    let session = dir.path().join("session").display().to_string();
+    for version in ["-tls1_2", "-tls1_3"] {
+        assert!(with_session(&network, 0, &[version, "-sess_out", &session]).contains("New, TLSv1."), "{version}");
+        let there = with_session(&network, 1, &[version, "-sess_in", &session]);
+        assert!(there.contains("Reused, TLSv1."), "{version}: {there}");
+    }
+    let removed = network.tidegate(&["node", "remove", "edge-2", "--dead"]);
+    assert!(removed.status.success(), "{}", error_of(&removed));
+    wait_for("the key to be another", || {
+        with_session(&network, 0, &["-tls1_3", "-sess_in", &session]).contains("New, TLSv1.").then_some(())
+    });
+
     // What a site uses can neither be removed nor be replaced by what is not for its hosts.
     let (less_chain, less_key) = authority.make("less", "DNS:www.shop.example", &EC, "20");
     for (out, says) in [
@@ -234,6 +247,18 @@ fn no_file_of_any_node_holds_a_key_or_a_token() {
     // The search finds what is there.
     std::fs::write(dir.path().join("control-1/planted"), pem).unwrap();
     assert_eq!(holding(dir.path(), &secrets).len(), 1);
+}
+
+/// What openssl says of a handshake after which it asks for the page, and so gets a ticket.
+fn with_session(network: &Network, edge: usize, more: &[&str]) -> String {
+    use std::io::Write;
+    let address = format!("{}:{}", network.edges()[edge].ip, network.edges()[edge].https);
+    let mut openssl = Command::new("openssl");
+    openssl.args(["s_client", "-connect", &address, "-servername", "www.shop.example", "-ign_eof"]).args(more);
+    openssl.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = openssl.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"GET /page HTTP/1.1\r\nHost: www.shop.example\r\nConnection: close\r\n\r\n").unwrap();
+    text(&child.wait_with_output().unwrap().stdout)
 }
 
 /// A connection over TLS that stays open.

@@ -11,6 +11,7 @@ pub mod dnssec;
 pub mod identity;
 pub mod seal;
 pub mod site;
+pub mod tickets;
 pub mod tls;
 pub mod token;
 pub mod upload;

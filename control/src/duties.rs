@@ -2,11 +2,13 @@
 //! removed nodes once they can answer nothing any more.
 
 use crate::raft::Members;
-use crate::shared::Control;
+use crate::shared::{Control, TICKET_KEY};
 use crate::{acme, enrol, holding, purge};
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_certs::{seal, tickets};
 use tidegate_control_types::certificate::{SealedCertificate, internal_name};
+use tidegate_control_types::command::SealedTicketKey;
 use tidegate_control_types::site::HostPattern;
 use tidegate_control_types::{Change, Clock, SiteName, WallTime};
 use tidegate_node::lifecycle::Stopping;
@@ -14,6 +16,8 @@ use tidegate_node::lifecycle::Stopping;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Certificates are renewed when less than this is left of their 90 days.
 const RENEW_LEFT: Duration = Duration::from_secs(30 * 86_400);
+/// Tickets are good for that long, and as long again (RFC 8446 section C.4 wants them short).
+const NEW_TICKET_KEY: Duration = Duration::from_secs(12 * 3600);
 const WARN_EVERY: Duration = Duration::from_secs(6 * 3600);
 const ENDS_SOON: Duration = Duration::from_secs(14 * 86_400);
 const BY: &str = "leader";
@@ -41,6 +45,19 @@ pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
     }
 }
 
+/// A new key for session tickets, where the newest is old or there is none.
+async fn make_ticket_key(control: &Control) -> Result<(), String> {
+    let now = control.clock.wall();
+    let newest = control.raft.state.read().ticket_keys().last().map(|k| k.made);
+    if newest.is_some_and(|made| now.since(made) < NEW_TICKET_KEY) {
+        return Ok(());
+    }
+    let key: [u8; tickets::KEY_LEN] = seal::random().map_err(|e| e.to_string())?;
+    let sealed = control.cluster_key.seal(TICKET_KEY, &key).map_err(|e| e.to_string())?;
+    let key = SealedTicketKey { made: now, sealed };
+    control.change(BY, Change::TicketKeyPut { key }).await.map(drop).map_err(|e| e.to_string())
+}
+
 /// Those who read logs and no figures hear in time of what will end.
 fn warn_of_ends(control: &Control) {
     let (now, state) = (control.clock.wall(), control.raft.state.read());
@@ -65,6 +82,9 @@ async fn once(control: &Arc<Control>) {
             Ok(()) => tracing::info!(id, "a control node votes from now on"),
             Err(error) => tracing::debug!(id, %error, "not promoted yet"),
         }
+    }
+    if let Err(error) = make_ticket_key(control).await {
+        tracing::warn!(error, "there is no new key for session tickets");
     }
     holding::look(control);
     acme::look(control);

@@ -4,9 +4,9 @@
 
 use tidegate_control_state::{Applied, Sealed, State};
 use tidegate_control_types::certificate::SealedCertificate;
-use tidegate_control_types::command::SealedDnsKey;
+use tidegate_control_types::command::{SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, Revision, Role, ToNode};
+use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, Revision, Role, TicketKey, ToNode};
 
 #[derive(Debug)]
 pub struct Feed {
@@ -26,12 +26,13 @@ pub struct Behind {
 pub trait Unseal {
     fn certificate(&self, sealed: &SealedCertificate) -> Option<Certificate>;
     fn dns_key(&self, sealed: &SealedDnsKey) -> Option<DnsKey>;
+    fn ticket_key(&self, sealed: &SealedTicketKey) -> Option<TicketKey>;
 }
 
 /// Who is told of which private keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// Of sites' certificates.
+    /// Of sites' certificates and of session tickets.
     Edges,
     /// Of zones' keys.
     Dns,
@@ -53,7 +54,7 @@ impl Audience {
 
     fn may_know(self, event: &Event) -> bool {
         match event {
-            Event::Certificate(_) => self == Self::Edges,
+            Event::Certificate(_) | Event::TicketKeys(_) => self == Self::Edges,
             Event::DnsKey(_) => self == Self::Dns,
             _ => true,
         }
@@ -110,6 +111,7 @@ impl Feed {
         let missed = state.missed_since(since, purges_after);
         let audience = Audience::of(self.role);
         let certificates = missed.certificates.iter().filter(|_| audience == Audience::Edges);
+        let ticket_keys = missed.ticket_keys.iter().filter(|_| audience == Audience::Edges);
         let dns_keys = missed.dns_keys.iter().filter(|_| audience == Audience::Dns);
         self.sent = here.index;
         let missed = CatchUp {
@@ -118,6 +120,7 @@ impl Feed {
             site_names: missed.site_names,
             certificates: certificates.filter_map(|c| unseal.certificate(c)).collect(),
             dns_keys: dns_keys.filter_map(|k| unseal.dns_key(k)).collect(),
+            ticket_keys: ticket_keys.filter_map(|k| unseal.ticket_key(k)).collect(),
             txt: missed.txt,
             challenges: missed.challenges,
             nodes: missed.nodes,
@@ -131,33 +134,34 @@ impl Feed {
 pub struct Told {
     through: u64,
     entries: Vec<(u64, Vec<Event>)>,
-    /// There is a private key in it.
-    has_keys: bool,
+    /// Some are not to know all of it.
+    is_private: bool,
 }
 
 impl Told {
     #[must_use]
     pub fn new(state: &State, applied: Vec<(u64, Applied)>, unseal: &dyn Unseal) -> Self {
-        let mut has_keys = false;
+        let mut is_private = false;
         let mut events = |applied: Applied| {
             let mut events = applied.events;
-            has_keys |= applied.sealed.is_some();
             events.extend(applied.sealed.and_then(|sealed| match sealed {
                 Sealed::Certificate(name) => {
                     state.certificates().find(|c| c.name == name).and_then(|c| unseal.certificate(c)).map(Event::Certificate)
                 }
+                Sealed::TicketKeys => Some(Event::TicketKeys(state.ticket_keys().iter().filter_map(|k| unseal.ticket_key(k)).collect())),
                 Sealed::DnsKey(zone) => state.dns_key(&zone).and_then(|k| unseal.dns_key(k)).map(Event::DnsKey),
             }));
+            is_private |= !events.iter().all(|e| Audience::Others.may_know(e));
             events
         };
         let entries = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
-        Self { through: state.applied, entries, has_keys }
+        Self { through: state.applied, entries, is_private }
     }
 
     /// Whether all are told the same.
     #[must_use]
     pub fn is_for_all(&self) -> bool {
-        !self.has_keys
+        !self.is_private
     }
 
     #[must_use]

@@ -21,9 +21,9 @@ use std::time::Duration;
 use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::{Refusal, State};
 use tidegate_control_types::certificate::SealedCertificate;
-use tidegate_control_types::command::SealedDnsKey;
+use tidegate_control_types::command::{SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::lease::Grant;
-use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, DnsKey, Incarnation, NodeName, wire};
+use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, DnsKey, Incarnation, NodeName, TicketKey, wire};
 use tidegate_node::link::Links;
 use tidegate_node::{CurrentCredentials, SystemClock};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -32,6 +32,8 @@ use tokio::sync::{broadcast, oneshot, watch};
 const MOST_BEHIND: usize = 4096;
 /// Inputs taken into one round: one fsync serves them all.
 const MOST_PER_ROUND: usize = 4096;
+/// What keys of session tickets are sealed as.
+pub const TICKET_KEY: &str = "ticket key";
 /// How long a change may take before its outcome is called unknown.
 pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -307,6 +309,10 @@ impl Unseal for Control {
             hosts: sealed.hosts.clone(),
             not_after: sealed.not_after,
         })
+    }
+
+    fn ticket_key(&self, sealed: &SealedTicketKey) -> Option<TicketKey> {
+        Some(TicketKey { made: sealed.made, key: self.unsealed(TICKET_KEY, &sealed.sealed)? })
     }
 
     fn dns_key(&self, sealed: &SealedDnsKey) -> Option<DnsKey> {

@@ -1,10 +1,11 @@
-//! Which certificates each host has, after every change of the network.
+//! Which certificates each host has, and with what session tickets are sealed, after every change of the network.
 
 use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tidegate_certs::site::Choice;
+use tidegate_certs::tickets::Tickets;
 use tidegate_certs::{SiteCertificates, challenge, site};
 use tidegate_control_types::certificate::{Challenge, ChallengeAnswer, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::site::{CertificateChoice, HostPattern};
@@ -14,6 +15,7 @@ use tidegate_node::Network;
 pub struct Certificates {
     sites: Arc<SiteCertificates>,
     challenges: Arc<SiteCertificates>,
+    tickets: Arc<Tickets>,
     /// What was made of them last: keys are not read anew when something else changes.
     made: Mutex<Made>,
 }
@@ -26,11 +28,12 @@ struct Made {
 
 impl Certificates {
     #[must_use]
-    pub fn new(sites: Arc<SiteCertificates>, challenges: Arc<SiteCertificates>) -> Self {
-        Self { sites, challenges, made: Mutex::default() }
+    pub fn new(sites: Arc<SiteCertificates>, challenges: Arc<SiteCertificates>, tickets: Arc<Tickets>) -> Self {
+        Self { sites, challenges, tickets, made: Mutex::default() }
     }
 
     pub fn set(&self, network: &Network) {
+        self.tickets.replace(network.ticket_keys.iter().map(|k| k.key.as_slice()));
         let mut made = self.made.lock();
         made.read(network);
         let mut all: HashMap<String, Choice> = HashMap::new();

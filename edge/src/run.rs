@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tidegate_certs::seal::SealingKey;
+use tidegate_certs::tickets::Tickets;
 use tidegate_certs::{SiteCertificates, challenge, identity, token};
 use tidegate_control_types::{Clock, NodeName, NodeReport, NodeState, Role};
 use tidegate_gateway::{Caches, Coder, Figures, Gateway, MOST_SELECTORS, Node, Store, Tier};
@@ -31,6 +32,8 @@ use tidegate_node::{CurrentCredentials, NodeError, SystemClock, Update, VERSION,
 use tidegate_upstream::{EdgeUpstream, Http2Shields, OriginPools, OriginUpstream, Resolver, Shield, ShieldTls, Shields, probe_all};
 
 const MOST_SESSIONS: usize = 20_480;
+/// As long as the control plane lets each key be the newest.
+const TICKET_LIFETIME_SECONDS: u32 = 12 * 3600;
 
 /// The listeners of an edge, bound before anything runs.
 pub struct Bound {
@@ -69,15 +72,16 @@ impl Bound {
 
 fn tls_config(
     certificates: &Arc<SiteCertificates>,
+    tickets: &Arc<Tickets>,
     versions: &[&'static rustls::SupportedProtocolVersion],
-) -> Result<Arc<ServerConfig>, NodeError> {
+) -> Arc<ServerConfig> {
     let resolver = Arc::clone(certificates) as Arc<dyn rustls::server::ResolvesServerCert>;
     let mut config = ServerConfig::builder_with_protocol_versions(versions).with_no_client_auth().with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(MOST_SESSIONS);
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| NodeError::Runtime(e.to_string()))?;
+    config.ticketer = Arc::clone(tickets) as Arc<dyn rustls::server::ProducesTickets>;
     config.send_tls13_tickets = 1;
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// For authorities that look whose a host is: a handshake and nothing else.
@@ -125,6 +129,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
     let links = Links::new(credentials.clone());
     let watched = Watched::new();
     let (certificates, challenges): (Arc<SiteCertificates>, Arc<SiteCertificates>) = (Arc::default(), Arc::default());
+    let tickets = Arc::new(Tickets::new(TICKET_LIFETIME_SECONDS));
     let current = credentials.clone();
     let (shields, shield_tls): (Arc<Shields>, ShieldTls) = (Arc::default(), Arc::new(move || Arc::clone(&current.get().client)));
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
@@ -137,8 +142,8 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         caches: Caches { store: Arc::clone(&store), fills: Arc::default(), coder: Some(coder) },
         counters: Arc::default(),
         clock: Arc::clone(&clock),
-        tls: tls_config(&certificates, rustls::ALL_VERSIONS)?,
-        tls_13: tls_config(&certificates, &[&rustls::version::TLS13])?,
+        tls: tls_config(&certificates, &tickets, rustls::ALL_VERSIONS),
+        tls_13: tls_config(&certificates, &tickets, &[&rustls::version::TLS13]),
         tls_challenge: challenge_config(&challenges),
         quic: settings.http3.then(|| quic(&certificates, &node_key)),
         log,
@@ -173,7 +178,13 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         random: Box::new(random_u64),
         clock: Arc::clone(&clock),
         workers: outbox,
-        prepare: Box::new(prepare(&settings, credentials, Certificates::new(certificates, challenges), shields, Arc::clone(&pools))),
+        prepare: Box::new(prepare(
+            &settings,
+            credentials,
+            Certificates::new(certificates, challenges, tickets),
+            shields,
+            Arc::clone(&pools),
+        )),
         standings: Box::new(drop),
         report: Box::new(report(&shared, pools)),
         say: None,

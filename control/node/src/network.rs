@@ -11,7 +11,9 @@ use std::sync::Arc;
 use tidegate_certs::SealingKey;
 use tidegate_control_types::certificate::Challenge;
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, NodeName, NodeState, Revision, SiteName, SiteState, WallTime, wire};
+use tidegate_control_types::{
+    CatchUp, Certificate, DnsKey, Event, NodeName, NodeState, Revision, SiteName, SiteState, TicketKey, WallTime, wire,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {
@@ -23,6 +25,8 @@ pub struct Network {
     pub certificates: Arc<BTreeMap<String, Arc<Certificate>>>,
     /// By zone.
     pub dns_keys: Arc<BTreeMap<String, DnsKey>>,
+    /// Of session tickets, the newest last.
+    pub ticket_keys: Arc<Vec<TicketKey>>,
     /// TXT records, by name.
     pub txt: Arc<BTreeMap<String, Vec<String>>>,
     /// Of authorities, that are open.
@@ -68,6 +72,7 @@ impl Network {
             sites: Arc::default(),
             certificates: Arc::default(),
             dns_keys: Arc::default(),
+            ticket_keys: Arc::default(),
             txt: Arc::default(),
             challenges: Arc::default(),
             nodes: Arc::default(),
@@ -109,6 +114,7 @@ impl Network {
         let entries: Vec<_> = std::iter::once((index, first)).chain(purges).collect();
         new.certificates = Arc::new(missed.certificates.into_iter().map(|c| (c.name.clone(), Arc::new(c))).collect());
         new.dns_keys = Arc::new(missed.dns_keys.into_iter().map(|k| (k.zone.clone(), k)).collect());
+        new.ticket_keys = Arc::new(missed.ticket_keys);
         new.txt = Arc::new(missed.txt.into_iter().collect());
         new.challenges = Arc::new(missed.challenges.into_iter().collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
@@ -161,6 +167,7 @@ impl Network {
             Event::Challenges { site, challenges } => {
                 Arc::make_mut(&mut self.challenges).insert(site.clone(), challenges.clone());
             }
+            Event::TicketKeys(keys) => self.ticket_keys = Arc::new(keys.clone()),
             Event::DnsKeyRemoved(zone) => {
                 Arc::make_mut(&mut self.dns_keys).remove(zone);
             }

@@ -3,8 +3,8 @@
 use crate::purges::PurgeRecord;
 use crate::sites::{SiteRecord, SiteVersion};
 use crate::{
-    AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TOKENS, MOST_TXT, MOST_ZONES, NodeRecord,
-    Removal, State,
+    AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TICKET_KEYS, MOST_TOKENS, MOST_TXT, MOST_ZONES,
+    NodeRecord, Removal, State,
 };
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
@@ -43,6 +43,8 @@ pub enum Sealed {
     Certificate(String),
     /// By its zone.
     DnsKey(String),
+    /// All of them.
+    TicketKeys,
 }
 
 type Changed = Result<Vec<Event>, Refusal>;
@@ -56,6 +58,7 @@ impl State {
         let sealed = match &change {
             Change::CertificatePut { certificate } => Some(Sealed::Certificate(certificate.name.clone())),
             Change::DnsKeyPut { key } => Some(Sealed::DnsKey(key.zone.clone())),
+            Change::TicketKeyPut { .. } => Some(Sealed::TicketKeys),
             _ => None,
         };
         let done = match change {
@@ -105,6 +108,12 @@ impl State {
             }
             Change::DnsKeyPut { key } => limited(&mut self.dns_keys, key.zone.clone(), key, MOST_ZONES, "signed zones"),
             Change::DnsKeyRemove { zone } => removed(&mut self.dns_keys, &zone, "signed zone").map(|_| vec![Event::DnsKeyRemoved(zone)]),
+            Change::TicketKeyPut { key } => {
+                self.ticket_keys.push(key);
+                let gone = self.ticket_keys.len().saturating_sub(MOST_TICKET_KEYS);
+                self.ticket_keys.drain(..gone);
+                Ok(Vec::new())
+            }
             Change::TxtPut { name, values } => self.txt_put(name, values),
             Change::MemberPut { id, name, address } => {
                 self.members.insert(id, (name, address));
@@ -385,7 +394,15 @@ impl State {
         let before = record.removed;
         record.removed = Some(Removal { index: before.map_or(index, |r| r.index), dead: dead || before.is_some_and(|r| r.dead) });
         record.revision = index;
-        Ok(if before.is_none() { vec![Event::NodeRemoved(name.clone())] } else { Vec::new() })
+        if before.is_some() {
+            return Ok(Vec::new());
+        }
+        if record.state.role != Role::Edge {
+            return Ok(vec![Event::NodeRemoved(name.clone())]);
+        }
+        // It has read them.
+        self.ticket_keys.clear();
+        Ok(vec![Event::NodeRemoved(name.clone()), Event::TicketKeys(Vec::new())])
     }
 }
 
@@ -434,7 +451,7 @@ fn describe(change: &Change) -> Option<String> {
             (OrderStep::Failed, Some(problem)) => format!("order for the certificate of {} failed: {problem}", order.site),
             _ => return None,
         },
-        Change::OrderRemove { .. } | Change::ChallengesPut { .. } => return None,
+        Change::OrderRemove { .. } | Change::ChallengesPut { .. } | Change::TicketKeyPut { .. } => return None,
         Change::CertificateRemove { name } => format!("certificate {name} removed"),
         Change::MemberPut { id, name, .. } => format!("control node {name} ({id}) put"),
         Change::MemberRemove { id } => format!("control node {id} removed"),

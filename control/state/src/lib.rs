@@ -15,7 +15,7 @@ use purges::Purges;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use tidegate_control_types::certificate::{Challenge, OrderRecord, SealedAccount, SealedCertificate};
-use tidegate_control_types::command::{Founding, SealedDnsKey};
+use tidegate_control_types::command::{Founding, SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
@@ -30,6 +30,8 @@ pub const MOST_ZONES: usize = 100;
 pub const MOST_TXT: usize = 10_000;
 pub const MOST_CERTIFICATES: usize = 100_000;
 pub const MOST_ACCOUNTS: usize = 100;
+/// Of tickets that were given before the last change of their key, no older ones are taken.
+const MOST_TICKET_KEYS: usize = 2;
 pub const MOST_AUDIT: usize = 10_000;
 /// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
@@ -53,6 +55,8 @@ pub struct State {
     joins: BTreeMap<String, JoinRecord>,
     certificates: BTreeMap<String, (u64, SealedCertificate)>,
     dns_keys: BTreeMap<String, SealedDnsKey>,
+    /// The newest last.
+    ticket_keys: Vec<SealedTicketKey>,
     txt: BTreeMap<String, Vec<String>>,
     /// By the authority's directory.
     accounts: BTreeMap<String, SealedAccount>,
@@ -95,6 +99,7 @@ pub struct Missed {
     pub site_names: Vec<SiteName>,
     pub certificates: Vec<SealedCertificate>,
     pub dns_keys: Vec<SealedDnsKey>,
+    pub ticket_keys: Vec<SealedTicketKey>,
     pub txt: Vec<(String, Vec<String>)>,
     pub challenges: Vec<(SiteName, Vec<Challenge>)>,
     pub nodes: Vec<NodeState>,
@@ -118,6 +123,7 @@ impl State {
             joins: BTreeMap::new(),
             certificates: BTreeMap::new(),
             dns_keys: BTreeMap::new(),
+            ticket_keys: Vec::new(),
             txt: BTreeMap::new(),
             accounts: BTreeMap::new(),
             orders: BTreeMap::new(),
@@ -243,6 +249,12 @@ impl State {
         self.challenges.get(site).map_or(&[], Vec::as_slice)
     }
 
+    /// With what edges seal session tickets, the newest last.
+    #[must_use]
+    pub fn ticket_keys(&self) -> &[SealedTicketKey] {
+        &self.ticket_keys
+    }
+
     #[must_use]
     pub fn dns_key(&self, zone: &str) -> Option<&SealedDnsKey> {
         self.dns_keys.get(zone)
@@ -324,6 +336,7 @@ impl State {
             site_names: self.sites.keys().cloned().collect(),
             certificates: self.certificates.values().map(|(_, c)| c.clone()).collect(),
             dns_keys: self.dns_keys.values().cloned().collect(),
+            ticket_keys: self.ticket_keys.clone(),
             txt: self.txt.iter().map(|(name, values)| (name.clone(), values.clone())).collect(),
             challenges: self.challenges.iter().map(|(site, open)| (site.clone(), open.clone())).collect(),
             nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),

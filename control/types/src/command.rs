@@ -99,6 +99,10 @@ pub enum Change {
         name: String,
         values: Vec<String>,
     },
+    /// The newest of the keys with which edges seal session tickets.
+    TicketKeyPut {
+        key: SealedTicketKey,
+    },
     /// Whether a host of a site is shown to be its own; `None`: no longer.
     HostPut {
         site: SiteName,
@@ -131,6 +135,13 @@ pub struct SealedDnsKey {
     /// As it stands in the DNSKEY record.
     pub public: Vec<u8>,
     pub sealed_key: Vec<u8>,
+}
+
+/// With what edges seal session tickets; itself sealed under the cluster key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedTicketKey {
+    pub made: WallTime,
+    pub sealed: Vec<u8>,
 }
 
 /// The first state of a cluster, written by `control init`.

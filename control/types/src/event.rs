@@ -60,6 +60,19 @@ impl std::fmt::Debug for DnsKey {
     }
 }
 
+/// With what edges seal session tickets, in clear: only inside mutual TLS and in memory, and for edges alone.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketKey {
+    pub made: WallTime,
+    pub key: Vec<u8>,
+}
+
+impl std::fmt::Debug for TicketKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TicketKey").field("made", &self.made).finish_non_exhaustive()
+    }
+}
+
 /// What applying one entry changed, for those who watch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -72,6 +85,8 @@ pub enum Event {
     NodeRemoved(NodeName),
     DnsKey(DnsKey),
     DnsKeyRemoved(String),
+    /// All of them, the newest last.
+    TicketKeys(Vec<TicketKey>),
     /// A name's TXT records, all of them.
     Txt {
         name: String,
@@ -94,6 +109,7 @@ pub struct CatchUp {
     pub site_names: Vec<SiteName>,
     pub certificates: Vec<Certificate>,
     pub dns_keys: Vec<DnsKey>,
+    pub ticket_keys: Vec<TicketKey>,
     pub txt: Vec<(String, Vec<String>)>,
     pub challenges: Vec<(SiteName, Vec<Challenge>)>,
     pub nodes: Vec<NodeState>,

@@ -23,7 +23,7 @@ pub mod token;
 pub mod wire;
 
 pub use command::{Change, Command};
-pub use event::{CatchUp, Certificate, DnsKey, Event, FromNode, SiteState, ToNode};
+pub use event::{CatchUp, Certificate, DnsKey, Event, FromNode, SiteState, TicketKey, ToNode};
 pub use lease::LeaseTerms;
 pub use name::{CertificateName, NodeName, SiteName};
 pub use node::{EdgeStanding, NodeReport, NodeState, Role};

@@ -216,6 +216,7 @@ mod tests {
             sites: Arc::new([(site.spec.name.clone(), Arc::new(site))].into()),
             certificates: Arc::default(),
             dns_keys: Arc::default(),
+            ticket_keys: Arc::default(),
             txt: Arc::default(),
             challenges: Arc::default(),
             nodes: Arc::new(nodes.into()),

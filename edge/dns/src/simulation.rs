@@ -194,6 +194,7 @@ fn network(edges: &[Edge]) -> Arc<Network> {
         sites: Arc::new((0..SITES).map(site).collect()),
         certificates: Arc::default(),
         dns_keys: Arc::default(),
+        ticket_keys: Arc::default(),
         txt: Arc::default(),
         challenges: Arc::default(),
         nodes: Arc::new(nodes),

@@ -16,13 +16,13 @@ use tidegate_control::raft::{Done, Driver, DriverSettings, Input, NotDone, Outpu
 use tidegate_control_state::State;
 use tidegate_control_types::api::Receipt;
 use tidegate_control_types::certificate::SealedCertificate;
-use tidegate_control_types::command::{Founding, SealedDnsKey};
+use tidegate_control_types::command::{Founding, SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::lease::Grant;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::JoinRecord;
 use tidegate_control_types::{
-    Certificate, Change, Clock, Command, DnsKey, FromNode, Incarnation, NodeName, NodeState, Role, SiteSpec, ToNode, WallTime, site_file,
-    wire,
+    Certificate, Change, Clock, Command, DnsKey, FromNode, Incarnation, NodeName, NodeState, Role, SiteSpec, TicketKey, ToNode, WallTime,
+    site_file, wire,
 };
 
 pub struct ControlHost {
@@ -36,6 +36,10 @@ struct NoKeys;
 
 impl Unseal for NoKeys {
     fn certificate(&self, _: &SealedCertificate) -> Option<Certificate> {
+        None
+    }
+
+    fn ticket_key(&self, _: &SealedTicketKey) -> Option<TicketKey> {
         None
     }
 
