@@ -11,6 +11,9 @@ use x509_parser::public_key::PublicKey;
 
 const MOST_CERTIFICATES: usize = 10;
 const LEAST_RSA_BITS: usize = 2048;
+const MOST_RSA_BITS: usize = 4096;
+/// Each handshake carries it.
+const MOST_CHAIN_BYTES: usize = 32 << 10;
 const MOST_NAMES: usize = 1000;
 
 /// A chain that is sound, with the key that belongs to it.
@@ -70,6 +73,12 @@ pub fn facts(leaf: &[u8]) -> Result<Facts, CertError> {
         Ok(PublicKey::RSA(key)) if key.key_size() < LEAST_RSA_BITS => {
             return Err(refused(format!("its RSA key has {} bits: {LEAST_RSA_BITS} are the least that clients trust", key.key_size())));
         }
+        Ok(PublicKey::RSA(key)) if key.key_size() > MOST_RSA_BITS => {
+            return Err(refused(format!(
+                "its RSA key has {} bits: more than {MOST_RSA_BITS} make handshakes slow, and nothing safer",
+                key.key_size()
+            )));
+        }
         Ok(PublicKey::RSA(_)) => "rsa",
         Ok(PublicKey::EC(point)) if matches!(point.key_size(), 256 | 384) => "ecdsa",
         Ok(PublicKey::EC(_)) => return Err(refused("its key is on a curve that clients do not take: P-256 and P-384 are taken")),
@@ -110,6 +119,9 @@ pub fn read_chain(pem: &[u8], now_secs: u64) -> Result<(Vec<Vec<u8>>, Facts), Ce
     let Some((leaf, above)) = chain.split_first() else { return Err(refused("there is none in the chain, in PEM")) };
     if chain.len() > MOST_CERTIFICATES {
         return Err(refused(format!("the chain is longer than {MOST_CERTIFICATES}")));
+    }
+    if chain.iter().map(|c| c.len()).sum::<usize>() > MOST_CHAIN_BYTES {
+        return Err(refused(format!("the chain has more than {MOST_CHAIN_BYTES} bytes, and each handshake carries it")));
     }
     if parsed(leaf)?.is_ca() && !above.is_empty() {
         return Err(refused("the first certificate is an authority's: the leaf has to come first"));

@@ -26,7 +26,8 @@ const AGAIN_LOST: Duration = Duration::from_secs(600);
 /// After which it is its site's no more.
 const GRACE: Duration = Duration::from_secs(7 * 86_400);
 /// Looked at at once.
-const MOST_AT_ONCE: usize = 16;
+const MOST_AT_ONCE: usize = 32;
+const MOST_OF_A_SITE: usize = 4;
 
 type Host = (SiteName, HostPattern);
 
@@ -46,8 +47,7 @@ impl Holding {
     fn due(&self, state: &State, now: WallTime) -> Vec<Host> {
         let mut all = self.0.lock();
         all.retain(|(site, host), _| state.site(site.as_str()).is_some_and(|r| r.current().spec.hosts.contains(host)));
-        let mut under_way = all.values().filter(|n| n.now).count();
-        let mut due = Vec::new();
+        let mut waiting = Vec::new();
         for record in state.sites() {
             for host in &record.current().spec.hosts {
                 let hold = record.holds().get(host);
@@ -58,11 +58,27 @@ impl Holding {
                 // A new leader does not look at all of them at once.
                 let first = if hold.is_some() { now + later(AGAIN, random_u64()) } else { now };
                 let next = all.entry(key.clone()).or_insert(Next { at: first, looks: 0, now: false });
-                if !next.now && now >= next.at && under_way < MOST_AT_ONCE {
-                    (next.now, under_way) = (true, under_way + 1);
-                    due.push(key);
+                if !next.now && now >= next.at {
+                    waiting.push((next.at, key));
                 }
             }
+        }
+        // Whoever waits longest is first, and no site has all the places.
+        waiting.sort();
+        let mut places: BTreeMap<SiteName, usize> = BTreeMap::new();
+        all.iter().filter(|(_, n)| n.now).for_each(|((site, _), _)| *places.entry(site.clone()).or_default() += 1);
+        let mut under_way: usize = places.values().sum();
+        let mut due = Vec::new();
+        for (_, key) in waiting {
+            let of_site = places.entry(key.0.clone()).or_default();
+            if under_way >= MOST_AT_ONCE || *of_site >= MOST_OF_A_SITE {
+                continue;
+            }
+            (under_way, *of_site) = (under_way + 1, *of_site + 1);
+            if let Some(next) = all.get_mut(&key) {
+                next.now = true;
+            }
+            due.push(key);
         }
         due
     }

@@ -9,12 +9,11 @@ use hickory_resolver::{ResolverBuilder, TokioResolver};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tidegate_control_types::site::{HostPattern, Shown};
+use tidegate_node::clock::random_u64;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// CNAME records behind one another.
 const LONGEST_CHAIN: usize = 8;
-/// Stands for the names under a wildcard.
-const ANY_LABEL: &str = "tidegate-check";
 
 /// What a host shows.
 pub struct Seen {
@@ -73,7 +72,8 @@ impl Names {
         let (asked, txt) = match host {
             HostPattern::Any => return Seen { shown: Shown::Vouched, chain: Vec::new(), problem: None, is_certain: true },
             HostPattern::Exact(h) => (h.clone(), format!("_tidegate.{h}")),
-            HostPattern::Under(base) => (format!("{ANY_LABEL}.{base}"), format!("_tidegate.{base}")),
+            // Any name under it stands for all: another each time, which nobody can have put there alone.
+            HostPattern::Under(base) => (format!("tidegate-{:016x}.{base}", random_u64()), format!("_tidegate.{base}")),
         };
         let (chain, mut problem) = match self.chain(&asked).await {
             Ok(chain) => (chain, None),

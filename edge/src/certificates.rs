@@ -86,9 +86,10 @@ impl Made {
             let choice = wanted.iter().map(|group| group.iter().filter(|(c, _)| covers(&c.hosts, host)).map(|(_, key)| Arc::clone(key)));
             let Some(choice) = choice.map(Iterator::collect::<Choice>).find(|choice| !choice.is_empty()) else { continue };
             if *host == HostPattern::Any {
-                // Its certificate is for names of this machine alone.
-                let names = wanted.iter().flatten().flat_map(|(c, _)| c.hosts.iter());
-                names.for_each(|n| drop(all.insert(n.clone(), choice.clone())));
+                // The network's own certificate for it is for names of this machine, which a handshake may say, where no site has them.
+                for name in ["localhost", "127.0.0.1", "::1"] {
+                    all.entry(name.to_owned()).or_insert_with(|| choice.clone());
+                }
             }
             all.insert(host.to_string(), choice);
         }

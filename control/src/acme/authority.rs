@@ -31,6 +31,7 @@ pub async fn account(settings: &AcmeSettings, kept: Option<&[u8]>) -> Result<(Ac
         Stop::Failed { problem, is_rate_limited } => {
             Stop::Failed { problem: format!("{}: {problem}", settings.directory), is_rate_limited }
         }
+        Stop::Away(problem) => Stop::Away(format!("{}: {problem}", settings.directory)),
         other => other,
     };
     if let Some(kept) = kept {
@@ -66,12 +67,23 @@ pub fn words(error: &Error) -> String {
 /// Whether the authority says that it was asked too much (section 6.6).
 #[must_use]
 pub fn is_rate_limit(error: &Error) -> bool {
-    matches!(error, Error::Api(p) if p.r#type.as_deref() == Some("urn:ietf:params:acme:error:rateLimited") || p.status == Some(429))
+    is(error, "rateLimited") || matches!(error, Error::Api(p) if p.status == Some(429))
 }
 
+/// Whether the problem is of this type (section 6.7).
 #[must_use]
-pub fn is_bad_nonce(error: &Error) -> bool {
-    matches!(error, Error::Api(p) if p.r#type.as_deref() == Some("urn:ietf:params:acme:error:badNonce"))
+pub fn is(error: &Error, kind: &str) -> bool {
+    matches!(error, Error::Api(p) if p.r#type.as_deref().and_then(|t| t.strip_prefix("urn:ietf:params:acme:error:")) == Some(kind))
+}
+
+/// Whether nothing was heard of it, or only that it cannot say anything now.
+#[must_use]
+pub fn is_away(error: &Error) -> bool {
+    match error {
+        Error::Api(p) => p.status.is_some_and(|s| s >= 500) || is(error, "serverInternal"),
+        Error::Http(_) | Error::Other(_) => true,
+        _ => false,
+    }
 }
 
 fn tls(settings: &AcmeSettings) -> Result<ClientConfig, String> {

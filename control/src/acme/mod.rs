@@ -13,7 +13,7 @@ use due::{Due, Wish};
 use instant_acme::{Account, CertificateIdentifier};
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_state::State;
@@ -22,6 +22,9 @@ use tidegate_control_types::{Change, Clock, SiteName, WallTime};
 use tidegate_node::clock::random_u64;
 
 const BY: &str = "leader";
+/// Orders of one site in an hour, whoever asks for them and whatever becomes of them.
+const BUDGET: usize = 10;
+const BUDGET_OF: Duration = Duration::from_secs(3600);
 /// Orders under way at once.
 const MOST_AT_ONCE: usize = 8;
 /// Where an authority has no opinion on renewals, or gave no answer.
@@ -39,6 +42,10 @@ struct Soft {
     running: BTreeSet<SiteName>,
     wishes: BTreeMap<SiteName, Wish>,
     renewals: BTreeMap<SiteName, Renewal>,
+    /// Askings for renewals that are under way.
+    asking: usize,
+    /// When the last orders of each site were begun: an account's limits are shared by all sites.
+    begun: BTreeMap<SiteName, VecDeque<WallTime>>,
 }
 
 /// What the authority suggests for one certificate (RFC 9773).
@@ -52,6 +59,16 @@ impl Acme {
     /// By whoever asks through the API.
     pub fn ask(&self, site: SiteName, renew: bool) {
         self.soft.lock().wishes.insert(site, if renew { Wish::Renew } else { Wish::Issue });
+    }
+
+    /// Whether the site may begin another order within this hour.
+    fn has_budget(&self, site: &SiteName, now: WallTime) -> bool {
+        let mut soft = self.soft.lock();
+        let begun = soft.begun.entry(site.clone()).or_default();
+        while begun.front().is_some_and(|at| now.since(*at) >= BUDGET_OF) {
+            begun.pop_front();
+        }
+        begun.len() < BUDGET
     }
 
     /// What happens next with a site's certificate, for people.
@@ -97,6 +114,7 @@ pub fn look(control: &Arc<Control>) {
                 continue;
             }
             match control.acme.due(settings, &state, site, &names, now) {
+                Due::Begin if !control.acme.has_budget(site, now) => {}
                 Due::Begin => begin.push((site.clone(), Some(names))),
                 Due::GoOn => begin.push((site.clone(), None)),
                 Due::At(_) => {
@@ -105,14 +123,32 @@ pub fn look(control: &Arc<Control>) {
                     if let Some(certificate) =
                         state.certificate(&acme_name(site)).filter(|_| control.acme.is_to_be_asked(site, &state, now))
                     {
-                        tokio::spawn(ask_renewal(Arc::clone(control), site.clone(), certificate.clone()));
+                        let (control, site, certificate) = (Arc::clone(control), site.clone(), certificate.clone());
+                        tokio::spawn(async move {
+                            ask_renewal(&control, site, certificate).await;
+                            control.acme.soft.lock().asking -= 1;
+                        });
                     }
                 }
             }
         }
     }
+    for site in leftovers(control) {
+        let control = Arc::clone(control);
+        tokio::spawn(async move {
+            let challenges = Change::ChallengesPut { site: site.clone(), challenges: Vec::new() };
+            for change in [challenges, Change::OrderRemove { site: site.clone() }] {
+                if let Err(error) = control.change(BY, change).await {
+                    tracing::debug!(%site, %error, "an order that nobody wants is not removed yet");
+                }
+            }
+        });
+    }
     for (site, names) in begin {
-        let Some(running) = Running::begin(control, &site) else { return };
+        let Some(running) = Running::begin(control, &site) else { break };
+        if names.is_some() {
+            control.acme.soft.lock().begun.entry(site.clone()).or_default().push_back(now);
+        }
         let control = Arc::clone(control);
         tokio::spawn(async move {
             let _running = running;
@@ -121,6 +157,13 @@ pub fn look(control: &Arc<Control>) {
             }
         });
     }
+}
+
+/// Orders of sites that want none any more.
+fn leftovers(control: &Control) -> Vec<SiteName> {
+    let (state, soft) = (control.raft.state.read(), control.acme.soft.lock());
+    let wanted = |site: &SiteName| state.site(site.as_str()).is_some_and(|s| s.current().spec.is_automatic() && !s.orderable().is_empty());
+    state.orders().map(|o| &o.site).filter(|s| !wanted(s) && !soft.running.contains(*s)).cloned().collect()
 }
 
 /// A site's place among the orders that are under way here.
@@ -153,21 +196,22 @@ impl Acme {
         let Some(leaf) = state.certificate(&acme_name(site)).and_then(|c| c.chain.first()) else { return false };
         let mut soft = self.soft.lock();
         let known = soft.renewals.get(site).filter(|r| r.leaf == *leaf);
-        if known.is_some_and(|r| now < r.ask_again) {
+        if known.is_some_and(|r| now < r.ask_again) || soft.asking >= MOST_AT_ONCE {
             return false;
         }
         let at = known.and_then(|r| r.at);
+        soft.asking += 1;
         soft.renewals.insert(site.clone(), Renewal { leaf: leaf.clone(), at, ask_again: now + ASK_AGAIN });
         true
     }
 }
 
 /// Asks when a certificate should be renewed (RFC 9773 section 4.2), and draws a moment in the window.
-async fn ask_renewal(control: Arc<Control>, site: SiteName, certificate: SealedCertificate) {
+async fn ask_renewal(control: &Control, site: SiteName, certificate: SealedCertificate) {
     let Some(leaf) = certificate.chain.first().cloned() else { return };
     let der = CertificateDer::from(leaf.clone());
     let Ok(id) = CertificateIdentifier::try_from(&der) else { return };
-    let Ok(account) = account(&control).await else { return };
+    let Ok(account) = account(control).await else { return };
     match account.renewal_info(&id).await {
         Ok((info, ask_again)) => {
             let millis = |t: time::OffsetDateTime| u64::try_from(t.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
@@ -206,6 +250,16 @@ async fn account(control: &Control) -> Result<Arc<Account>, Stop> {
     Ok(account)
 }
 
+/// The authority knows the account no more: the next order makes another.
+async fn forget_account(control: &Control) -> Result<(), NotNow> {
+    let Some(settings) = &control.settings.acme else { return Ok(()) };
+    *control.acme.account.lock().await = None;
+    match control.change(BY, Change::AccountRemove { authority: settings.directory.clone() }).await {
+        Err(NotNow::Refused(_)) | Ok(_) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 /// Why an order is not gone on with.
 #[derive(Debug, thiserror::Error)]
 enum Stop {
@@ -215,6 +269,12 @@ enum Stop {
     /// A nonce was not taken (RFC 8555 section 6.5): the same once more is all there is to do.
     #[error("the authority takes none of the nonces that it gave")]
     Nonce,
+    /// The authority does not answer, or says that it cannot.
+    #[error("{0}")]
+    Away(String),
+    /// It knows the account no more: another is made.
+    #[error("{0}")]
+    NoAccount(String),
     /// It came to nothing.
     #[error("{problem}")]
     Failed { problem: String, is_rate_limited: bool },
@@ -228,8 +288,14 @@ impl Stop {
 
 impl From<instant_acme::Error> for Stop {
     fn from(e: instant_acme::Error) -> Self {
-        if authority::is_bad_nonce(&e) {
+        if authority::is(&e, "badNonce") {
             return Self::Nonce;
+        }
+        if authority::is(&e, "accountDoesNotExist") {
+            return Self::NoAccount(authority::words(&e));
+        }
+        if authority::is_away(&e) {
+            return Self::Away(authority::words(&e));
         }
         Self::Failed { problem: authority::words(&e), is_rate_limited: authority::is_rate_limit(&e) }
     }

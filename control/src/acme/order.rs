@@ -14,7 +14,8 @@ use tidegate_control_types::{Change, Clock, Role, SiteName, WallTime};
 use tidegate_node::clock::random_u64;
 
 /// Every node that answers challenges has applied them by then, or is cut off.
-const TOLD_WITHIN: Duration = Duration::from_secs(10);
+const TOLD_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// For the authority to look at the challenges, and to make the certificate.
 const LOOKED_AT_WITHIN: Duration = Duration::from_secs(300);
 const MADE_WITHIN: Duration = Duration::from_secs(300);
@@ -22,6 +23,9 @@ const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(10);
 /// That are not taken, beyond those with which each request is repeated.
 const MOST_NONCES: u32 = 20;
+/// Of the authority's, on end.
+const MOST_SILENCES: u32 = 3;
+const AFTER_SILENCE: Duration = Duration::from_secs(1);
 /// As authorities have it.
 const MOST_NAMES: usize = 100;
 
@@ -47,23 +51,37 @@ pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<Stri
         }
     };
     put(control, &order).await?;
-    let mut nonces = 0;
+    let (mut nonces, mut silences) = (0, 0);
     let followed = loop {
-        match follow(control, &mut order).await {
-            Err(Stop::Nonce) if nonces < MOST_NONCES => nonces += 1,
+        let wait = match follow(control, &mut order).await {
+            Err(Stop::Nonce) if nonces < MOST_NONCES => {
+                nonces += 1;
+                FIRST_POLL
+            }
+            // The order is there still: it is gone on with, and not given up.
+            Err(Stop::Away(_)) if silences < MOST_SILENCES => {
+                silences += 1;
+                AFTER_SILENCE * silences
+            }
             followed => break followed,
-        }
-        tokio::time::sleep(FIRST_POLL).await;
+        };
+        tokio::time::sleep(wait).await;
     };
     let (failed, problem, is_rate_limited) = match followed {
         Ok(certificate) => {
             tracing::info!(%site, names = order.names.join(" "), authority = order.authority, "a certificate was made");
-            control.change(BY, Change::CertificatePut { certificate }).await?;
-            (false, String::new(), false)
+            match control.change(BY, Change::CertificatePut { certificate }).await {
+                Err(NotNow::Refused(why)) => (true, why.to_string(), false),
+                other => other.map(|_| (false, String::new(), false))?,
+            }
         }
         Err(Stop::NotNow(e)) => return Err(e),
         Err(Stop::Failed { problem, is_rate_limited }) => (true, problem, is_rate_limited),
-        Err(stop @ Stop::Nonce) => (true, stop.to_string(), false),
+        Err(stop @ (Stop::Nonce | Stop::Away(_))) => (true, stop.to_string(), false),
+        Err(stop @ Stop::NoAccount(_)) => {
+            super::forget_account(control).await?;
+            (true, stop.to_string(), false)
+        }
     };
     if !control.raft.state.read().challenges(site.as_str()).is_empty() {
         control.change(BY, Change::ChallengesPut { site: site.clone(), challenges: Vec::new() }).await?;
@@ -181,7 +199,7 @@ async fn open_challenges(control: &Arc<Control>, record: &OrderRecord, order: &m
     let site = record.site.clone();
     let told = control.change(BY, Change::ChallengesPut { site, challenges: open.clone() }).await?;
     let by_dns = open.iter().any(|c| matches!(c.answer, ChallengeAnswer::Dns01 { .. }));
-    told_everywhere(control, told, if by_dns { &[Role::Dns, Role::Edge] } else { &[Role::Edge] }).await;
+    told_everywhere(control, told, if by_dns { &[Role::Dns, Role::Edge] } else { &[Role::Edge] }).await?;
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
@@ -225,26 +243,33 @@ fn answer(kind: ChallengeKind, token: &str, key: &KeyAuthorization) -> Challenge
 }
 
 /// Until every node of these roles that is attached has applied the entry; one that is cut off is named nowhere soon.
-async fn told_everywhere(control: &Control, index: u64, roles: &[Role]) {
+async fn told_everywhere(control: &Control, index: u64, roles: &[Role]) -> Result<(), NotNow> {
     let mut changed = control.changed.subscribe();
     let told = async {
         loop {
             let now = control.now();
             let all = control.with_leadership(|state, l| {
+                // A new leader does not know yet who is attached.
+                if !l.fleet.knows_all(now) {
+                    return false;
+                }
                 let mut asked = state.nodes().filter(|n| n.removed.is_none() && roles.contains(&n.state.role));
                 asked.all(|n| {
                     let name = &n.state.name;
                     !l.fleet.attached(name, now) || l.fleet.acked_index(name).is_some_and(|acked| acked >= index)
                 })
             });
-            if all != Some(false) || changed.changed().await.is_err() {
-                return;
+            if all.ok_or(NotNow::NoLeader)? {
+                return Ok(());
             }
+            let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
         }
     };
-    if tokio::time::timeout(TOLD_WITHIN, told).await.is_err() {
+    let told = tokio::time::timeout(TOLD_WITHIN, told).await;
+    told.unwrap_or_else(|_| {
         tracing::warn!("not every node has the answers to an authority's challenges yet");
-    }
+        Ok(())
+    })
 }
 
 /// Asks how the order is until that satisfies, at most for so long.

@@ -77,7 +77,7 @@ fn order_view(state: &Machine, site: &SiteName) -> Option<OrderView> {
 
 /// Whether the caller may see it: one of its sites, or the network.
 fn may_see(caller: &Caller, view: &CertificateView) -> bool {
-    let own = view.name.split('/').next().and_then(|n| n.parse::<SiteName>().ok());
+    let own = view.name.split('/').next().filter(|n| !RESERVED.contains(n)).and_then(|n| n.parse::<SiteName>().ok());
     caller.may(Verb::Read, None).is_ok() || view.sites.iter().filter_map(|s| s.parse::<SiteName>().ok()).chain(own).any(|s| caller.sees(&s))
 }
 

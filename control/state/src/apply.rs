@@ -90,6 +90,7 @@ impl State {
                 self.accounts.remove(&account.authority);
                 limited(&mut self.accounts, account.authority.clone(), account, MOST_ACCOUNTS, "accounts at authorities")
             }
+            Change::AccountRemove { authority } => removed(&mut self.accounts, &authority, "account at the authority"),
             Change::OrderPut { order } => {
                 if self.sites.contains_key(&order.site) {
                     self.orders.insert(order.site.clone(), *order);
@@ -149,6 +150,10 @@ impl State {
         if let Some((spec, host)) = self.users_of(&certificate.name).find_map(|s| Some((s, uncovered(&certificate.hosts, s)?))) {
             let names = certificate.hosts.join(", ");
             return Err(Refusal::Conflict(format!("the site {} uses it for {host}, and it is for {names} alone", spec.name)));
+        }
+        let site = certificate.name.split_once('/').filter(|(source, _)| matches!(*source, "acme" | "internal")).map(|(_, site)| site);
+        if let Some(gone) = site.filter(|s| !self.sites.contains_key(*s)) {
+            return Err(Refusal::NotFound(format!("there is no site {gone}")));
         }
         if self.certificates.len() >= MOST_CERTIFICATES && !self.certificates.contains_key(&certificate.name) {
             return Err(Refusal::Limit(format!("there are {MOST_CERTIFICATES} certificates already")));
@@ -247,7 +252,12 @@ impl State {
         let hold = Hold { shown: Shown::Vouched, since: self.now, lost: None };
         for host in record.current().spec.hosts.clone() {
             // Every host: there is nothing that could show whose they are.
-            if (vouched && !record.holds().contains_key(&host)) || host == HostPattern::Any {
+            // An admin's word stands, whatever the host shows from now on.
+            let stands = record.holds().get(&host).is_some_and(|h| h.shown == Shown::Vouched);
+            if (vouched || host == HostPattern::Any) && !stands {
+                if !record.holds().contains_key(&host) {
+                    self.hosts_changed = index;
+                }
                 record.hold(index, host, Some(hold));
             }
         }
@@ -265,6 +275,9 @@ impl State {
         }
         let record = self.sites.get_mut(site).filter(|r| r.current().spec.hosts.contains(&host));
         let record = record.ok_or_else(|| Refusal::NotFound(format!("there is no site {site} that names the host {host}")))?;
+        if record.holds().get(&host).is_some_and(|h| h.shown == Shown::Vouched) {
+            return Err(Refusal::Conflict(format!("an admin vouches that the host {host} is the site {site}'s")));
+        }
         if record.holds().contains_key(&host) != hold.is_some() {
             self.hosts_changed = index;
         }
@@ -446,6 +459,7 @@ fn describe(change: &Change) -> Option<String> {
             format!("certificate {} put, for {}", certificate.name, certificate.hosts.join(", "))
         }
         Change::AccountPut { account } => format!("account at {} put", account.authority),
+        Change::AccountRemove { authority } => format!("account at {authority} removed: the authority knows it no more"),
         Change::OrderPut { order } => match (order.step, &order.problem) {
             (OrderStep::Ordering, _) => format!("certificate of {} ordered at {}", order.site, order.authority),
             (OrderStep::Failed, Some(problem)) => format!("order for the certificate of {} failed: {problem}", order.site),

@@ -71,7 +71,12 @@ impl SiteRecord {
     #[must_use]
     pub fn orderable(&self) -> Vec<String> {
         let shown = |h: &String| HostPattern::parse(h).ok().and_then(|h| self.holds.get(&h)).is_some_and(|hold| hold.lost.is_none());
-        self.current.spec.certifiable().into_iter().filter(shown).collect()
+        let all: Vec<String> = self.current.spec.certifiable().into_iter().filter(shown).collect();
+        // What a wildcard is for as well an authority takes for a mistake.
+        let twice = |name: &str| {
+            name.split_once('.').is_some_and(|(first, above)| first != "*" && all.iter().any(|n| n.strip_prefix("*.") == Some(above)))
+        };
+        all.iter().filter(|n| !twice(n)).cloned().collect()
     }
 
     /// The index of its newest change.

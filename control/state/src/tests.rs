@@ -136,6 +136,32 @@ fn a_host_is_a_sites_once_it_is_shown_and_then_no_others() {
 }
 
 #[test]
+fn what_is_ordered_is_shown_and_named_once_and_an_admins_word_stands() {
+    let mut log = Log::new();
+    let names = |log: &Log| log.state.site("shop").unwrap().orderable();
+    log.site("shop", "\"www.a.example\", \"*.a.example\", \"b.example\", \"192.0.2.1\"", "");
+    assert_eq!(names(&log), ["*.a.example", "b.example"], "the wildcard is for the first");
+    let put = |log: &mut Log, hold| {
+        let host = HostPattern::parse("b.example").unwrap();
+        log.apply(Change::HostPut { site: "shop".parse().unwrap(), host, hold }).outcome
+    };
+    assert!(matches!(put(&mut log, None), Err(Refusal::Conflict(_))), "an admin vouches");
+    let file = |log: &mut Log, vouched| {
+        let source = "name = \"other\"\nhosts = [\"c.example\"]\n[origin]\nservers = [{ url = \"http://o\" }]\n".to_owned();
+        let spec = Box::new(site_file::read("t", &source).unwrap());
+        log.apply(Change::SitePut { spec, source, expected: None, vouched })
+    };
+    file(&mut log, false);
+    let host = HostPattern::parse("c.example").unwrap();
+    let lost = Some(Hold { shown: Shown::Txt, since: WallTime(0), lost: Some(WallTime(1)) });
+    log.apply(Change::HostPut { site: "other".parse().unwrap(), host: host.clone(), hold: lost });
+    assert!(log.state.site("other").unwrap().orderable().is_empty(), "it shows so no more");
+    file(&mut log, true);
+    let hold = log.state.site("other").unwrap().holds()[&host];
+    assert_eq!((hold.shown, hold.lost), (Shown::Vouched, None));
+}
+
+#[test]
 fn an_uploaded_certificate_is_for_the_hosts_of_its_sites() {
     let mut log = Log::new();
     let certificate = |name: &str, hosts: &[&str]| SealedCertificate {
@@ -157,6 +183,8 @@ fn an_uploaded_certificate_is_for_the_hosts_of_its_sites() {
     let remove = |log: &mut Log, name: &str| log.apply(Change::CertificateRemove { name: name.into() }).outcome;
     assert!(matches!(remove(&mut log, "mine/rsa"), Err(Refusal::Conflict(_))), "the only one");
     assert_eq!((put(&mut log, "mine/ecdsa", &["a.example"]), remove(&mut log, "mine/rsa")), (Ok(()), Ok(())));
+    // A site that is gone gets none.
+    assert!(matches!(put(&mut log, "acme/nobody", &["a.example"]), Err(Refusal::NotFound(_))));
     // What a site had from others goes with it.
     log.apply(Change::CertificatePut { certificate: certificate("acme/shop", &["a.example"]) });
     let challenge = Challenge { host: "a.example".into(), answer: ChallengeAnswer::Dns01 { value: "v".into() } };

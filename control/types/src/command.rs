@@ -113,6 +113,10 @@ pub enum Change {
     AccountPut {
         account: SealedAccount,
     },
+    /// The authority knows it no more.
+    AccountRemove {
+        authority: String,
+    },
     /// How far the order for a site's certificate is.
     OrderPut {
         order: Box<OrderRecord>,
