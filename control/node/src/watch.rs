@@ -23,6 +23,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Answers to questions that wait to be sent.
+/// Entries of one step: in between the lease is asked for.
+const MOST_TOGETHER: usize = 256;
 const MOST_ANSWERS: usize = 16;
 
 /// What a watching node shares with the rest of its process.
@@ -59,6 +61,11 @@ pub trait WatchStream: Send {
 
     /// The next message. Given up half-way it loses none.
     fn next(&mut self) -> impl Future<Output = Result<ToNode, String>> + Send;
+
+    /// The next message, where it has come already.
+    fn come(&mut self) -> Option<Result<ToNode, String>> {
+        None
+    }
 }
 
 /// Why there is no watch stream.
@@ -174,6 +181,7 @@ impl<C: ControlPlane> Watcher<C> {
         let mut ask_again_after = follower.ask_again_after();
         let mut ask = tokio::time::interval(ask_again_after);
         let mut report = tokio::time::interval(REPORT_EVERY);
+        let mut behind = None;
         let mut save = tokio::time::interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
         loop {
             let done = tokio::select! {
@@ -191,8 +199,11 @@ impl<C: ControlPlane> Watcher<C> {
                     Ok(())
                 }
                 Some(answer) = explained.recv() => stream.say(&answer).await.map_err(NotWatching::from),
-                message = stream.next() => match message {
-                    Ok(message) => self.hear(message, follower, &mut stream, backoff, &answers).await,
+                message = next(&mut stream, &mut behind) => match message {
+                    Ok(message) => {
+                        let message = together(message, &mut stream, &mut behind);
+                        self.hear(message, follower, &mut stream, backoff, &answers).await
+                    }
                     Err(e) => Err(e.into()),
                 },
             };
@@ -293,4 +304,28 @@ impl<C: ControlPlane> Watcher<C> {
         }
         saved.is_ok()
     }
+}
+
+/// What was taken already, or what comes next.
+async fn next<S: WatchStream>(stream: &mut S, behind: &mut Option<Result<ToNode, String>>) -> Result<ToNode, String> {
+    match behind.take() {
+        Some(message) => message,
+        None => stream.next().await,
+    }
+}
+
+/// Entries that came while others were being applied are one step with the next: each step costs as much as the network is large.
+fn together<S: WatchStream>(message: ToNode, stream: &mut S, behind: &mut Option<Result<ToNode, String>>) -> ToNode {
+    let ToNode::Entries { mut through, mut entries } = message else { return message };
+    while behind.is_none() && entries.len() < MOST_TOGETHER {
+        match stream.come() {
+            Some(Ok(ToNode::Entries { through: later, entries: more })) => {
+                through = later;
+                entries.extend(more);
+            }
+            Some(other) => *behind = Some(other),
+            None => break,
+        }
+    }
+    ToNode::Entries { through, entries }
 }

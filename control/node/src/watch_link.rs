@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper::body::Incoming;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{FromNode, ToNode};
 
@@ -52,6 +53,14 @@ impl WatchStream for LinkStream {
                 Some(Err(e)) => return Err(e.to_string()),
                 None => return Err("the control node closed it".into()),
             }
+        }
+    }
+
+    fn come(&mut self) -> Option<Result<ToNode, String>> {
+        // What was received stays in `frames` if it is no whole message.
+        match std::pin::pin!(self.next()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(message) => Some(message),
+            Poll::Pending => None,
         }
     }
 }
