@@ -15,7 +15,6 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -237,11 +236,7 @@ impl Fault {
             Self::DiskFull => Hosts::fill_disk(&node.data),
             Self::Clock(seconds) => {
                 node.kill();
-                node.start_with(&[
-                    ("LD_PRELOAD", fake_time().to_str().unwrap()),
-                    ("FAKETIME", &format!("{seconds:+}")),
-                    ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-                ]);
+                node.start_later(*seconds);
             }
         }
     }
@@ -265,12 +260,6 @@ impl Fault {
             }
         }
     }
-}
-
-/// libfaketime, where Debian puts it.
-fn fake_time() -> PathBuf {
-    let found = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|d| d.path().join("faketime/libfaketimeMT.so.1"));
-    found.into_iter().find(|f| f.exists()).expect("libfaketime is installed (tests/run does so)")
 }
 
 /// A node alone, one that is heard by nobody, one that hears nobody, or one that two others cannot both reach.

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::mpsc;
 use std::time::Duration;
 use support::network::{Network, Plan};
-use support::{Http, free_port, get, text, tidegate, wait_for};
+use support::{Http, Nginx, free_port, get, text, tidegate, wait_for};
 
 /// An origin that answers each request with its path once it is told to go on.
 fn held_origin() -> (String, mpsc::Receiver<String>, mpsc::Sender<()>) {
@@ -221,4 +221,44 @@ fn limits_hold_over_http2_too() {
     };
     wait_for("the new origin", || (upload(1000) == "2 200").then_some(()));
     refused(&upload(100_000), "2 502");
+}
+
+#[test]
+fn a_network_that_slept_for_longer_than_its_certificates_comes_back_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan { controls: 3, shields: 1, dns: 1, ..Plan::default() });
+    let root = dir.path().join("www");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("page"), "page").unwrap();
+    let nginx = Nginx::start(&dir.path().join("nginx"), &root, "add_header Cache-Control max-age=60;");
+    network.site("s", "\"s.example\"", &nginx.url(), "");
+    let names: Vec<String> = network.nodes.iter().map(|n| n.name.clone()).collect();
+    names.iter().for_each(|n| network.node(n).kill());
+    // Certificates of nodes last seven days. Without any control node an edge serves all the same, past a shield that takes it no more.
+    let later = 30 * 86_400;
+    for name in ["edge-1", "shield-1"] {
+        network.node(name).start_later(later);
+    }
+    wait_for("the page", || {
+        let edge = network.edges()[0].address();
+        let got = Http::connect_on(None, edge).ok()?.ask("GET", "s.example", "/page", &[]).ok()?;
+        (got.status == 200 && got.text() == "page").then_some(())
+    });
+    for name in names.iter().filter(|n| !["edge-1", "shield-1"].contains(&n.as_str())) {
+        network.node(name).start_later(later);
+    }
+    network.attached();
+    for name in &names {
+        wait_for(&format!("{name} to have a new certificate"), || network.node_logged(name).contains("certificate renewed").then_some(()));
+    }
+    // Tiers speak to one another again.
+    wait_for("an answer over the shield", || {
+        let edge = network.edges()[0].address();
+        let got = Http::connect_on(None, edge).ok()?.ask("GET", "s.example", &format!("/page?{}", free_port()), &[]).ok()?;
+        got.cache_status().contains("shield-1").then_some(())
+    });
+    // One that the network removed meanwhile gets none.
+    assert!(network.tidegate(&["node", "remove", "edge-1", "--dead"]).status.success());
+    let refused = network.node("edge-1");
+    wait_for("the removed node to end", || refused.has_ended().then_some(()));
 }

@@ -2,13 +2,16 @@
 //! certificate yet: it knows the CA by the fingerprint in its join token.
 
 use crate::CertError;
+use crate::identity;
 use crate::token::sha256;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use std::sync::Arc;
+use std::time::Duration;
 
 const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
@@ -29,13 +32,13 @@ fn roots(ca: &[u8]) -> Result<Arc<RootCertStore>, CertError> {
 }
 
 /// For listeners between nodes. `enrolment`: clients without a certificate may connect too, and the listener lets them
-/// do nothing but enrol.
+/// do nothing but enrol; and so may those whose certificate has expired, to renew it.
 ///
 /// # Errors
 /// A certificate or key is damaged.
 pub fn node_server(identity: &[Vec<u8>], key: &[u8], ca: &[u8], enrolment: bool) -> Result<ServerConfig, CertError> {
     let verifier = WebPkiClientVerifier::builder(roots(ca)?);
-    let verifier = if enrolment { verifier.allow_unauthenticated() } else { verifier }.build()?;
+    let verifier = if enrolment { Arc::new(LateToo(verifier.allow_unauthenticated().build()?)) } else { verifier.build()? };
     let mut config = ServerConfig::builder_with_protocol_versions(VERSIONS)
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain(identity), private_key(key))?;
@@ -69,6 +72,67 @@ pub fn enrolling_client(ca_fingerprint: [u8; 32]) -> ClientConfig {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
+}
+
+/// For how long after its end a node's certificate is good for its own renewal: the control plane may have been away for that long.
+pub const LATE_DAYS: u64 = 90;
+
+/// Takes certificates that have expired as well, for [`LATE_DAYS`]: whoever asks has to look.
+#[derive(Debug)]
+struct LateToo(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for LateToo {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.0.verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) = &verified else {
+            return verified;
+        };
+        match identity::not_after(end_entity) {
+            Ok(end) if now.as_secs().saturating_sub(end) <= LATE_DAYS * 86_400 => {
+                self.0.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(Duration::from_secs(end)))
+            }
+            _ => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Trusts the CA at the end of the server's own chain if it is the one that was pinned; all else is webpki's check.
@@ -128,9 +192,13 @@ mod tests {
     }
 
     fn node(ca: &Ca, role: &str) -> (Vec<Vec<u8>>, Vec<u8>) {
+        node_since(ca, role, now())
+    }
+
+    fn node_since(ca: &Ca, role: &str, since: u64) -> (Vec<Vec<u8>>, Vec<u8>) {
         let (key, request) = ca::node_request().unwrap();
         let id = NodeIdentity { cluster: "main".into(), role: role.into(), region: "eu".into(), name: "n-1".into() };
-        (ca.sign_node(&request, &id, now()).unwrap(), key)
+        (ca.sign_node(&request, &id, since).unwrap(), key)
     }
 
     /// Runs a handshake in memory; `Err` says which side refused.
@@ -151,7 +219,26 @@ mod tests {
     }
 
     fn ca() -> Ca {
-        Ca::create("main", now()).unwrap().0
+        Ca::create("main", now() - 200 * 86_400).unwrap().0
+    }
+
+    #[test]
+    fn an_expired_certificate_is_taken_where_it_can_be_renewed_and_for_a_while_only() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let ca = ca();
+        let (control, control_key) = node(&ca, "control");
+        let name = identity::role_name("main", "control");
+        for (days, renewal, taken) in [(8, true, true), (8, false, false), (96, true, true), (98, true, false)] {
+            let (edge, edge_key) = node_since(&ca, "edge", now() - days * 86_400);
+            let server = node_server(&control, &control_key, ca.certificate(), renewal).unwrap();
+            let client = node_client(&edge, &edge_key, ca.certificate()).unwrap();
+            let shaken = handshake(client, server, &name);
+            assert_eq!(shaken.is_ok(), taken, "{days} days, {renewal}: {shaken:?}");
+        }
+        // One that is of no use yet stays so.
+        let (edge, edge_key) = node_since(&ca, "edge", now() + 86_400);
+        let server = node_server(&control, &control_key, ca.certificate(), true).unwrap();
+        assert!(handshake(node_client(&edge, &edge_key, ca.certificate()).unwrap(), server, &name).is_err());
     }
 
     #[test]

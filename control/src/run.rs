@@ -189,11 +189,13 @@ async fn api_tls(control: &Arc<Control>) -> Result<CurrentTls, ControlError> {
 
 /// A control node has the CA at hand and renews its own certificate.
 async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: Stopping) {
+    let mut wait = std::time::Duration::ZERO;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(std::time::Duration::from_secs(3600)) => {}
+            () = tokio::time::sleep(wait) => {}
             () = stopping.stopped() => return,
         }
+        wait = std::time::Duration::from_secs(3600);
         let old = control.credentials.get();
         let now = control.clock.wall().as_secs();
         if old.not_after.saturating_sub(now) > u64::try_from((ca::NODE_DAYS - 1) * 86_400).unwrap_or(0) {
@@ -204,8 +206,15 @@ async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: St
             Ok(Credentials::new(chain, key, old.ca.clone())?)
         });
         match renewed.and_then(|c| c.save(&control.settings.data, &node_key).map(|()| c).map_err(Into::into)) {
-            Ok(c) => control.credentials.replace(c),
-            Err(error) => tracing::warn!(%error, "certificate not renewed"),
+            Ok(c) => {
+                tracing::info!(node = %control.settings.name, "certificate renewed");
+                control.credentials.replace(c);
+            }
+            Err(error) => {
+                // It waits for the log, which has the CA's key.
+                wait = std::time::Duration::from_secs(1);
+                tracing::warn!(%error, "certificate not renewed");
+            }
         }
     }
 }
@@ -220,6 +229,9 @@ fn plain(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
 async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: Peer, stopping: Stopping) -> Response<Body> {
     let role = peer.identity.as_ref().and_then(|i| i.role.parse::<Role>().ok());
     let path = request.uri().path().to_owned();
+    if peer.is_late && !matches!(path.as_str(), "/renew" | "/enrol") {
+        return plain(StatusCode::FORBIDDEN, "this node's certificate has expired: it has to renew it first");
+    }
     match (path.as_str(), role, peer.identity) {
         ("/enrol", _, _) => enrol_request(&control, request).await,
         ("/watch", Some(role), Some(who)) if role.follows() => match who.name.parse::<NodeName>() {

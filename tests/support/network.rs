@@ -43,6 +43,17 @@ impl Node {
         self.process = Some(Process::start(&mut command, &self.log));
     }
 
+    /// With a clock that is by so much ahead of the world's (libfaketime, where Debian puts it).
+    pub fn start_later(&mut self, seconds: i64) {
+        let found = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|d| d.path().join("faketime/libfaketimeMT.so.1"));
+        let library = found.into_iter().find(|f| f.exists()).expect("libfaketime is installed (tests/run does so)");
+        self.start_with(&[
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("FAKETIME", &format!("{seconds:+}")),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]);
+    }
+
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill();

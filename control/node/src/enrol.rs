@@ -120,6 +120,7 @@ async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body:
 /// the log with the time that is left.
 pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key: SealingKey, links: Arc<Links>) {
     let week = u64::try_from(ca::NODE_DAYS * 86_400).unwrap_or(0);
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
     loop {
         let (now, not_after) = (SystemClock.wall().as_secs(), current.get().not_after);
         let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(week);
@@ -128,10 +129,13 @@ pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key
             continue;
         }
         match renew_once(&settings, &current, &node_key, &links).await {
-            Ok(()) => tracing::info!(node = %settings.name, "certificate renewed"),
+            Ok(()) => {
+                backoff.reset();
+                tracing::info!(node = %settings.name, "certificate renewed");
+            }
             Err(error) => {
                 tracing::warn!(node = %settings.name, seconds_left = not_after.saturating_sub(now), %error, "certificate not renewed");
-                tokio::time::sleep(Duration::from_secs(60)).await;
+                tokio::time::sleep(backoff.next(random_u64())).await;
             }
         }
     }

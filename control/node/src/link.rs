@@ -45,7 +45,8 @@ type Sender = http2::SendRequest<Body>;
 /// Connections to any number of neighbours.
 pub struct Links {
     credentials: CurrentCredentials,
-    open: Mutex<HashMap<String, Sender>>,
+    /// By address, with the end of the certificate that each was made with: after a renewal they are made again.
+    open: Mutex<HashMap<String, (u64, Sender)>>,
 }
 
 impl Links {
@@ -98,13 +99,14 @@ impl Links {
     }
 
     async fn sender(&self, address: &str, role: &str) -> Result<Sender, LinkError> {
-        if let Some(open) = self.open.lock().get(address).filter(|s| !s.is_closed()) {
+        let credentials = self.credentials.get();
+        let is_good = |(not_after, sender): &&(u64, Sender)| *not_after == credentials.not_after && !sender.is_closed();
+        if let Some((_, open)) = self.open.lock().get(address).filter(is_good) {
             return Ok(open.clone());
         }
-        let credentials = self.credentials.get();
         let name = tidegate_certs::identity::role_name(&credentials.identity.cluster, role);
         let sender = connect(address, &name, Arc::clone(&credentials.client)).await?;
-        self.open.lock().insert(address.into(), sender.clone());
+        self.open.lock().insert(address.into(), (credentials.not_after, sender.clone()));
         Ok(sender)
     }
 }

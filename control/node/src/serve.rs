@@ -1,5 +1,6 @@
 //! Listeners between nodes and for the API: TLS or clear, HTTP/1.1 or HTTP/2, with limits, until the role ends.
 
+use crate::SystemClock;
 use crate::identity::CurrentCredentials;
 use crate::lifecycle::{DRAIN_WITHIN, Stopping};
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::NodeIdentity;
+use tidegate_control_types::Clock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -31,13 +33,15 @@ pub struct Peer {
     pub address: SocketAddr,
     /// From its certificate; `None` without one.
     pub identity: Option<NodeIdentity>,
+    /// Its certificate has expired: it may renew it, and nothing else.
+    pub is_late: bool,
 }
 
 /// The TLS settings to use for the next handshake; they change when a certificate is renewed.
 pub type CurrentTls = Arc<dyn Fn() -> Option<Arc<rustls::ServerConfig>> + Send + Sync>;
 
 /// The TLS settings of a listener between nodes, made again when the certificate is renewed. `enrolment`: nodes without a
-/// certificate may connect too.
+/// certificate, or with one that has expired, may connect too.
 #[must_use]
 pub fn mutual_tls(credentials: CurrentCredentials, enrolment: bool) -> CurrentTls {
     let made: Mutex<Option<(u64, Arc<rustls::ServerConfig>)>> = Mutex::default();
@@ -100,7 +104,7 @@ where
         tokio::spawn(async move {
             let _permit = permit;
             match config {
-                None => connection(tcp, Peer { address, identity: None }, false, answer, stopping).await,
+                None => connection(tcp, Peer { address, identity: None, is_late: false }, false, answer, stopping).await,
                 Some(None) => {}
                 Some(Some(config)) => {
                     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await;
@@ -110,7 +114,10 @@ where
                     let session = tls.get_ref().1;
                     let h2 = session.alpn_protocol() == Some(b"h2");
                     let identity = identity_of(session);
-                    connection(tls, Peer { address, identity }, h2, answer, stopping).await;
+                    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+                    let not_after = leaf.and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok());
+                    let is_late = not_after.is_some_and(|end| end < SystemClock.wall().as_secs());
+                    connection(tls, Peer { address, identity, is_late }, h2, answer, stopping).await;
                 }
             }
         });
