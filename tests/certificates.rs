@@ -165,6 +165,8 @@ fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection()
     // A new one is there at once, and who is connected stays so.
     let (new_chain, new_key) = authority.make("new", names, &EC, "25");
     let mut waiting = Waiting::open(&network, &ca);
+    let group = waiting.stream.conn.negotiated_key_exchange_group().unwrap().name();
+    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768, "what is recorded today is safe from tomorrow's computers");
     assert_eq!(waiting.ask(), "a page of the shop\n");
     assert!(upload("shop", &new_chain, &new_key).status.success());
     let serial = run("openssl", &["x509", "-in", &new_chain, "-noout", "-serial"]);
