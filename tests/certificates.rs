@@ -486,8 +486,8 @@ fn short_lived_certificates_are_renewed_under_load_and_no_handshake_fails() {
     let dir = tempfile::tempdir().unwrap();
     let names = [("www.shop.example", "shop.cdn.test")];
     let plan = Plan { edges: 2, ..Plan::default() };
-    // A third of its life left is 6 s.
-    let a = automatic_with(dir.path(), plan, "", &names, ", \"certificateValidityPeriod\": 18", &[("PEBBLE_VA_NOSLEEP", "1")]);
+    // A third of its life left is 8 s.
+    let a = automatic_with(dir.path(), plan, "", &names, ", \"certificateValidityPeriod\": 24", &[("PEBBLE_VA_NOSLEEP", "1")]);
     a.apply("\"www.shop.example\"");
     a.trusted(0, "www.shop.example");
     a.trusted(1, "www.shop.example");
