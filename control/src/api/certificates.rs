@@ -1,5 +1,6 @@
 //! The certificates of sites: seen, uploaded, ordered, removed.
 
+use super::sites::site_name;
 use super::{ApiError, Caller, json, reply};
 use crate::shared::Control;
 use axum::body::Bytes;
@@ -21,10 +22,6 @@ fn certificate_name(text: &str) -> Result<CertificateName, ApiError> {
         return Err(ApiError::bad(format!("no certificate can be called {name}: that word has a meaning in site files")));
     }
     Ok(name)
-}
-
-fn site_name(text: &str) -> Result<SiteName, ApiError> {
-    text.parse().map_err(|e: tidegate_control_types::name::NotAName| ApiError::bad(e.to_string()))
 }
 
 /// The sites that a certificate is for, and what is done about it next.

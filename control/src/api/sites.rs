@@ -29,7 +29,7 @@ fn view(control: &Control, record: &SiteRecord) -> SiteView {
     }
 }
 
-fn site_name(text: &str) -> Result<SiteName, ApiError> {
+pub fn site_name(text: &str) -> Result<SiteName, ApiError> {
     text.parse().map_err(|e: tidegate_control_types::name::NotAName| ApiError::bad(e.to_string()))
 }
 
