@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::network::{Network, Node, Plan};
+use support::https::{Https, Trusting};
+use support::network::{Network, Plan};
 use support::pebble::{Pebble, Place, cnames, resolver, run, shown};
 use support::{Http, Nginx, Process, chromium, error_of, free_port, text, wait_for};
 
@@ -164,10 +165,11 @@ fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection()
 
     // A new one is there at once, and who is connected stays so.
     let (new_chain, new_key) = authority.make("new", names, &EC, "25");
-    let mut waiting = Waiting::open(&network, &ca);
+    let mut waiting = Https::to(network.edges()[0], "www.shop.example", &Trusting::authority(&ca)).unwrap();
+    assert_eq!(waiting.get("/page").unwrap().1, "a page of the shop\n");
     let group = waiting.stream.conn.negotiated_key_exchange_group().unwrap().name();
     assert_eq!(group, rustls::NamedGroup::X25519MLKEM768, "what is recorded today is safe from tomorrow's computers");
-    assert_eq!(waiting.ask(), "a page of the shop\n");
+    assert_eq!(waiting.get("/page").unwrap().1, "a page of the shop\n");
     assert!(upload("shop", &new_chain, &new_key).status.success());
     let serial = run("openssl", &["x509", "-in", &new_chain, "-noout", "-serial"]);
     wait_for("the new certificate", || {
@@ -177,7 +179,7 @@ fn what_people_bring_is_checked_served_and_changed_without_a_broken_connection()
         std::fs::write(&file, format!("-----BEGIN CERTIFICATE-----{leaf}-----END CERTIFICATE-----\n")).unwrap();
         (run("openssl", &["x509", "-in", file.to_str().unwrap(), "-noout", "-serial"]) == serial).then_some(())
     });
-    assert_eq!(waiting.ask(), "a page of the shop\n");
+    assert_eq!(waiting.get("/page").unwrap().1, "a page of the shop\n");
 
     let figures = network.nodes[0].figure("tidegate_certificate_not_after_seconds");
     assert!(figures > 1e9, "{figures}");
@@ -261,55 +263,6 @@ fn with_session(network: &Network, edge: usize, more: &[&str]) -> String {
     let mut child = openssl.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"GET /page HTTP/1.1\r\nHost: www.shop.example\r\nConnection: close\r\n\r\n").unwrap();
     text(&child.wait_with_output().unwrap().stdout)
-}
-
-/// A connection over TLS that stays open.
-struct Waiting {
-    stream: rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>,
-}
-
-impl Waiting {
-    fn open(network: &Network, ca: &str) -> Self {
-        let mut waiting = Self::to(network.edges()[0], &Self::config(ca)).unwrap();
-        assert_eq!(waiting.ask(), "a page of the shop\n");
-        waiting
-    }
-
-    /// Who trusts this authority, and resumes no session.
-    fn config(ca: &str) -> std::sync::Arc<rustls::ClientConfig> {
-        use rustls::pki_types::pem::PemObject;
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(rustls::pki_types::CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        config.resumption = rustls::client::Resumption::disabled();
-        std::sync::Arc::new(config)
-    }
-
-    fn to(node: &Node, config: &std::sync::Arc<rustls::ClientConfig>) -> std::io::Result<Self> {
-        let mut tcp = std::net::TcpStream::connect((node.ip, node.https))?;
-        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut tls = rustls::ClientConnection::new(std::sync::Arc::clone(config), "www.shop.example".try_into().unwrap()).unwrap();
-        tls.complete_io(&mut tcp)?;
-        Ok(Self { stream: rustls::StreamOwned::new(tls, tcp) })
-    }
-
-    fn ask(&mut self) -> String {
-        use std::io::{Read, Write};
-        self.stream.write_all(b"GET /page HTTP/1.1\r\nHost: www.shop.example\r\n\r\n").unwrap();
-        let mut got = Vec::new();
-        let mut byte = [0; 1];
-        while !got.ends_with(b"\r\n\r\n") {
-            self.stream.read_exact(&mut byte).unwrap();
-            got.push(byte[0]);
-        }
-        let head = String::from_utf8(got).unwrap().to_lowercase();
-        let length = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().trim().parse().unwrap();
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).unwrap();
-        String::from_utf8(body).unwrap()
-    }
 }
 
 /// A network whose sites get their certificates from a pebble.
@@ -491,12 +444,12 @@ fn short_lived_certificates_are_renewed_under_load_and_no_handshake_fails() {
     a.apply("\"www.shop.example\"");
     a.trusted(0, "www.shop.example");
     a.trusted(1, "www.shop.example");
-    let (config, is_over, network) = (Waiting::config(&a.root), AtomicBool::new(false), &a.network);
+    let (config, is_over, network) = (Trusting::authority(&a.root), AtomicBool::new(false), &a.network);
     let load = |edge: usize| {
         let (mut done, mut failed) = (0, Vec::new());
         while !is_over.load(Ordering::Relaxed) {
-            match Waiting::to(network.edges()[edge], &config) {
-                Ok(mut connection) => assert_eq!(connection.ask(), "a page of the shop\n"),
+            match Https::to(network.edges()[edge], "www.shop.example", &config) {
+                Ok(mut connection) => assert_eq!(connection.get("/page").unwrap().1, "a page of the shop\n"),
                 Err(e) => failed.push(e.to_string()),
             }
             done += 1;

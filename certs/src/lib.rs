@@ -16,23 +16,25 @@ pub mod tls;
 pub mod token;
 pub mod upload;
 
-pub use ca::{Ca, IssuedKey};
+pub use ca::{Ca, IssuedKey, Root};
 pub use identity::NodeIdentity;
-pub use seal::SealingKey;
+pub use seal::{KeyId, Keyring, SealingKey};
 pub use site::SiteCertificates;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CertError {
     #[error("cannot make the certificate: {0}")]
     Issue(#[from] rcgen::Error),
-    #[error("the sealed {what} does not open: another key sealed it, or it is damaged")]
+    #[error("the sealed {what} does not open: it is damaged")]
     Sealed { what: String },
+    #[error("the sealed {what} does not open: the key {id} is not among those of this node")]
+    UnknownKey { what: String, id: seal::KeyId },
     #[error("the system's random source failed")]
     Random,
     #[error("{path}: {error}")]
     File { path: String, error: std::io::Error },
-    #[error("{path} is not a key file: 64 hexadecimal digits")]
-    KeyFile { path: String },
+    #[error("{path} is not a key file: {why}")]
+    KeyFile { path: String, why: &'static str },
     #[error("not a Tidegate node's certificate: {why}")]
     Identity { why: &'static str },
     #[error("not a certificate: {0}")]

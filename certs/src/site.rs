@@ -71,7 +71,10 @@ mod tests {
 
     #[test]
     fn the_most_exact_name_is_found() {
-        let (ca, _) = Ca::create("main", 1_790_000_000).unwrap();
+        let now = 1_790_000_000;
+        let root = crate::Root::create("main", now).unwrap().0;
+        let (certificate, key) = root.make_issuing(now).unwrap();
+        let ca = Ca::open(root.certificate(), &certificate, &key).unwrap();
         let make = || {
             let issued = ca.issue_site(&["x.example".into(), "127.0.0.1".into()], 1_790_000_000).unwrap();
             certified(&issued.chain, &issued.key).unwrap()

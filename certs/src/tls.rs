@@ -1,7 +1,8 @@
 //! TLS between nodes: both sides show a certificate of the cluster's CA, TLS 1.3 only. A node that enrols has no
-//! certificate yet: it knows the CA by the fingerprint in its join token.
+//! certificate yet: it knows the CA by the fingerprint in its join token. Issuing authorities that were retired count for nothing.
 
 use crate::CertError;
+use crate::ca::LATE_DAYS;
 use crate::identity;
 use crate::token::sha256;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -25,6 +26,26 @@ pub fn private_key(der: &[u8]) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(der.to_vec()).into()
 }
 
+/// Whom nodes believe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// The root's certificate, DER.
+    pub root: Vec<u8>,
+    /// SHA-256 of the certificates of issuing authorities that are trusted no more.
+    pub retired: Vec<[u8; 32]>,
+}
+
+impl Trust {
+    /// # Errors
+    /// The chain, verified already, goes through an authority that was retired: no other certificate leads from it to the root.
+    fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        if chain.iter().any(|c| self.retired.contains(&sha256(c))) {
+            return Err(CertificateError::Revoked.into());
+        }
+        Ok(())
+    }
+}
+
 fn roots(ca: &[u8]) -> Result<Arc<RootCertStore>, CertError> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(ca.to_vec()))?;
@@ -36,11 +57,12 @@ fn roots(ca: &[u8]) -> Result<Arc<RootCertStore>, CertError> {
 ///
 /// # Errors
 /// A certificate or key is damaged.
-pub fn node_server(identity: &[Vec<u8>], key: &[u8], ca: &[u8], enrolment: bool) -> Result<ServerConfig, CertError> {
-    let verifier = WebPkiClientVerifier::builder(roots(ca)?);
-    let verifier = if enrolment { Arc::new(LateToo(verifier.allow_unauthenticated().build()?)) } else { verifier.build()? };
+pub fn node_server(identity: &[Vec<u8>], key: &[u8], trust: &Trust, enrolment: bool) -> Result<ServerConfig, CertError> {
+    let builder = WebPkiClientVerifier::builder(roots(&trust.root)?);
+    let inner = if enrolment { builder.allow_unauthenticated() } else { builder }.build()?;
+    let verifier = NodeClients { inner, trust: trust.clone(), late_too: enrolment };
     let mut config = ServerConfig::builder_with_protocol_versions(VERSIONS)
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain(identity), private_key(key))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would keep what a removed or renewed certificate said.
@@ -53,9 +75,11 @@ pub fn node_server(identity: &[Vec<u8>], key: &[u8], ca: &[u8], enrolment: bool)
 ///
 /// # Errors
 /// A certificate or key is damaged.
-pub fn node_client(identity: &[Vec<u8>], key: &[u8], ca: &[u8]) -> Result<ClientConfig, CertError> {
+pub fn node_client(identity: &[Vec<u8>], key: &[u8], trust: &Trust) -> Result<ClientConfig, CertError> {
+    let verifier = NodeServers { inner: WebPkiServerVerifier::builder(roots(&trust.root)?).build()?, trust: trust.clone() };
     let mut config = ClientConfig::builder_with_protocol_versions(VERSIONS)
-        .with_root_certificates(roots(ca)?)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(chain(identity), private_key(key))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
@@ -74,24 +98,26 @@ pub fn enrolling_client(ca_fingerprint: [u8; 32]) -> ClientConfig {
     config
 }
 
-/// For how long after its end a node's certificate is good for its own renewal: the control plane may have been away for that long.
-pub const LATE_DAYS: u64 = 90;
-
-/// Takes certificates that have expired as well, for [`LATE_DAYS`]: whoever asks has to look.
+/// webpki's check, and [`Trust::check`].
 #[derive(Debug)]
-struct LateToo(Arc<dyn ClientCertVerifier>);
+struct NodeClients {
+    inner: Arc<dyn ClientCertVerifier>,
+    trust: Trust,
+    /// Takes certificates that have expired as well, for [`LATE_DAYS`]: whoever asks has to look.
+    late_too: bool,
+}
 
-impl ClientCertVerifier for LateToo {
+impl ClientCertVerifier for NodeClients {
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        self.inner.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        self.inner.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.inner.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -100,13 +126,14 @@ impl ClientCertVerifier for LateToo {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now);
+        self.trust.check(intermediates)?;
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
         let Err(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) = &verified else {
             return verified;
         };
         match identity::not_after(end_entity) {
-            Ok(end) if now.as_secs().saturating_sub(end) <= LATE_DAYS * 86_400 => {
-                self.0.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(Duration::from_secs(end)))
+            Ok(end) if self.late_too && now.as_secs().saturating_sub(end) <= LATE_DAYS * 86_400 => {
+                self.inner.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(Duration::from_secs(end)))
             }
             _ => verified,
         }
@@ -118,7 +145,7 @@ impl ClientCertVerifier for LateToo {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.inner.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -127,13 +154,59 @@ impl ClientCertVerifier for LateToo {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.inner.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.inner.supported_verify_schemes()
     }
 }
+
+/// webpki's check, and [`Trust::check`].
+#[derive(Debug)]
+struct NodeServers {
+    inner: Arc<WebPkiServerVerifier>,
+    trust: Trust,
+}
+
+impl ServerCertVerifier for NodeServers {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.trust.check(intermediates)?;
+        self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Why a node does not enrol with a control node of another network.
+pub const OTHER_CA: &str = "the control node's CA is not the one that the join token names";
 
 /// Trusts the CA at the end of the server's own chain if it is the one that was pinned; all else is webpki's check.
 #[derive(Debug)]
@@ -150,7 +223,7 @@ impl ServerCertVerifier for PinnedCa {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let refuse = || rustls::Error::General("the control node's CA is not the one that the join token names".into());
+        let refuse = || rustls::Error::General(OTHER_CA.into());
         let ca = intermediates.last().filter(|ca| sha256(ca) == self.fingerprint).ok_or_else(refuse)?;
         let roots = roots(ca).map_err(|e| rustls::Error::General(e.to_string()))?;
         let verifier = WebPkiServerVerifier::builder(roots).build().map_err(|e| rustls::Error::General(e.to_string()))?;
@@ -184,7 +257,7 @@ impl ServerCertVerifier for PinnedCa {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Ca, NodeIdentity, ca, identity};
+    use crate::{Ca, NodeIdentity, Root, ca, identity};
 
     /// Handshakes check validity against the real clock, so the certificates are made for it.
     fn now() -> u64 {
@@ -196,7 +269,7 @@ mod tests {
     }
 
     fn node_since(ca: &Ca, role: &str, since: u64) -> (Vec<Vec<u8>>, Vec<u8>) {
-        let (key, request) = ca::node_request().unwrap();
+        let (key, request) = ca::request().unwrap();
         let id = NodeIdentity { cluster: "main".into(), role: role.into(), region: "eu".into(), name: "n-1".into() };
         (ca.sign_node(&request, &id, since).unwrap(), key)
     }
@@ -218,49 +291,102 @@ mod tests {
         Ok(s.peer_certificates().map(|chain| NodeIdentity::of_certificate(&chain[0]).unwrap()))
     }
 
-    fn ca() -> Ca {
-        Ca::create("main", now() - 200 * 86_400).unwrap().0
+    /// A root, its issuing authority, and whom nodes of that network believe.
+    fn network() -> (Root, Ca, Trust) {
+        let since = now() - 200 * 86_400;
+        let root = Root::create("main", since).unwrap().0;
+        let ca = issuing(&root, since);
+        let trust = Trust { root: root.certificate().to_vec(), retired: Vec::new() };
+        (root, ca, trust)
+    }
+
+    fn issuing(root: &Root, since: u64) -> Ca {
+        let (certificate, key) = root.make_issuing(since).unwrap();
+        Ca::open(root.certificate(), &certificate, &key).unwrap()
+    }
+
+    #[test]
+    fn a_new_issuing_authority_is_believed_at_once_and_a_retired_one_no_more() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let (root, old, mut trust) = network();
+        let new = issuing(&root, now());
+        let ((control, control_key), (edge, edge_key)) = (node(&new, "control"), node(&old, "edge"));
+        let name = identity::role_name("main", "control");
+        let shake = |trust: &Trust, (server, server_key): (&[Vec<u8>], &[u8]), (client, client_key): (&[Vec<u8>], &[u8])| {
+            let server = node_server(server, server_key, trust, true).unwrap();
+            handshake(node_client(client, client_key, trust).unwrap(), server, &name)
+        };
+        assert!(shake(&trust, (&control, &control_key), (&edge, &edge_key)).is_ok());
+        trust.retired.push(sha256(&edge[1]));
+        let refused = shake(&trust, (&control, &control_key), (&edge, &edge_key)).unwrap_err();
+        assert!(refused.starts_with("server: invalid peer certificate: Revoked"), "{refused}");
+        let (old_control, old_key) = node(&old, "control");
+        let refused = shake(&trust, (&old_control, &old_key), (&control, &control_key)).unwrap_err();
+        assert!(refused.starts_with("client: invalid peer certificate: Revoked"), "{refused}");
+    }
+
+    #[test]
+    fn an_issuing_authority_is_taken_only_from_its_root_and_over_its_request() {
+        let (root, ca, _) = network();
+        let (other, ..) = network();
+        let ((_, request), (_, another)) = (ca::request().unwrap(), ca::request().unwrap());
+        let check = |certificate: &[u8], request: &[u8], at: u64| {
+            ca::check_issuing(certificate, request, root.certificate(), at).map_err(|e| e.to_string())
+        };
+        let good = root.sign_issuing(&request, now()).unwrap();
+        assert_eq!(check(&good, &request, now()), Ok(()));
+        let bad = [
+            (other.sign_issuing(&request, now()).unwrap(), &request, now(), "the network's root did not sign it"),
+            (good.clone(), &another, now(), "it is over another key than was requested last"),
+            (good, &request, now() - 86_400, "it is not valid now: look at this machine's clock and at its dates"),
+            (node(&ca, "edge").0.remove(0), &request, now(), "the network's root did not sign it"),
+        ];
+        for (certificate, request, at, why) in bad {
+            assert_eq!(check(&certificate, request, at), Err(format!("not a certificate: {why}")));
+        }
+        assert!(check(b"x", &request, now()).is_err());
+        assert!(Root::open(root.certificate(), &ca::request().unwrap().0).is_err(), "another key than the root's");
     }
 
     #[test]
     fn an_expired_certificate_is_taken_where_it_can_be_renewed_and_for_a_while_only() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let ca = ca();
+        let (_, ca, trust) = network();
         let (control, control_key) = node(&ca, "control");
         let name = identity::role_name("main", "control");
         for (days, renewal, taken) in [(8, true, true), (8, false, false), (96, true, true), (98, true, false)] {
             let (edge, edge_key) = node_since(&ca, "edge", now() - days * 86_400);
-            let server = node_server(&control, &control_key, ca.certificate(), renewal).unwrap();
-            let client = node_client(&edge, &edge_key, ca.certificate()).unwrap();
+            let server = node_server(&control, &control_key, &trust, renewal).unwrap();
+            let client = node_client(&edge, &edge_key, &trust).unwrap();
             let shaken = handshake(client, server, &name);
             assert_eq!(shaken.is_ok(), taken, "{days} days, {renewal}: {shaken:?}");
         }
         // One that is of no use yet stays so.
         let (edge, edge_key) = node_since(&ca, "edge", now() + 86_400);
-        let server = node_server(&control, &control_key, ca.certificate(), true).unwrap();
-        assert!(handshake(node_client(&edge, &edge_key, ca.certificate()).unwrap(), server, &name).is_err());
+        let server = node_server(&control, &control_key, &trust, true).unwrap();
+        assert!(handshake(node_client(&edge, &edge_key, &trust).unwrap(), server, &name).is_err());
     }
 
     #[test]
     fn roles_are_checked_by_name_and_strangers_are_refused() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let (ca, other) = (ca(), ca());
+        let ((root, ca, trust), (other_root, other, _)) = (network(), network());
         let (control, control_key) = node(&ca, "control");
         let (edge, edge_key) = node(&ca, "edge");
         let (stranger, stranger_key) = node(&other, "edge");
-        let server = |chain: &[Vec<u8>], key: &[u8]| node_server(chain, key, ca.certificate(), true).unwrap();
+        let server = |chain: &[Vec<u8>], key: &[u8]| node_server(chain, key, &trust, true).unwrap();
         let name = identity::role_name("main", "control");
 
-        let client = node_client(&edge, &edge_key, ca.certificate()).unwrap();
+        let client = node_client(&edge, &edge_key, &trust).unwrap();
         let who = handshake(client, server(&control, &control_key), &name).unwrap().unwrap();
         assert_eq!((who.role.as_str(), who.name.as_str()), ("edge", "n-1"));
-        let client = node_client(&edge, &edge_key, ca.certificate()).unwrap();
+        let client = node_client(&edge, &edge_key, &trust).unwrap();
         assert!(handshake(client, server(&edge, &edge_key), &name).is_err(), "an edge does not pass for a control node");
-        let client = node_client(&stranger, &stranger_key, ca.certificate()).unwrap();
+        let client = node_client(&stranger, &stranger_key, &trust).unwrap();
         assert!(handshake(client, server(&control, &control_key), &name).is_err(), "a certificate of another CA");
-        let pinned = enrolling_client(sha256(ca.certificate()));
+        let pinned = enrolling_client(sha256(root.certificate()));
         assert_eq!(handshake(pinned, server(&control, &control_key), &name), Ok(None));
-        let pinned = enrolling_client(sha256(other.certificate()));
+        let pinned = enrolling_client(sha256(other_root.certificate()));
         assert!(handshake(pinned, server(&control, &control_key), &name).is_err(), "another CA than the token names");
     }
 }

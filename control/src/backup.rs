@@ -2,13 +2,15 @@
 //! which is not part of it, or hashed.
 
 use crate::ControlError;
-use crate::init::{enrol_first, refuse_existing, write_first};
+use crate::cluster_key::ClusterKeys;
+use crate::init::{enrol_first, refuse_existing, write_first, write_root_key};
 use crate::settings::ControlSettings;
 use std::path::Path;
+use tidegate_certs::Ca;
 use tidegate_certs::token::sha256;
-use tidegate_certs::{Ca, SealingKey};
 use tidegate_control_state::State;
-use tidegate_control_types::{Clock, WallTime, wire};
+use tidegate_control_types::sealed::SealedName;
+use tidegate_control_types::{Change, Clock, Command, WallTime, wire};
 use tidegate_node::clock::random_u64;
 use tidegate_node::{NodeError, SystemClock};
 
@@ -60,14 +62,33 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
     let bytes = std::fs::read(file).map_err(|e| NodeError::file(file, e))?;
     let wrong = |error| ControlError::Backup { path: file.display().to_string(), error };
     let (made, state) = read(&bytes).map_err(wrong)?;
-    let cluster_key = SealingKey::load(&settings.cluster_key)?;
-    let ca_key = cluster_key.open("ca", &state.founding.ca_sealed_key)?;
-    let ca = Ca::open(&state.founding.ca_certificate, &ca_key)?;
+    let keys = ClusterKeys::load(&settings.cluster_key)?;
+    let newest = state.authority.issuing.last().ok_or(ControlError::NoCa)?;
+    let ca_key = keys.open(&SealedName::IssuingKey(newest.fingerprint), &newest.sealed_key)?;
+    let ca = Ca::open(&state.founding.root, &newest.certificate, &ca_key)?;
     let mut state = state.restored(random_u64());
     let cluster = state.founding.cluster.clone();
+    // A key that has followed since the backup was made seals from the beginning; the leader seals anew what is under the old one.
+    let (index, key) = (state.applied + 1, keys.ring().newest().id().0);
+    if key != state.cluster_key {
+        let change = Change::ClusterKeyPut { key };
+        state.apply(index, Command { at: SystemClock.wall(), by: "control restore".into(), change });
+    }
     enrol_first(settings, &mut state, &ca, &cluster, SystemClock.wall(), "control restore")?;
     write_first(settings, &state)?;
     Ok(Restored { cluster, made, sites: state.sites().count(), nodes: state.nodes().filter(|n| n.state.role.follows()).count() })
+}
+
+/// Writes the root's key, out of a backup, to a new file.
+///
+/// # Errors
+/// The backup is of no use or has no such key, the cluster key is another cluster's, or the file is there already.
+pub fn save_root(settings: &ControlSettings, backup: &Path, file: &Path) -> Result<(), ControlError> {
+    let bytes = std::fs::read(backup).map_err(|e| NodeError::file(backup, e))?;
+    let (_, state) = read(&bytes).map_err(|error| ControlError::Backup { path: backup.display().to_string(), error })?;
+    let sealed = state.authority.root_key.as_ref().ok_or(ControlError::RootIsAway)?;
+    let key = ClusterKeys::load(&settings.cluster_key)?.open(&SealedName::RootKey, sealed)?;
+    write_root_key(file, &key)
 }
 
 #[cfg(test)]

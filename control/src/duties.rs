@@ -1,31 +1,37 @@
-//! What the leader does by itself: certificates for sites from the internal CA, voters out of learners, and forgetting
-//! removed nodes once they can answer nothing any more.
+//! What the leader does by itself: authorities and certificates for sites from the internal CA, keys, voters out of learners, and
+//! forgetting removed nodes once they can answer nothing any more.
 
 use crate::raft::Members;
-use crate::shared::{Control, TICKET_KEY};
-use crate::{acme, enrol, holding, purge};
+use crate::shared::{Control, NotNow};
+use crate::{acme, ca, cluster_key, enrol, holding, purge};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_certs::{seal, tickets};
+use tidegate_certs::{CertError, seal, tickets};
 use tidegate_control_types::certificate::{SealedCertificate, internal_name};
 use tidegate_control_types::command::SealedTicketKey;
+use tidegate_control_types::sealed::{ClusterKeyId, SealedName};
 use tidegate_control_types::site::HostPattern;
-use tidegate_control_types::{Change, Clock, SiteName, WallTime};
+use tidegate_control_types::{BootTime, Change, Clock, SiteName, WallTime};
 use tidegate_node::lifecycle::Stopping;
+use zeroize::Zeroizing;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Certificates are renewed when less than this is left of their 90 days.
 const RENEW_LEFT: Duration = Duration::from_secs(30 * 86_400);
 /// Tickets are good for that long, and as long again (RFC 8446 section C.4 wants them short).
 const NEW_TICKET_KEY: Duration = Duration::from_secs(12 * 3600);
+const RESEAL_EVERY: Duration = Duration::from_secs(60);
 const WARN_EVERY: Duration = Duration::from_secs(6 * 3600);
 const ENDS_SOON: Duration = Duration::from_secs(14 * 86_400);
+/// An authority ends after years, and what is to be done may need somebody who holds the root's key.
+const AUTHORITY_ENDS_SOON: Duration = Duration::from_secs(180 * 86_400);
 const BY: &str = "leader";
 
 /// Runs on every control node, and acts only while it leads.
 pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
     let mut changed = control.changed.subscribe();
     let mut warned = None;
+    let mut resealed = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -34,6 +40,7 @@ pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
         }
         if control.leads() {
             once(&control).await;
+            reseal(&control, &mut resealed).await;
             let now = control.now();
             if warned.is_none_or(|last| now.since(last) >= WARN_EVERY) {
                 warned = Some(now);
@@ -45,17 +52,43 @@ pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
     }
 }
 
-/// A new key for session tickets, where the newest is old or there is none.
-async fn make_ticket_key(control: &Control) -> Result<(), String> {
-    let now = control.clock.wall();
+#[derive(Debug, thiserror::Error)]
+pub enum NoKey {
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+    #[error(transparent)]
+    Certificates(#[from] CertError),
+}
+
+fn needs_ticket_key(control: &Control) -> bool {
     let newest = control.raft.state.read().ticket_keys().last().map(|k| k.made);
-    if newest.is_some_and(|made| now.since(made) < NEW_TICKET_KEY) {
-        return Ok(());
+    newest.is_none_or(|made| control.clock.wall().since(made) >= NEW_TICKET_KEY)
+}
+
+/// A new key for session tickets. Tickets of the one before are good until the next.
+///
+/// # Errors
+/// It could not be made, or this node leads no more.
+pub async fn make_ticket_key(control: &Control, by: &str) -> Result<(), NoKey> {
+    let made = control.clock.wall();
+    let key: Zeroizing<[u8; tickets::KEY_LEN]> = Zeroizing::new(seal::random()?);
+    let sealed = control.seal(&SealedName::TicketKey(made), &*key)?;
+    control.change(by, Change::TicketKeyPut { key: SealedTicketKey { made, sealed } }).await?;
+    Ok(())
+}
+
+/// After a change of the cluster key, until nothing is sealed under another one; and now and then, for what was on its way meanwhile.
+async fn reseal(control: &Control, done: &mut Option<(ClusterKeyId, BootTime)>) {
+    let (current, now) = (control.raft.state.read().cluster_key, control.now());
+    if done.is_some_and(|(key, at)| key == current && now.since(at) < RESEAL_EVERY) {
+        return;
     }
-    let key: [u8; tickets::KEY_LEN] = seal::random().map_err(|e| e.to_string())?;
-    let sealed = control.cluster_key.seal(TICKET_KEY, &key).map_err(|e| e.to_string())?;
-    let key = SealedTicketKey { made: now, sealed };
-    control.change(BY, Change::TicketKeyPut { key }).await.map(drop).map_err(|e| e.to_string())
+    match cluster_key::reseal(control, BY).await {
+        Ok(true) => *done = Some((current, now)),
+        // More of it waits: the next look is at once.
+        Ok(false) => control.note_change(),
+        Err(error) => tracing::debug!(%error, "secrets are not sealed anew yet"),
+    }
 }
 
 /// Those who read logs and no figures hear in time of what will end.
@@ -69,9 +102,19 @@ fn warn_of_ends(control: &Control) {
             tracing::warn!(certificate = c.name, hosts = c.hosts.join(" "), days, "a certificate ends soon: see tidegate cert show");
         }
     }
+    for (authority, not_after) in ca::ends(&state) {
+        let left = not_after.since(now);
+        if left < AUTHORITY_ENDS_SOON {
+            let days = left.as_secs() / 86_400;
+            tracing::warn!(authority, days, "the network's own authority ends soon: see tidegate control ca show");
+        }
+    }
 }
 
 async fn once(control: &Arc<Control>) {
+    if let Err(error) = ca::look(control, BY).await {
+        tracing::warn!(%error, "the network's own authority is not as it should be");
+    }
     for site in sites_without_certificate(control) {
         if let Err(error) = issue(control, &site).await {
             tracing::error!(site = %site, error, "no certificate could be issued");
@@ -83,8 +126,10 @@ async fn once(control: &Arc<Control>) {
             Err(error) => tracing::debug!(id, %error, "not promoted yet"),
         }
     }
-    if let Err(error) = make_ticket_key(control).await {
-        tracing::warn!(error, "there is no new key for session tickets");
+    if needs_ticket_key(control)
+        && let Err(error) = make_ticket_key(control, BY).await
+    {
+        tracing::warn!(%error, "there is no new key for session tickets");
     }
     holding::look(control);
     acme::look(control);
@@ -114,7 +159,9 @@ fn sites_without_certificate(control: &Control) -> Vec<SiteName> {
     let good = |site: &SiteName, hosts: &[HostPattern]| {
         let name = internal_name(site);
         let wanted = certificate_hosts(hosts);
-        state.certificate(&name).is_some_and(|c| c.hosts == wanted && now + RENEW_LEFT < c.not_after)
+        // What an authority that signs no more has made is made anew, before that is retired.
+        let is_newest = |c: &SealedCertificate| c.chain.get(1) == state.authority.issuing.last().map(|i| &i.certificate);
+        state.certificate(&name).is_some_and(|c| c.hosts == wanted && now + RENEW_LEFT < c.not_after && is_newest(c))
     };
     state.sites().filter(|s| !good(s.name(), &s.current().spec.hosts)).map(|s| s.name().clone()).collect()
 }
@@ -125,8 +172,8 @@ async fn issue(control: &Control, site: &SiteName) -> Result<(), String> {
     };
     let now = control.clock.wall();
     let name = internal_name(site);
-    let issued = control.ca().map_err(|e| e.to_string())?.issue_site(&hosts, now.as_secs()).map_err(|e| e.to_string())?;
-    let sealed_key = control.cluster_key.seal(&format!("certificate {name}"), &issued.key).map_err(|e| e.to_string())?;
+    let issued = ca::newest(control).map_err(|e| e.to_string())?.issue_site(&hosts, now.as_secs()).map_err(|e| e.to_string())?;
+    let sealed_key = control.seal(&SealedName::CertificateKey(name.clone()), &issued.key).map_err(|e| e.to_string())?;
     let not_after = issued.chain.first().and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok()).unwrap_or(0);
     let certificate =
         SealedCertificate { name, chain: issued.chain, sealed_key, hosts, not_before: now, not_after: WallTime(not_after * 1000) };

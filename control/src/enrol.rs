@@ -1,5 +1,6 @@
 //! Enrolment and renewal, at the leader.
 
+use crate::ca;
 use crate::raft::member_change;
 use crate::shared::{Control, NotNow};
 use raft::eraftpb::ConfChangeType;
@@ -9,6 +10,7 @@ use tidegate_certs::{CertError, NodeIdentity};
 use tidegate_control_state::Refusal;
 use tidegate_control_types::{Change, Clock, Role, wire};
 use tidegate_node::enrol::{ControlSecrets, EnrolAnswer, EnrolRequest};
+use zeroize::Zeroizing;
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
@@ -39,11 +41,15 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
         let state = control.raft.state.read();
         let join = state.join(&asked.join_id).ok_or_else(refused)?;
         // All that can be refused is refused before the token is used up.
-        if !hash_matches(&asked.join_secret, &join.hash) || join.role != asked.node.role {
+        if !hash_matches(&asked.join_secret, &join.hash) {
             return Err(refused());
         }
+        if join.role != asked.node.role {
+            let why = format!("the join token is for the role {}, and {} is to be {}", join.role, asked.node.name, asked.node.role);
+            return Err(NotNow::Refused(Refusal::Conflict(why)).into());
+        }
     }
-    let ca = control.ca()?;
+    let ca = ca::newest(control)?;
     let identity = NodeIdentity {
         cluster: control.raft.state.read().founding.cluster.clone(),
         role: asked.node.role.to_string(),
@@ -58,7 +64,7 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
         Role::Control => Some(add_member(control, &by, name, address.unwrap_or_default()).await?),
         Role::Edge | Role::Shield | Role::Dns => None,
     };
-    Ok(EnrolAnswer { chain, ca: ca.certificate().to_vec(), control: secrets })
+    Ok(EnrolAnswer { chain, retired: control.raft.state.read().authority.issuers().retired, control: secrets })
 }
 
 /// Writes a new control node into the log and makes it a learner; the leader makes it a voter once it has caught up.
@@ -71,7 +77,9 @@ async fn add_member(
     let id = control.raft.state.read().members().map(|m| m.0).max().unwrap_or(0) + 1;
     control.change(by, Change::MemberPut { id, name, address }).await?;
     control.change_members(member_change(ConfChangeType::AddLearnerNode, id)).await?;
-    Ok(ControlSecrets { raft_id: id, cluster_key: *control.cluster_key.as_bytes() })
+    // Read after its place is in the log: a rotation gives its key to all who have one, before it reads who has.
+    let cluster_keys = control.cluster_keys.ring().keys().map(|k| Zeroizing::new(*k.as_bytes())).collect();
+    Ok(ControlSecrets { raft_id: id, cluster_keys })
 }
 
 pub async fn promote(control: &Control, id: u64) -> Result<(), NotNow> {
@@ -84,5 +92,5 @@ pub fn renew(control: &Control, who: &NodeIdentity, request: &[u8]) -> Result<Ve
     if removed {
         return Err(NotNow::Refused(Refusal::NotFound(format!("{} is not, or no longer, a node of this network", who.name))).into());
     }
-    Ok(control.ca()?.sign_node(request, who, control.clock.wall().as_secs())?)
+    Ok(ca::newest(control)?.sign_node(request, who, control.clock.wall().as_secs())?)
 }

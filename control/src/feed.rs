@@ -124,6 +124,7 @@ impl Feed {
             txt: missed.txt,
             challenges: missed.challenges,
             nodes: missed.nodes,
+            issuers: missed.issuers,
             purges: missed.purges,
         };
         Ok(ToNode::CatchUp { revision: here, missed: Box::new(missed) })

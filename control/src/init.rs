@@ -1,18 +1,25 @@
 //! The first control node of a cluster, and further ones.
 
 use crate::ControlError;
+use crate::ca;
+use crate::cluster_key::ClusterKeys;
 use crate::raft::{Disk, RedbDisk, WriteBatch};
 use crate::settings::ControlSettings;
 use raft::eraftpb::{HardState, Snapshot};
+use std::path::Path;
 use std::time::Duration;
+use tidegate_certs::ca::request;
+use tidegate_certs::tls::Trust;
 use tidegate_certs::token::{ApiToken, JoinToken, sha256};
-use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca};
+use tidegate_certs::{Ca, Keyring, NodeIdentity, Root, SealingKey};
 use tidegate_control_state::State;
 use tidegate_control_types::command::Founding;
+use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::token::{JoinRecord, TokenRecord, TokenRole};
 use tidegate_control_types::{Change, Clock, Command, Incarnation, NodeState, Role, WallTime, wire};
 use tidegate_node::clock::random_u64;
 use tidegate_node::{Credentials, NodeError, SystemClock, enrol};
+use zeroize::Zeroizing;
 
 /// How long join tokens that were not given another time are good for.
 pub const JOIN_TTL: Duration = Duration::from_secs(3600);
@@ -42,28 +49,34 @@ pub fn refuse_existing(settings: &ControlSettings) -> Result<(), ControlError> {
     if RedbDisk::exists(&settings.data) { Err(ControlError::Exists(settings.name.to_string())) } else { Ok(()) }
 }
 
-/// Founds a cluster: its CA, its keys, its first voter and its first tokens. Runs nothing.
+/// Founds a cluster: its CA, its keys, its first voter and its first tokens. Runs nothing. `root_key_file`: where the root's private
+/// key goes, which is in the log otherwise.
 ///
 /// # Errors
 /// There is one already, or the folders cannot be written.
-pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, ControlError> {
+pub fn init(settings: &ControlSettings, cluster: &str, root_key_file: Option<&Path>) -> Result<Founded, ControlError> {
     refuse_existing(settings)?;
     let now = SystemClock.wall();
-    let cluster_key = SealingKey::load_or_create(&settings.cluster_key)?;
-    let (ca, ca_key) = Ca::create(cluster, now.as_secs())?;
+    let ring = ClusterKeys::load_or_create(&settings.cluster_key)?.ring();
+    let seals = ring.newest();
+    let (root, root_key) = Root::create(cluster, now.as_secs())?;
+    let root_key = Zeroizing::new(root_key);
+    let (certificate, issuing_key) = root.make_issuing(now.as_secs())?;
+    let issuing_key = Zeroizing::new(issuing_key);
+    let ca = Ca::open(root.certificate(), &certificate, &issuing_key)?;
+    let issuing = ca::issuing(certificate, now, |name| seals.seal(&name.to_string(), &issuing_key))?;
     let founding = Founding {
         cluster: cluster.to_owned(),
         incarnation: Incarnation::new(0, random_u64()),
         zone: settings.zone.clone(),
         lease: settings.raft.lease.unwrap_or_default(),
-        ca_certificate: ca.certificate().to_vec(),
-        ca_sealed_key: cluster_key.seal("ca", &ca_key)?,
+        root: root.certificate().to_vec(),
     };
     let mut state = State::new(founding, 0);
     let mut index = 0;
     let mut apply = |change| {
         index += 1;
-        state.apply(index, Command { at: now, by: "control init".into(), change })
+        state.apply(index, Command { at: now, by: "control init".into(), change });
     };
     let token = ApiToken::generate()?;
     let record = TokenRecord {
@@ -76,9 +89,15 @@ pub fn init(settings: &ControlSettings, cluster: &str) -> Result<Founded, Contro
         expires: None,
     };
     apply(Change::TokenCreate { token: record });
+    apply(Change::ClusterKeyPut { key: seals.id().0 });
+    match root_key_file {
+        Some(file) => write_root_key(file, &root_key)?,
+        None => apply(Change::RootKeyPut { sealed: seals.seal(&SealedName::RootKey.to_string(), &root_key)? }),
+    }
+    apply(Change::IssuingPut { issuing, requested: false });
     enrol_first(settings, &mut state, &ca, cluster, now, "control init")?;
     write_first(settings, &state)?;
-    Ok(Founded { admin_token: token.reveal(), ca: pem(ca.certificate()) })
+    Ok(Founded { admin_token: token.reveal(), ca: pem(root.certificate()) })
 }
 
 /// Makes this node the only control node of a state: its place in the log, and its certificate on disk.
@@ -91,13 +110,13 @@ pub fn enrol_first(
     by: &str,
 ) -> Result<(), ControlError> {
     let node_key = SealingKey::load_or_create(&settings.node_key)?;
+    // Used up at once, by this node itself.
+    let (join, _) = join_record(cluster, &state.founding.root, Role::Control, None, now, JOIN_TTL)?;
+    let id = join.id.clone();
     let mut apply = |change| {
         let index = state.applied + 1;
         state.apply(index, Command { at: now, by: by.into(), change })
     };
-    // Used up at once, by this node itself.
-    let (join, _) = join_record(cluster, ca.certificate(), Role::Control, None, now, JOIN_TTL)?;
-    let id = join.id.clone();
     apply(Change::JoinCreate { join });
     apply(Change::NodeEnrol { node: node_state(settings), join: id });
     apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() });
@@ -107,8 +126,9 @@ pub fn enrol_first(
         region: settings.region.clone(),
         name: settings.name.to_string(),
     };
-    let (key, request) = ca::node_request()?;
-    let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, ca.certificate().to_vec())?;
+    let (key, request) = request()?;
+    let trust = Trust { root: state.founding.root.clone(), retired: state.authority.issuers().retired };
+    let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, trust)?;
     Ok(credentials.save(&settings.data, &node_key)?)
 }
 
@@ -163,7 +183,9 @@ pub async fn join(settings: &ControlSettings) -> Result<(), ControlError> {
     }
     let (credentials, secrets) = enrol::enrol(&token, &settings.peers, node_state(settings)).await?;
     let secrets = secrets.ok_or_else(|| NodeError::Enrolment("the join token is not for a control node".into()))?;
-    SealingKey::from_bytes(secrets.cluster_key).save(&settings.cluster_key)?;
+    let mut keys = secrets.cluster_keys.iter().map(|k| SealingKey::from_bytes(**k));
+    let first = keys.next().ok_or_else(|| NodeError::Enrolment("the control plane gave no cluster key".into()))?;
+    ClusterKeys::create(&settings.cluster_key, keys.fold(Keyring::new(first), |ring, key| ring.with(key)))?;
     credentials.save(&settings.data, &node_key)?;
     RedbDisk::open(&settings.data)?.write(&WriteBatch::default())?;
     write_raft_id(settings, secrets.raft_id)
@@ -183,6 +205,18 @@ pub fn read_raft_id(settings: &ControlSettings) -> Result<u64, ControlError> {
     let path = raft_id_file(settings);
     let bytes = std::fs::read(&path).map_err(|_| ControlError::NoLog(settings.data.display().to_string()))?;
     wire::decode(&bytes).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error }.into())
+}
+
+/// A private key in PEM form, in a new file of mode 0600.
+///
+/// # Errors
+/// The file is there already, or cannot be written.
+pub fn write_root_key(file: &Path, key: &[u8]) -> Result<(), ControlError> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let text = Zeroizing::new(tidegate_certs::ca::key_pem(key));
+    let open = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    open.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all())).map_err(|e| NodeError::file(file, e).into())
 }
 
 /// DER to PEM.

@@ -8,6 +8,8 @@
 mod acme;
 mod api;
 pub mod backup;
+mod ca;
+mod cluster_key;
 mod duties;
 mod enrol;
 pub mod feed;
@@ -44,6 +46,12 @@ pub enum ControlError {
     NoLog(String),
     #[error("{path}: {error}")]
     Backup { path: String, error: backup::BackupError },
+    #[error("{0}")]
+    ClusterKey(String),
+    #[error("the root's key is not in this backup: it was taken out of the log before")]
+    RootIsAway,
+    #[error("this control node has no issuing authority yet: it waits for the log")]
+    NoCa,
     #[error("the consensus core refused to go on: {0}")]
     Raft(String),
     /// Why the driver ended, in its own words.

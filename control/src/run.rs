@@ -1,14 +1,16 @@
 //! A control node, running.
 
+use crate::cluster_key::ClusterKeys;
 use crate::heard::Relayed;
 use crate::raft::{Driver, DriverSettings, RedbDisk};
 use crate::settings::ControlSettings;
 use crate::shared::Control;
-use crate::{ControlError, api, duties, enrol, init, peers, questions, watch};
+use crate::{ControlError, api, ca as authority, duties, enrol, init, peers, questions, watch};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -16,18 +18,21 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tidegate_certs::{Ca, NodeIdentity, SealingKey, ca, site};
+use tidegate_certs::{KeyId, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
+use tidegate_control_types::authority::Fingerprint;
 use tidegate_control_types::explain::Asked;
 use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
 use tidegate_node::link::full;
 use tidegate_node::metrics::Metrics;
-use tidegate_node::serve::{CurrentTls, Peer, mutual_tls, serve};
+use tidegate_node::serve::{CurrentTls, MutualTls, Peer, Transport, serve};
 use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, listen};
 
 /// The longest message that one control node takes from another, in bytes.
 const MOST_BODY: usize = wire::MAX_FRAME;
+const API_CERTIFICATE_SECS: u64 = 86_400;
+const WAITS_FOR_LOG: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// The listeners of a control node, bound before anything runs.
 pub struct Bound {
@@ -82,7 +87,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
         settings.address = bound.node().first().map(ToString::to_string);
     }
     let node_key = SealingKey::load(&settings.node_key)?;
-    let cluster_key = SealingKey::load(&settings.cluster_key)?;
+    let cluster_keys = ClusterKeys::load(&settings.cluster_key)?;
     let id = init::read_raft_id(&settings)?;
     let credentials =
         Credentials::load(&settings.data, &node_key)?.ok_or_else(|| ControlError::NoLog(settings.data.display().to_string()))?;
@@ -97,7 +102,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     let driver =
         Driver::new(RedbDisk::open(&settings.data)?, driver_settings, State::nothing_yet(), Box::new(tidegate_node::clock::random_u64))?;
     let asked = settings.raft.lease;
-    let (control, thread) = Control::start(driver, settings, credentials, cluster_key)?;
+    let (control, thread) = Control::start(driver, settings, credentials, cluster_keys)?;
     let founding = control.raft.state.read().founding.clone();
     if let (Some(asked), false) = (asked.filter(|asked| *asked != founding.lease), founding.cluster.is_empty()) {
         tracing::warn!(?asked, founded = ?founding.lease, "the network keeps the lease that it was founded with: [raft] lease does nothing");
@@ -115,22 +120,23 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     for listener in bound.node {
         let (c, s) = (Arc::clone(&control), stopping.clone());
         let answer = move |request, peer| node_request(Arc::clone(&c), request, peer, s.clone());
-        tasks.spawn(serve(listener, Some(mutual_tls(control.credentials.clone(), true)), answer, stopping.clone()));
+        tasks.spawn(serve(listener, Transport::Mutual(MutualTls::new(control.credentials.clone(), true)), answer, stopping.clone()));
     }
     let router = api::router(Arc::clone(&control));
     let from_client = move |request, _peer: Peer| api::answer(router.clone(), request);
     for listener in bound.api {
-        tasks.spawn(serve(listener, None, from_client.clone(), stopping.clone()));
+        tasks.spawn(serve(listener, Transport::Clear, from_client.clone(), stopping.clone()));
     }
     if !bound.api_https.is_empty() {
-        let tls = api_tls(&control).await?;
+        let tls = api_tls(&control);
         for listener in bound.api_https {
-            tasks.spawn(serve(listener, Some(Arc::clone(&tls)), from_client.clone(), stopping.clone()));
+            tasks.spawn(serve(listener, Transport::Tls(Arc::clone(&tls)), from_client.clone(), stopping.clone()));
         }
     }
     tasks.spawn(watch::relay(Arc::clone(&control), stopping.clone()));
     tasks.spawn(duties::run(Arc::clone(&control), stopping.clone()));
     tasks.spawn(figures.keep(Arc::clone(&control), stopping.clone()));
+    tasks.spawn(needs_key(Arc::clone(&control), stopping.clone()));
     tasks.spawn(renew_own(Arc::clone(&control), node_key, stopping.clone()));
     notify_systemd("READY=1");
     tracing::info!(node = %control.settings.name, id, "this control node runs");
@@ -168,42 +174,91 @@ async fn hand_over(control: &Control) {
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), handed).await;
 }
 
-async fn api_tls(control: &Arc<Control>) -> Result<CurrentTls, ControlError> {
-    // A node that joins learns the CA's key with the state.
-    let mut changed = control.changed.subscribe();
-    let ca: Ca = loop {
-        match control.ca() {
-            Ok(ca) => break ca,
-            Err(error) if changed.changed().await.is_err() => return Err(error),
-            Err(_) => {}
+/// The API's TLS: a certificate for its names, of the issuing authority that signs, made anew a day after its making. None until this
+/// node, where it joins, has learnt the authority's key with the log.
+fn api_tls(control: &Arc<Control>) -> CurrentTls {
+    type Made = (Fingerprint, u64, Arc<rustls::ServerConfig>);
+    let (control, made) = (Arc::clone(control), Mutex::<Option<Made>>::default());
+    Arc::new(move || {
+        let now = control.clock.wall().as_secs();
+        let newest = control.raft.state.read().authority.issuers().newest;
+        let mut made = made.lock();
+        if let Some((by, at, config)) = made.as_ref()
+            && *by == newest
+            && now.abs_diff(*at) < API_CERTIFICATE_SECS
+        {
+            return Some(Arc::clone(config));
         }
-    };
-    let issued = ca.issue_site(&control.settings.api_names, control.clock.wall().as_secs())?;
+        match api_config(&control, now) {
+            Ok(config) => {
+                let config = Arc::new(config);
+                *made = Some((newest, now, Arc::clone(&config)));
+                Some(config)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the API over TLS has no certificate");
+                // An older one is better than none.
+                made.as_ref().map(|(.., config)| Arc::clone(config))
+            }
+        }
+    })
+}
+
+fn api_config(control: &Control, now: u64) -> Result<rustls::ServerConfig, ControlError> {
+    let issued = authority::newest(control)?.issue_site(&control.settings.api_names, now)?;
     let resolver = tidegate_certs::SiteCertificates::default();
     resolver.replace([("*".to_owned(), vec![site::certified(&issued.chain, &issued.key)?])].into());
     let mut config = rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let config = Arc::new(config);
-    Ok(Arc::new(move || Some(Arc::clone(&config))))
+    Ok(config)
 }
 
-/// A control node has the CA at hand and renews its own certificate.
+/// Every control node took the cluster key before it began to seal: one that has lost it since is of no use as a leader, and ends.
+async fn needs_key(control: Arc<Control>, mut stopping: Stopping) {
+    let mut changed = control.changed.subscribe();
+    loop {
+        let seals = KeyId(control.raft.state.read().cluster_key);
+        if seals != KeyId::default() && control.cluster_keys.ring().key(seals).is_none() {
+            let why = format!("the network seals with the key {seals}, which this node has not: give it the keys of another control node");
+            tracing::error!(node = %control.settings.name, why, "this control node stops");
+            control.failed.send_replace(Some(why));
+            return;
+        }
+        tokio::select! {
+            _ = changed.changed() => {}
+            () = stopping.stopped() => return,
+        }
+    }
+}
+
+/// A control node has the CA at hand and renews its own certificate: daily, and when another authority issues from now on.
 async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: Stopping) {
     let mut wait = std::time::Duration::ZERO;
+    let mut changed = control.changed.subscribe();
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            _ = changed.changed(), if wait > WAITS_FOR_LOG => {}
             () = stopping.stopped() => return,
         }
         wait = std::time::Duration::from_secs(3600);
+        let issuers = control.raft.state.read().authority.issuers();
+        let old = control.credentials.get();
+        if issuers.retired != old.trust.retired && issuers.newest != Fingerprint::default() {
+            let distrusted = control.credentials.distrust(issuers.retired.clone(), &control.settings.data, &node_key);
+            if let Err(error) = distrusted {
+                tracing::error!(%error, "authorities that were retired are still believed");
+            }
+        }
         let old = control.credentials.get();
         let now = control.clock.wall().as_secs();
-        if old.not_after.saturating_sub(now) > u64::try_from((ca::NODE_DAYS - 1) * 86_400).unwrap_or(0) {
+        let is_fresh = old.not_after.saturating_sub(now) > u64::try_from((ca::NODE_DAYS - 1) * 86_400).unwrap_or(0);
+        if is_fresh && (issuers.newest == old.issuer || issuers.newest == Fingerprint::default()) {
             continue;
         }
-        let renewed = ca::node_request().map_err(ControlError::from).and_then(|(key, request)| {
-            let chain = control.ca()?.sign_node(&request, &old.identity, now)?;
-            Ok(Credentials::new(chain, key, old.ca.clone())?)
+        let renewed = ca::request().map_err(ControlError::from).and_then(|(key, request)| {
+            let chain = authority::newest(&control)?.sign_node(&request, &old.identity, now)?;
+            Ok(Credentials::new(chain, key, old.trust.clone())?)
         });
         match renewed.and_then(|c| c.save(&control.settings.data, &node_key).map(|()| c).map_err(Into::into)) {
             Ok(c) => {
@@ -212,7 +267,7 @@ async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: St
             }
             Err(error) => {
                 // It waits for the log, which has the CA's key.
-                wait = std::time::Duration::from_secs(1);
+                wait = WAITS_FOR_LOG;
                 tracing::warn!(%error, "certificate not renewed");
             }
         }
@@ -243,7 +298,7 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
-        ("/raft" | "/lease" | "/relay" | "/explain" | "/standings", Some(Role::Control), Some(who)) => {
+        ("/raft" | "/lease" | "/relay" | "/explain" | "/standings" | "/issuer" | "/cluster-key", Some(Role::Control), Some(who)) => {
             let known = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_none());
             if known { control_request(&control, &path, request).await } else { plain(StatusCode::GONE, "removed") }
         }
@@ -320,6 +375,18 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
             },
             Err(e) => bad(e.to_string()),
         },
+        "/issuer" => plain(StatusCode::OK, wire::encode(&control.credentials.get().issuer)),
+        "/cluster-key" => match wire::decode::<[u8; 32]>(&bytes) {
+            Ok(key) => {
+                let (key, shared) = (SealingKey::from_bytes(key), Arc::clone(control));
+                match tokio::task::spawn_blocking(move || shared.cluster_keys.take(key)).await {
+                    Ok(Ok(())) => plain(StatusCode::OK, Bytes::new()),
+                    Ok(Err(e)) => plain(StatusCode::CONFLICT, e.to_string()),
+                    Err(e) => plain(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+                }
+            }
+            Err(e) => bad(e.to_string()),
+        },
         "/standings" => match watch::standings_here(control) {
             Some(standings) => plain(StatusCode::OK, wire::encode(&standings)),
             None => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
@@ -366,6 +433,12 @@ impl Collector for Expiries {
         for c in state.certificates() {
             let value = ConstGauge::new(i64::try_from(c.not_after.as_secs()).unwrap_or(i64::MAX));
             value.encode(all.encode_family(&[("certificate", c.name.as_str())])?)?;
+        }
+        let help = "When the network's own root and the authority that issues for it end, in seconds since 1970";
+        let mut all = encoder.encode_descriptor("ca_not_after_seconds", help, None, MetricType::Gauge)?;
+        for (authority, not_after) in authority::ends(&state) {
+            let value = ConstGauge::new(i64::try_from(not_after.as_secs()).unwrap_or(i64::MAX));
+            value.encode(all.encode_family(&[("authority", authority)])?)?;
         }
         let help = "How often the order for a site's certificate has failed on end";
         let mut all = encoder.encode_descriptor("certificate_order_failures", help, None, MetricType::Gauge)?;

@@ -17,8 +17,8 @@ pub struct ControlSettings {
     pub data: PathBuf,
     /// Seals this node's own key; outside of `data`.
     pub node_key: PathBuf,
-    /// Seals the CA's and the sites' keys in the log; the same on every control node, outside of `data`.
-    pub cluster_key: PathBuf,
+    /// Where the keys are that seal secrets in the log; the same on every control node.
+    pub cluster_key: ClusterKeySource,
     /// Where other nodes connect to, by mutual TLS.
     pub listen: Vec<SocketAddr>,
     /// What other nodes are told to connect to (host:port); the first of `listen` where it is missing.
@@ -39,6 +39,25 @@ pub struct ControlSettings {
     pub raft: RaftSettings,
     /// Who makes the certificates of sites that want one the world trusts; without it the network's own CA does.
     pub acme: Option<AcmeSettings>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterKeySource {
+    /// Outside of the data folder.
+    File(PathBuf),
+    /// A program with its arguments that prints them, from a key store.
+    Command(Vec<String>),
+}
+
+impl ClusterKeySource {
+    /// Where to keep `name`, which is no secret, beside what nodes keep outside of their data.
+    #[must_use]
+    pub fn beside(&self, node_key: &Path, name: &str) -> PathBuf {
+        match self {
+            Self::File(path) => path.with_file_name(name),
+            Self::Command(_) => node_key.with_file_name(name),
+        }
+    }
 }
 
 /// An authority (RFC 8555), and the account there; the same on every control node.
@@ -103,12 +122,17 @@ impl ControlSettings {
         let region = s.required("region", "\"eu-central\"", label);
         let data = s.or("data", PathBuf::from("/var/lib/tidegate"), path);
         let node_key = s.or("node_key", PathBuf::from("/etc/tidegate/node.key"), path);
-        let cluster_key = s.or("cluster_key", PathBuf::from("/etc/tidegate/cluster.key"), path);
-        for (key, file) in [("node_key", &node_key), ("cluster_key", &cluster_key)] {
+        let key_file = s.or("cluster_key", PathBuf::from("/etc/tidegate/cluster.key"), path);
+        let command = s.list("cluster_key_command", string);
+        if s.has("cluster_key_command") && (s.has("cluster_key") || command.is_empty()) {
+            s.wrong("cluster_key_command", "names a program with its arguments, and takes the place of cluster_key");
+        }
+        for (key, file) in [("node_key", &node_key), ("cluster_key", &key_file)] {
             if file.starts_with(&data) {
                 s.wrong(key, "lies inside of data: whoever copies the data folder must not get the key with it");
             }
         }
+        let cluster_key = if command.is_empty() { ClusterKeySource::File(key_file) } else { ClusterKeySource::Command(command) };
         let mut listen = s.list("listen", parsed);
         if !s.has("listen") {
             listen = everywhere(7443);

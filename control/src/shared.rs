@@ -2,6 +2,7 @@
 
 use crate::ControlError;
 use crate::acme::Acme;
+use crate::cluster_key::ClusterKeys;
 use crate::feed::{Audience, Told, Unseal};
 use crate::heard::Heard;
 use crate::holding::Holding;
@@ -18,22 +19,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
-use tidegate_certs::{Ca, SealingKey};
+use tidegate_certs::CertError;
 use tidegate_control_state::{Refusal, State};
 use tidegate_control_types::certificate::SealedCertificate;
 use tidegate_control_types::command::{SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::lease::Grant;
+use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{BootTime, Certificate, Change, Clock, Command, DnsKey, Incarnation, NodeName, TicketKey, wire};
 use tidegate_node::link::Links;
 use tidegate_node::{CurrentCredentials, SystemClock};
 use tokio::sync::{broadcast, oneshot, watch};
+use zeroize::Zeroizing;
 
 /// Frames that a slow watch stream may be behind by before it is caught up anew.
 const MOST_BEHIND: usize = 4096;
 /// Inputs taken into one round: one fsync serves them all.
 const MOST_PER_ROUND: usize = 4096;
-/// What keys of session tickets are sealed as.
-pub const TICKET_KEY: &str = "ticket key";
 /// How long a change may take before its outcome is called unknown.
 pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -66,7 +67,7 @@ pub struct Control {
     pub raft: Arc<Shared>,
     pub clock: SystemClock,
     pub credentials: CurrentCredentials,
-    pub cluster_key: SealingKey,
+    pub cluster_keys: ClusterKeys,
     pub links: Arc<Links>,
     pub peers: Peers,
     to_driver: Sender<ToDriver>,
@@ -120,7 +121,7 @@ impl Control {
         driver: Driver<D>,
         settings: ControlSettings,
         credentials: CurrentCredentials,
-        cluster_key: SealingKey,
+        cluster_keys: ClusterKeys,
     ) -> Result<(Arc<Self>, std::thread::JoinHandle<()>), ControlError> {
         let (to_driver, inbox) = channel();
         let links = Links::new(credentials.clone());
@@ -141,7 +142,7 @@ impl Control {
             generation: AtomicU64::new(0),
             settings,
             credentials,
-            cluster_key,
+            cluster_keys,
             links,
         });
         let (shared, runtime) = (Arc::clone(&control), tokio::runtime::Handle::current());
@@ -268,17 +269,17 @@ impl Control {
         self.peers.address(id, &self.raft.state.read())
     }
 
+    /// Seals a secret for the log. Not to be called while the state is locked.
+    ///
     /// # Errors
-    /// The state holds no CA yet, or the cluster key is another cluster's.
-    pub fn ca(&self) -> Result<Ca, ControlError> {
-        let founding = self.raft.state.read().founding.clone();
-        let key = self.cluster_key.open("ca", &founding.ca_sealed_key)?;
-        Ok(Ca::open(&founding.ca_certificate, &key)?)
+    /// This node has not the network's key, or the random source fails.
+    pub fn seal(&self, name: &SealedName, plain: &[u8]) -> Result<Vec<u8>, CertError> {
+        self.cluster_keys.seal(&self.raft.state.read(), name, plain)
     }
 
-    fn unsealed(&self, context: &str, sealed: &[u8]) -> Option<Vec<u8>> {
-        let opened = self.cluster_key.open(context, sealed);
-        opened.inspect_err(|error| tracing::error!(key = context, %error, "a private key cannot be unsealed")).ok()
+    fn unsealed(&self, name: &SealedName, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let opened = self.cluster_keys.open(name, sealed);
+        opened.inspect_err(|error| tracing::error!(%error, "a private key cannot be unsealed")).ok()
     }
 
     fn publish(&self, output: Output) {
@@ -305,18 +306,18 @@ impl Unseal for Control {
         Some(Certificate {
             name: sealed.name.clone(),
             chain: sealed.chain.clone(),
-            key: self.unsealed(&format!("certificate {}", sealed.name), &sealed.sealed_key)?,
+            key: self.unsealed(&SealedName::CertificateKey(sealed.name.clone()), &sealed.sealed_key)?,
             hosts: sealed.hosts.clone(),
             not_after: sealed.not_after,
         })
     }
 
     fn ticket_key(&self, sealed: &SealedTicketKey) -> Option<TicketKey> {
-        Some(TicketKey { made: sealed.made, key: self.unsealed(TICKET_KEY, &sealed.sealed)? })
+        Some(TicketKey { made: sealed.made, key: self.unsealed(&SealedName::TicketKey(sealed.made), &sealed.sealed)? })
     }
 
     fn dns_key(&self, sealed: &SealedDnsKey) -> Option<DnsKey> {
-        let key = self.unsealed(&format!("zone {}", sealed.zone), &sealed.sealed_key)?;
+        let key = self.unsealed(&SealedName::DnsKey(sealed.zone.clone()), &sealed.sealed_key)?;
         Some(DnsKey { zone: sealed.zone.clone(), public: sealed.public.clone(), key })
     }
 }

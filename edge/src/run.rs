@@ -124,13 +124,13 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         since: 0,
     };
     let (credentials, node_key) = enrol::credentials(node, state).await?;
-    let cdn_id = cdn_id(&credentials.identity.cluster, &credentials.ca)?;
+    let cdn_id = cdn_id(&credentials.identity.cluster, &credentials.trust.root)?;
     let credentials = CurrentCredentials::new(credentials);
     let links = Links::new(credentials.clone());
     let watched = Watched::new();
     let (certificates, challenges): (Arc<SiteCertificates>, Arc<SiteCertificates>) = (Arc::default(), Arc::default());
     let tickets = Arc::new(Tickets::new(TICKET_LIFETIME_SECONDS));
-    let current = credentials.clone();
+    let (current, shown) = (credentials.clone(), credentials.clone());
     let (shields, shield_tls): (Arc<Shields>, ShieldTls) = (Arc::default(), Arc::new(move || Arc::clone(&current.get().client)));
     let pools = OriginPools::new(Resolver::new(&node.name_servers));
     let log = settings.access_log.clone().map(Log::start).transpose()?;
@@ -163,7 +163,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
     });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched, node.name.clone()), stopping.clone()));
-    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links), Arc::clone(&watched)));
     tasks.spawn(reload(Arc::clone(&shared), file, stopping.clone()));
     let probes = Workers::start_aside("probe", &stopping, {
         let (pools, clock) = (Arc::clone(&pools), Arc::clone(&clock));
@@ -186,7 +186,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
             Arc::clone(&pools),
         )),
         standings: Box::new(drop),
-        report: Box::new(report(&shared, pools)),
+        report: Box::new(report(&shared, shown, pools)),
         say: None,
         watched: Arc::clone(&watched),
     };
@@ -283,7 +283,7 @@ fn readiness(watched: &Arc<Watched>, own: NodeName) -> admin::Readiness {
     })
 }
 
-fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {
+fn report(shared: &Arc<Shared>, credentials: CurrentCredentials, pools: Arc<OriginPools>) -> impl Fn() -> NodeReport + Send + Sync + use<> {
     let shared = Arc::clone(shared);
     let capacity = u32::try_from(shared.settings.workers).unwrap_or(u32::MAX);
     let load = Load::new(capacity.min(u32::try_from(cores()).unwrap_or(1)));
@@ -299,6 +299,7 @@ fn report(shared: &Arc<Shared>, pools: Arc<OriginPools>) -> impl Fn() -> NodeRep
             capacity,
             version: VERSION.into(),
             origins_down: pools.down(&*shared.clock),
+            issuer: credentials.get().issuer,
         }
     }
 }

@@ -14,7 +14,7 @@ use tidegate_node::lifecycle::Stopping;
 use tidegate_node::link::Links;
 use tidegate_node::metrics::Metrics;
 use tidegate_node::network::SavedFile;
-use tidegate_node::serve::mutual_tls;
+use tidegate_node::serve::MutualTls;
 use tidegate_node::watch::{Watched, Watcher};
 use tidegate_node::workers::Workers;
 use tidegate_node::{CurrentCredentials, NodeError, SystemClock, VERSION, admin, enrol, listen, role};
@@ -77,13 +77,13 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         let caches = Caches { store: Arc::clone(&store), fills: Arc::clone(&fills), coder: None };
         let (counters, pools, watched) = (Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
         let (clock, stopping, tls, drain, name) =
-            (Arc::clone(&clock), stopping.clone(), mutual_tls(credentials.clone(), false), settings.drain, name.clone());
+            (Arc::clone(&clock), stopping.clone(), MutualTls::new(credentials.clone(), false), settings.drain, name.clone());
         move |listeners, inbox| {
             let node =
                 Node { name: name.clone(), tier: Tier::Shield, via: worker::via(&name), cdn_id: HeaderValue::from_static("tidegate") };
             let upstream = (Arc::clone(&pools), Arc::clone(&clock));
             let (caches, clock, watched) = (caches.clone(), Arc::clone(&clock), Arc::clone(&watched));
-            let (counters, tls, stopping) = (Arc::clone(&counters), Arc::clone(&tls), stopping.clone());
+            let (counters, tls, stopping) = (Arc::clone(&counters), tls.clone(), stopping.clone());
             async move {
                 let upstream = OriginUpstream::new(upstream.0, upstream.1);
                 let gateway = Gateway::new(Rc::new(node), caches, clock, Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
@@ -104,7 +104,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
-    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links), Arc::clone(&watched)));
     let (origin, reported) = (Arc::clone(&pools), Arc::clone(&pools));
     let watcher = Watcher {
         node: node.name.to_string(),
@@ -121,7 +121,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
             }
         }),
         standings: Box::new(drop),
-        report: Box::new(move || report(&figures, &reported, &*clock)),
+        report: Box::new(move || report(&figures, &credentials, &reported, &*clock)),
         say: None,
         watched: Arc::clone(&watched),
     };
@@ -137,7 +137,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     ended
 }
 
-fn report(figures: &Figures, pools: &OriginPools, clock: &dyn Clock) -> NodeReport {
+fn report(figures: &Figures, credentials: &CurrentCredentials, pools: &OriginPools, clock: &dyn Clock) -> NodeReport {
     let (stored_bytes, stored_limit_bytes) = figures.store.usage();
     NodeReport {
         requests: figures.counters.sum(|c| &c.requests),
@@ -146,6 +146,7 @@ fn report(figures: &Figures, pools: &OriginPools, clock: &dyn Clock) -> NodeRepo
         stored_limit_bytes,
         version: VERSION.into(),
         origins_down: pools.down(clock),
+        issuer: credentials.get().issuer,
         ..NodeReport::default()
     }
 }

@@ -13,7 +13,7 @@ use tidegate_gateway::interim::Interim;
 use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, RequestBody, ResponseBody, Site, fields};
 use tidegate_http2::{KeepAlive, Received, ServerSettings};
 use tidegate_node::lifecycle::Stopping;
-use tidegate_node::serve::{CurrentTls, identity_of};
+use tidegate_node::serve::{MutualTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox, ToWorker};
 use tidegate_upstream::OriginUpstream;
 use tokio::net::TcpStream;
@@ -32,7 +32,7 @@ pub struct Worker {
     pub gateway: Rc<Gateway<OriginUpstream>>,
     pub sites: RefCell<Rc<HashMap<String, Rc<Site>>>>,
     pub counters: Arc<AllCounters>,
-    pub tls: CurrentTls,
+    pub tls: MutualTls,
     pub stopping: Stopping,
     pub drain: Duration,
     pub open: Cell<usize>,
@@ -102,7 +102,7 @@ async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener) {
 
 async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
     let _ = tcp.set_nodelay(true);
-    let Some(config) = (worker.tls)() else { return };
+    let Some(config) = worker.tls.current() else { return };
     let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await else {
         return tracing::debug!("a TLS handshake failed");
     };
@@ -122,9 +122,8 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         extended_connect: false,
         drain: worker.drain,
     };
-    let mut stopping = worker.stopping.clone();
-    if let Err(error) = tidegate_http2::serve(tls, &settings, |request, interim| worker.answer(request, interim), stopping.stopped()).await
-    {
+    let ends = worker.tls.ends(tls.get_ref().1, worker.stopping.clone());
+    if let Err(error) = tidegate_http2::serve(tls, &settings, |request, interim| worker.answer(request, interim), ends).await {
         tracing::debug!(%error, "an edge's connection ended");
     }
 }

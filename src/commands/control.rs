@@ -1,15 +1,22 @@
 //! `tidegate control`.
 
+use super::ca::Ca;
 use super::role::{check_on_reload, checked, until_told};
 use super::{Api, Done, Failure, block_on};
 use crate::output;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use http::{HeaderMap, Method};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+use tidegate_control::settings::ClusterKeySource;
 use tidegate_control::{Bound, ControlSettings};
-use tidegate_control_types::api::MemberView;
+use tidegate_control_types::api::{KeysView, MemberView};
+
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// Without any progress.
+const MOST_LOOKS: u32 = 100;
 
 #[derive(Subcommand)]
 pub enum Control {
@@ -21,6 +28,11 @@ pub enum Control {
     Join(Config),
     /// Control nodes and their part
     Members(Members),
+    /// The network's own authority, which nodes' certificates are of
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Make a new key in the place of one, without an interruption
+    RotateKey(RotateKey),
     /// Save the whole state of the network to a file
     Backup(Backup),
     /// Make this node the first of the network in a backup, under a new incarnation
@@ -41,9 +53,28 @@ pub struct Init {
     /// Name of the cluster
     #[arg(long, default_value = "main")]
     cluster: tidegate_control_types::NodeName,
+    /// Write the root's private key to this file, to be kept offline, in the place of the log
+    #[arg(long, value_name = "FILE")]
+    root_key: Option<PathBuf>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Key {
+    /// What seals secrets in the log
+    Cluster,
+    /// What seals session tickets of TLS
+    Tickets,
+}
+
+#[derive(Args)]
+pub struct RotateKey {
+    #[arg(default_value = "cluster")]
+    key: Key,
+    #[command(flatten)]
+    api: Api,
 }
 
 #[derive(Args)]
@@ -110,6 +141,8 @@ impl Control {
             }
             Self::Backup(c) => block_on(c.run()),
             Self::Restore(c) => c.run(),
+            Self::Ca(c) => c.run(),
+            Self::RotateKey(c) => block_on(c.run()),
             Self::Members(c) => block_on(async {
                 let members: Vec<MemberView> = c.api.client()?.get("/v1/members").await?;
                 if c.api.json {
@@ -142,6 +175,39 @@ impl Backup {
     }
 }
 
+impl RotateKey {
+    async fn run(self) -> Done {
+        let client = self.api.client()?;
+        let path = match self.key {
+            Key::Cluster => "/v1/keys/cluster/rotate",
+            Key::Tickets => "/v1/keys/tickets/rotate",
+        };
+        let mut keys: KeysView = client.post(path, &serde_json::json!({})).await?;
+        // The leader seals anew what the old key sealed.
+        let (mut left, mut looks) = (usize::MAX, 0);
+        while keys.sealed_otherwise > 0 {
+            if keys.sealed_otherwise < left {
+                (left, looks) = (keys.sealed_otherwise, 0);
+                output::note(&format!("{left} of {} secrets are still sealed under an older key", keys.sealed));
+            } else if looks >= MOST_LOOKS {
+                return Err(Failure::new(format!("{left} secrets stay under an older key: the leader's log says why")));
+            }
+            looks += 1;
+            tokio::time::sleep(LOOK_EVERY).await;
+            keys = client.get("/v1/keys").await?;
+        }
+        match (self.api.json, self.key) {
+            (true, _) => output::json(&keys),
+            (false, Key::Cluster) => {
+                output::line(&format!("The key {} seals all {} secrets of the network.", keys.cluster_key, keys.sealed));
+                output::line("Older keys stay in the key files: they open older backups. Where none is kept, their lines can go.");
+            }
+            (false, Key::Tickets) => output::line("A new key seals session tickets. Those of the one before are good until the next."),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Restore {
     fn run(self) -> Done {
         let settings = ControlSettings::from_file(&self.config.config)?;
@@ -161,8 +227,8 @@ impl Restore {
 impl Init {
     fn run(self) -> Done {
         let settings = ControlSettings::from_file(&self.config.config)?;
-        let founded = tidegate_control::init(&settings, self.cluster.as_str())?;
-        let ca = settings.cluster_key.with_file_name("ca.pem");
+        let founded = tidegate_control::init(&settings, self.cluster.as_str(), self.root_key.as_deref())?;
+        let ca = settings.cluster_key.beside(&settings.node_key, "ca.pem");
         std::fs::write(&ca, &founded.ca).map_err(|e| Failure::new(format!("{}: {e}", ca.display())))?;
         if self.json {
             output::json(&serde_json::json!({ "cluster": self.cluster, "token": founded.admin_token, "ca": ca }));
@@ -170,7 +236,15 @@ impl Init {
         }
         output::line(&format!("The cluster {} is founded. Its CA is in {}.", self.cluster, ca.display()));
         output::line(&format!("\nThe admin token, shown this once:\n\n  {}\n", founded.admin_token));
-        output::line(&format!("Keep {} safe: it opens every sealed key of the cluster.", settings.cluster_key.display()));
+        if let ClusterKeySource::File(path) = &settings.cluster_key {
+            output::line(&format!("Keep {} safe: it opens every sealed key of the cluster.", path.display()));
+        }
+        if let Some(file) = &self.root_key {
+            output::line(&format!(
+                "Keep {} offline: it makes issuing authorities, every three years (tidegate control ca).",
+                file.display()
+            ));
+        }
         output::line(&format!("Now: tidegate control run --config {}", self.config.config.display()));
         Ok(ExitCode::SUCCESS)
     }

@@ -259,7 +259,7 @@ impl Dev {
             settings.peers = peers.to_vec();
             let is_new = !settings.data.join("raft.redb").exists();
             if n == 0 && is_new {
-                let founded = tidegate_control::init(&settings, "dev")?;
+                let founded = tidegate_control::init(&settings, "dev", None)?;
                 write_secret(&sealed, &dev_key.seal("admin token", founded.admin_token.as_bytes()).map_err(Failure::new)?)?;
                 std::fs::write(network.data.join("ca.pem"), &founded.ca).map_err(|e| Failure::new(format!("ca.pem: {e}")))?;
             }

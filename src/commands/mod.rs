@@ -1,5 +1,6 @@
 //! One file per command, no logic of their own.
 
+mod ca;
 pub mod cert;
 pub mod control;
 pub mod dev;

@@ -21,7 +21,12 @@ pub fn start(stopping: Stopping) -> Result<SocketAddr, NodeError> {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = listen::bind(address)?;
     let bound = listener.local_addr().map_err(|error| NodeError::Listen { address, error, hint: "" })?;
-    tokio::spawn(serve::serve(listener, None, |request: Request<Incoming>, _peer| std::future::ready(answer(&request)), stopping));
+    tokio::spawn(serve::serve(
+        listener,
+        serve::Transport::Clear,
+        |request: Request<Incoming>, _peer| std::future::ready(answer(&request)),
+        stopping,
+    ));
     Ok(bound)
 }
 

@@ -6,6 +6,7 @@
 
 pub mod h3;
 pub mod hosts;
+pub mod https;
 pub mod network;
 pub mod origin;
 pub mod pebble;

@@ -175,11 +175,10 @@ impl Network {
         for (n, listen) in peers.iter().enumerate() {
             let name = format!("control-{}", n + 1);
             let api = free_port();
-            let text = format!(
-                "listen = [\"{listen}\"]\napi = [\"127.0.0.1:{api}\"]\ncluster_key = \"{}\"\npeers = [{}]\n{control_more}\n",
-                dir.join(format!("{name}.cluster.key")).display(),
-                urls.join(", ")
-            );
+            let key = format!("cluster_key = \"{}\"\n", dir.join(format!("{name}.cluster.key")).display());
+            let key = if control_more.contains("cluster_key_command") { "" } else { key.as_str() };
+            let text =
+                format!("listen = [\"{listen}\"]\napi = [\"127.0.0.1:{api}\"]\n{key}peers = [{}]\n{control_more}\n", urls.join(", "));
             network.add(&name, "control", listen.ip(), api, 0, &text, &format!("[raft]\nlease = \"{lease}\"\n"));
             if n == 0 {
                 let out = tidegate_on(None, &["control", "init", "--json", "--config", network.nodes[0].config.to_str().unwrap()], &[]);

@@ -4,6 +4,7 @@ use crate::clock::random_u64;
 use crate::identity::{Credentials, CurrentCredentials};
 use crate::link::{self, Links, full};
 use crate::settings::NodeSettings;
+use crate::watch::Watched;
 use crate::{NodeError, SystemClock, backoff::Backoff};
 use http::Request;
 use http_body_util::BodyExt;
@@ -11,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_certs::token::JoinToken;
+use tidegate_certs::tls::Trust;
+use tidegate_certs::token::{JoinToken, sha256};
 use tidegate_certs::{SealingKey, ca, identity, tls};
+use tidegate_control_types::authority::{Fingerprint, Issuers};
 use tidegate_control_types::{Clock, NodeState, wire};
+use zeroize::Zeroizing;
 
 #[derive(Serialize, Deserialize)]
 pub struct EnrolRequest {
@@ -26,8 +30,10 @@ pub struct EnrolRequest {
 
 #[derive(Serialize, Deserialize)]
 pub struct EnrolAnswer {
+    /// DER, the root last: the join token says which.
     pub chain: Vec<Vec<u8>>,
-    pub ca: Vec<u8>,
+    /// Issuing authorities that are believed no more.
+    pub retired: Vec<Fingerprint>,
     /// For control nodes alone: what a voter needs.
     pub control: Option<ControlSecrets>,
 }
@@ -35,13 +41,16 @@ pub struct EnrolAnswer {
 #[derive(Serialize, Deserialize)]
 pub struct ControlSecrets {
     pub raft_id: u64,
-    pub cluster_key: [u8; 32],
+    /// The newest last.
+    pub cluster_keys: Vec<Zeroizing<[u8; 32]>>,
 }
 
 /// Certificates are renewed when they are older than this.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 const CALL: Duration = Duration::from_secs(20);
 const TRIES: u32 = 30;
+const SPREAD_MS: u64 = 2000;
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A join token from its file.
 ///
@@ -76,7 +85,7 @@ pub async fn credentials(settings: &NodeSettings, node: NodeState) -> Result<(Cr
 /// # Errors
 /// Refused, or nobody answers for about a minute.
 pub async fn enrol(token: &JoinToken, control: &[String], node: NodeState) -> Result<(Credentials, Option<ControlSecrets>), NodeError> {
-    let (key, request) = ca::node_request()?;
+    let (key, request) = ca::request()?;
     let body = wire::encode(&EnrolRequest { join_id: token.id.clone(), join_secret: token.secret, node, request });
     let name = identity::role_name(&token.cluster, "control");
     let config = Arc::new(tls::enrolling_client(token.ca_fingerprint));
@@ -85,7 +94,13 @@ pub async fn enrol(token: &JoinToken, control: &[String], node: NodeState) -> Re
     for _ in 0..TRIES {
         for address in control {
             match ask(address, &name, Arc::clone(&config), body.clone()).await {
-                Ok(answer) => return Ok((Credentials::new(answer.chain, key, answer.ca)?, answer.control)),
+                Ok(answer) => {
+                    let root = answer.chain.last().filter(|root| sha256(root) == token.ca_fingerprint).cloned();
+                    let root =
+                        root.ok_or_else(|| NodeError::Enrolment("the answer's root is not the one that the join token names".into()))?;
+                    let trust = Trust { root, retired: answer.retired };
+                    return Ok((Credentials::new(answer.chain, key, trust)?, answer.control));
+                }
                 Err(Asked::Refused(why)) => return Err(NodeError::Enrolment(why)),
                 Err(Asked::Silent(why)) => last = why,
             }
@@ -102,10 +117,11 @@ enum Asked {
 
 async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body: Vec<u8>) -> Result<EnrolAnswer, Asked> {
     let silent = |e: String| Asked::Silent(e);
-    let mut sender = link::connect(address, name, config).await.map_err(|e| silent(e.to_string()))?;
+    let connected = link::connect(address, name, config).await.map_err(|e| e.to_string());
+    // Of another network: asking again changes nothing.
+    let mut connection = connected.map_err(|e| if e.contains(tls::OTHER_CA) { Asked::Refused(e) } else { silent(e) })?;
     let request = Request::post("https://node/enrol").body(full(body)).map_err(|e| silent(e.to_string()))?;
-    let response =
-        tokio::time::timeout(CALL, sender.send_request(request)).await.map_err(|_| silent(format!("{address} does not answer")))?;
+    let response = tokio::time::timeout(CALL, connection.send(request)).await.map_err(|_| silent(format!("{address} does not answer")))?;
     let response = response.map_err(|e| silent(format!("{address}: {e}")))?;
     let status = response.status();
     let bytes = response.into_body().collect().await.map_err(|e| silent(e.to_string()))?.to_bytes();
@@ -116,22 +132,39 @@ async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body:
     }
 }
 
-/// Renews the certificate daily, for as long as the node runs. A control plane that is away delays it, and says so in
-/// the log with the time that is left.
-pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key: SealingKey, links: Arc<Links>) {
+/// Renews the certificate daily, and when another authority issues from now on, for as long as the node runs. A control plane that is
+/// away delays it, and says so in the log with the time that is left.
+pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key: SealingKey, links: Arc<Links>, watched: Arc<Watched>) {
+    let mut issuers = watched.issuers.subscribe();
     let week = u64::try_from(ca::NODE_DAYS * 86_400).unwrap_or(0);
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
     loop {
-        let (now, not_after) = (SystemClock.wall().as_secs(), current.get().not_after);
+        let told = issuers.borrow_and_update().clone();
+        let (now, credentials) = (SystemClock.wall().as_secs(), current.get());
+        if let Some(told) = told.as_ref().filter(|t| t.retired != credentials.trust.retired)
+            && let Err(error) = current.distrust(told.retired.clone(), &settings.data, &node_key)
+        {
+            tracing::error!(node = %settings.name, %error, "authorities that were retired are still believed");
+        }
+        let (not_after, is_old) = (credentials.not_after, told.is_some_and(|t| is_by_another(&t, &credentials)));
         let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(week);
-        if now < renew_at {
-            tokio::time::sleep(Duration::from_secs((renew_at - now).min(3600))).await;
+        if now < renew_at && !is_old {
+            let waits = Duration::from_secs((renew_at - now).min(3600));
+            let _ = tokio::time::timeout(waits, issuers.changed()).await;
             continue;
+        }
+        if is_old {
+            // Not all nodes at the same moment.
+            tokio::time::sleep(Duration::from_millis(random_u64() % SPREAD_MS)).await;
         }
         match renew_once(&settings, &current, &node_key, &links).await {
             Ok(()) => {
                 backoff.reset();
                 tracing::info!(node = %settings.name, "certificate renewed");
+                if issuers.borrow().as_ref().is_some_and(|t| is_by_another(t, &current.get())) {
+                    // Whom it asked has not heard of the newest authority yet.
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
             }
             Err(error) => {
                 tracing::warn!(node = %settings.name, seconds_left = not_after.saturating_sub(now), %error, "certificate not renewed");
@@ -141,14 +174,18 @@ pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key
     }
 }
 
+fn is_by_another(told: &Issuers, credentials: &Credentials) -> bool {
+    told.newest != Fingerprint::default() && told.newest != credentials.issuer
+}
+
 async fn renew_once(settings: &NodeSettings, current: &CurrentCredentials, node_key: &SealingKey, links: &Links) -> Result<(), NodeError> {
-    let (key, request) = ca::node_request()?;
+    let (key, request) = ca::request()?;
     let mut last = String::new();
     for address in &settings.control {
         match links.call(address, "control", "/renew", request.clone(), CALL).await {
             Ok(bytes) => {
                 let chain: Vec<Vec<u8>> = wire::decode(&bytes).map_err(|e| NodeError::Enrolment(e.to_string()))?;
-                let renewed = Credentials::new(chain, key, current.get().ca.clone())?;
+                let renewed = Credentials::new(chain, key, current.get().trust.clone())?;
                 renewed.save(&settings.data, node_key)?;
                 current.replace(renewed);
                 return Ok(());

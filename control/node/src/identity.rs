@@ -1,28 +1,35 @@
 //! A node's credentials: made at enrolment, kept sealed in its data folder, renewed daily.
 
 use crate::NodeError;
-use parking_lot::RwLock;
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tidegate_certs::tls::Trust;
+use tidegate_certs::token::sha256;
 use tidegate_certs::{NodeIdentity, SealingKey, identity, tls};
+use tidegate_control_types::authority::Fingerprint;
 use tidegate_control_types::wire;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
 
-/// What is stored: the certificate's chain, its private key (sealed) and the CA, all DER.
+/// What is stored: the certificate's chain, its private key (sealed) and the root, all DER, and whom the node believes no more.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct StoredCredentials {
-    pub chain: Vec<Vec<u8>>,
-    pub sealed_key: Vec<u8>,
-    pub ca: Vec<u8>,
+struct StoredCredentials {
+    chain: Vec<Vec<u8>>,
+    sealed_key: Vec<u8>,
+    root: Vec<u8>,
+    retired: Vec<Fingerprint>,
 }
 
 /// Ready for use.
 pub struct Credentials {
     pub identity: NodeIdentity,
     pub chain: Vec<Vec<u8>>,
-    pub key: Vec<u8>,
-    pub ca: Vec<u8>,
+    pub key: Zeroizing<Vec<u8>>,
+    pub trust: Trust,
+    /// The authority that issued it.
+    pub issuer: Fingerprint,
     pub client: Arc<ClientConfig>,
     /// Seconds since 1970.
     pub not_after: u64,
@@ -33,11 +40,13 @@ const CONTEXT: &str = "node identity";
 impl Credentials {
     /// # Errors
     /// A certificate or key is damaged.
-    pub fn new(chain: Vec<Vec<u8>>, key: Vec<u8>, ca: Vec<u8>) -> Result<Self, NodeError> {
+    pub fn new(chain: Vec<Vec<u8>>, key: impl Into<Zeroizing<Vec<u8>>>, trust: Trust) -> Result<Self, NodeError> {
+        let key = key.into();
         let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
         let (who, not_after) = (NodeIdentity::of_certificate(leaf)?, identity::not_after(leaf)?);
-        let client = Arc::new(tls::node_client(&chain, &key, &ca)?);
-        Ok(Self { identity: who, chain, key, ca, client, not_after })
+        let client = Arc::new(tls::node_client(&chain, &key, &trust)?);
+        let issuer = chain.get(1).map(|c| sha256(c)).unwrap_or_default();
+        Ok(Self { identity: who, chain, key, trust, issuer, client, not_after })
     }
 
     fn file(data: &Path) -> PathBuf {
@@ -58,14 +67,15 @@ impl Credentials {
         let stored: StoredCredentials =
             wire::decode(&bytes).map_err(|error| NodeError::Damaged { path: path.display().to_string(), error })?;
         let key = node_key.open(CONTEXT, &stored.sealed_key)?;
-        Self::new(stored.chain, key, stored.ca).map(Some)
+        Self::new(stored.chain, key, Trust { root: stored.root, retired: stored.retired }).map(Some)
     }
 
     /// # Errors
     /// The folder cannot be written.
     pub fn save(&self, data: &Path, node_key: &SealingKey) -> Result<(), NodeError> {
         let sealed_key = node_key.seal(CONTEXT, &self.key)?;
-        let stored = StoredCredentials { chain: self.chain.clone(), sealed_key, ca: self.ca.clone() };
+        let Trust { root, retired } = self.trust.clone();
+        let stored = StoredCredentials { chain: self.chain.clone(), sealed_key, root, retired };
         write_file(&Self::file(data), &wire::encode(&stored))
     }
 }
@@ -88,20 +98,38 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
 
 /// The credentials in use; renewal puts new ones in their place.
 #[derive(Clone)]
-pub struct CurrentCredentials(Arc<RwLock<Arc<Credentials>>>);
+pub struct CurrentCredentials(Arc<watch::Sender<Arc<Credentials>>>);
 
 impl CurrentCredentials {
     #[must_use]
     pub fn new(credentials: Credentials) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(credentials))))
+        Self(Arc::new(watch::channel(Arc::new(credentials)).0))
     }
 
     #[must_use]
     pub fn get(&self) -> Arc<Credentials> {
-        Arc::clone(&self.0.read())
+        Arc::clone(&self.0.borrow())
     }
 
     pub fn replace(&self, credentials: Credentials) {
-        *self.0.write() = Arc::new(credentials);
+        self.0.send_replace(Arc::new(credentials));
+    }
+
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Credentials>> {
+        self.0.subscribe()
+    }
+
+    /// The same certificate, with these authorities believed no more: here and after a restart.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn distrust(&self, retired: Vec<Fingerprint>, data: &Path, node_key: &SealingKey) -> Result<(), NodeError> {
+        let now = self.get();
+        let trust = Trust { root: now.trust.root.clone(), retired };
+        let new = Credentials::new(now.chain.clone(), now.key.clone(), trust)?;
+        new.save(data, node_key)?;
+        self.replace(new);
+        Ok(())
     }
 }

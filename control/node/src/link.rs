@@ -1,6 +1,6 @@
 //! Requests from one node to another: HTTP/2 over mutual TLS, one connection per neighbour, made again when it breaks.
 
-use crate::identity::CurrentCredentials;
+use crate::identity::{Credentials, CurrentCredentials};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -40,13 +40,31 @@ pub enum LinkError {
     Refused { address: String, status: u16, detail: String },
 }
 
-type Sender = http2::SendRequest<Body>;
+/// An open connection.
+#[derive(Clone)]
+pub struct Connection {
+    sender: http2::SendRequest<Body>,
+    /// Why it ended: the first to see that is the task that drives it.
+    ended: Arc<OnceLock<String>>,
+}
+
+impl Connection {
+    /// # Errors
+    /// It breaks off before the answer begins; why.
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, String> {
+        let sent = match self.sender.ready().await {
+            Ok(()) => self.sender.send_request(request).await,
+            Err(error) => Err(error),
+        };
+        sent.map_err(|error| self.ended.get().cloned().unwrap_or_else(|| words(&error)))
+    }
+}
 
 /// Connections to any number of neighbours.
 pub struct Links {
     credentials: CurrentCredentials,
-    /// By address, with the end of the certificate that each was made with: after a renewal they are made again.
-    open: Mutex<HashMap<String, (u64, Sender)>>,
+    /// By address, with the credentials that each was made with: with others they are made again.
+    open: Mutex<HashMap<String, (Arc<Credentials>, Connection)>>,
 }
 
 impl Links {
@@ -60,15 +78,10 @@ impl Links {
     /// # Errors
     /// It cannot be reached, is another's, or breaks off before its answer begins.
     pub async fn send(&self, address: &str, role: &str, request: Request<Body>) -> Result<Response<Incoming>, LinkError> {
-        let mut sender = self.sender(address, role).await?;
-        let broken = |e: hyper::Error| LinkError::Broken { address: address.into(), error: e.to_string() };
-        if let Err(e) = sender.ready().await {
+        let mut connection = self.connection(address, role).await?;
+        connection.send(request).await.map_err(|error| {
             self.open.lock().remove(address);
-            return Err(broken(e));
-        }
-        sender.send_request(request).await.map_err(|e| {
-            self.open.lock().remove(address);
-            broken(e)
+            LinkError::Broken { address: address.into(), error }
         })
     }
 
@@ -98,16 +111,16 @@ impl Links {
         tokio::time::timeout(timeout, answer).await.map_err(late)?
     }
 
-    async fn sender(&self, address: &str, role: &str) -> Result<Sender, LinkError> {
+    async fn connection(&self, address: &str, role: &str) -> Result<Connection, LinkError> {
         let credentials = self.credentials.get();
-        let is_good = |(not_after, sender): &&(u64, Sender)| *not_after == credentials.not_after && !sender.is_closed();
+        let is_good = |(with, open): &&(Arc<Credentials>, Connection)| Arc::ptr_eq(with, &credentials) && !open.sender.is_closed();
         if let Some((_, open)) = self.open.lock().get(address).filter(is_good) {
             return Ok(open.clone());
         }
         let name = tidegate_certs::identity::role_name(&credentials.identity.cluster, role);
-        let sender = connect(address, &name, Arc::clone(&credentials.client)).await?;
-        self.open.lock().insert(address.into(), (credentials.not_after, sender.clone()));
-        Ok(sender)
+        let connection = connect(address, &name, Arc::clone(&credentials.client)).await?;
+        self.open.lock().insert(address.into(), (credentials, connection.clone()));
+        Ok(connection)
     }
 }
 
@@ -115,7 +128,7 @@ impl Links {
 ///
 /// # Errors
 /// No connection, or the other side is not who `name` says.
-pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Result<Sender, LinkError> {
+pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Result<Connection, LinkError> {
     let fail = |error: String| LinkError::Connect { address: address.into(), error };
     let opening = async {
         let tcp = TcpStream::connect(address).await.map_err(|e| fail(e.to_string()))?;
@@ -129,10 +142,28 @@ pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Re
     };
     let late = |_| fail(format!("no connection within {CONNECT_TIMEOUT:?}"));
     let (sender, connection) = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(late)??;
+    let ended = Arc::<OnceLock<String>>::default();
+    let says = Arc::clone(&ended);
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to another node ended");
+            let why = words(&error);
+            tracing::debug!(error = why, "a connection to another node ended");
+            let _ = says.set(why);
         }
     });
-    Ok(sender)
+    Ok(Connection { sender, ended })
+}
+
+/// An error with what it is due to.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_words = cause.to_string();
+        if !words.contains(&cause_words) {
+            words = format!("{words}: {cause_words}");
+        }
+        source = cause.source();
+    }
+    words
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_certs::SealingKey;
+use tidegate_control_types::authority::Issuers;
 use tidegate_control_types::certificate::Challenge;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{
@@ -32,6 +33,8 @@ pub struct Network {
     /// Of authorities, that are open.
     pub challenges: Arc<BTreeMap<SiteName, Vec<Challenge>>>,
     pub nodes: Arc<BTreeMap<NodeName, NodeState>>,
+    /// Of nodes' certificates.
+    pub issuers: Arc<Issuers>,
 }
 
 /// One step from revision to revision, for each worker to apply in order.
@@ -76,6 +79,7 @@ impl Network {
             txt: Arc::default(),
             challenges: Arc::default(),
             nodes: Arc::default(),
+            issuers: Arc::default(),
         }
     }
 
@@ -118,6 +122,7 @@ impl Network {
         new.txt = Arc::new(missed.txt.into_iter().collect());
         new.challenges = Arc::new(missed.challenges.into_iter().collect());
         new.nodes = Arc::new(missed.nodes.into_iter().map(|n| (n.name.clone(), n)).collect());
+        new.issuers = Arc::new(missed.issuers);
         (new.revision, new.heard) = (revision, heard);
         // Who begins with this log and holds nothing is told of none of its earlier purges. It may hold what it fetched because
         // another node, which knew this log already, demanded something of it.
@@ -167,6 +172,7 @@ impl Network {
             Event::Challenges { site, challenges } => {
                 Arc::make_mut(&mut self.challenges).insert(site.clone(), challenges.clone());
             }
+            Event::Issuers(issuers) => self.issuers = Arc::new(issuers.clone()),
             Event::TicketKeys(keys) => self.ticket_keys = Arc::new(keys.clone()),
             Event::DnsKeyRemoved(zone) => {
                 Arc::make_mut(&mut self.dns_keys).remove(zone);
@@ -250,7 +256,7 @@ mod tests {
     #[test]
     fn a_catch_up_counts_as_a_change_whatever_was_missed() {
         let u = Network::caught_up(None, at(1, 5), CatchUp::default(), false, WallTime(0));
-        let key = DnsKey { zone: "cdn.test".into(), public: vec![1], key: vec![2] };
+        let key = DnsKey { zone: "cdn.test".into(), public: vec![1], key: vec![2].into() };
         let v = Network::caught_up(Some(&u.network), at(1, 9), CatchUp { dns_keys: vec![key], ..CatchUp::default() }, false, WallTime(0));
         assert!(v.changes_configuration() && !v.fresh && v.network.dns_keys.contains_key("cdn.test"));
         let w = v.network.followed(10, vec![(10, vec![Event::DnsKeyRemoved("cdn.test".into())])], WallTime(0));

@@ -1,7 +1,7 @@
 //! Listeners between nodes and for the API: TLS or clear, HTTP/1.1 or HTTP/2, with limits, until the role ends.
 
 use crate::SystemClock;
-use crate::identity::CurrentCredentials;
+use crate::identity::{Credentials, CurrentCredentials};
 use crate::lifecycle::{DRAIN_WITHIN, Stopping};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,6 +16,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::NodeIdentity;
+use tidegate_certs::token::sha256;
 use tidegate_control_types::Clock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -40,23 +41,38 @@ pub struct Peer {
 /// The TLS settings to use for the next handshake; they change when a certificate is renewed.
 pub type CurrentTls = Arc<dyn Fn() -> Option<Arc<rustls::ServerConfig>> + Send + Sync>;
 
-/// The TLS settings of a listener between nodes, made again when the certificate is renewed. `enrolment`: nodes without a
-/// certificate, or with one that has expired, may connect too.
-#[must_use]
-pub fn mutual_tls(credentials: CurrentCredentials, enrolment: bool) -> CurrentTls {
-    let made: Mutex<Option<(u64, Arc<rustls::ServerConfig>)>> = Mutex::default();
-    Arc::new(move || {
-        let now = credentials.get();
-        let mut made = made.lock();
-        if let Some((not_after, config)) = made.as_ref()
-            && *not_after == now.not_after
+/// With the credentials that it was made with.
+type Made = (Arc<Credentials>, Arc<rustls::ServerConfig>);
+
+/// The TLS of a listener between nodes, made again when the certificate is renewed.
+#[derive(Clone)]
+pub struct MutualTls {
+    credentials: CurrentCredentials,
+    enrolment: bool,
+    made: Arc<Mutex<Option<Made>>>,
+}
+
+impl MutualTls {
+    /// `enrolment`: nodes without a certificate, or with one that has expired, may connect too.
+    #[must_use]
+    pub fn new(credentials: CurrentCredentials, enrolment: bool) -> Self {
+        Self { credentials, enrolment, made: Arc::default() }
+    }
+
+    /// For the next handshake.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<rustls::ServerConfig>> {
+        let now = self.credentials.get();
+        let mut made = self.made.lock();
+        if let Some((with, config)) = made.as_ref()
+            && Arc::ptr_eq(with, &now)
         {
             return Some(Arc::clone(config));
         }
-        match tidegate_certs::tls::node_server(&now.chain, &now.key, &now.ca, enrolment) {
+        match tidegate_certs::tls::node_server(&now.chain, &now.key, &now.trust, self.enrolment) {
             Ok(config) => {
                 let config = Arc::new(config);
-                *made = Some((now.not_after, Arc::clone(&config)));
+                *made = Some((now, Arc::clone(&config)));
                 Some(config)
             }
             Err(error) => {
@@ -64,7 +80,28 @@ pub fn mutual_tls(credentials: CurrentCredentials, enrolment: bool) -> CurrentTl
                 None
             }
         }
-    })
+    }
+
+    /// When a connection has to end: with the role, or once the authority of the other side's certificate is believed no more.
+    pub fn ends(&self, session: &rustls::ServerConnection, mut stopping: Stopping) -> impl Future<Output = ()> + Send + use<> {
+        let chain: Vec<_> = session.peer_certificates().unwrap_or_default().iter().skip(1).map(|c| sha256(c)).collect();
+        let mut changes = self.credentials.subscribe();
+        async move {
+            let distrusted = changes.wait_for(|now| chain.iter().any(|c| now.trust.retired.contains(c)));
+            tokio::select! {
+                Ok(_) = distrusted => {}
+                () = stopping.stopped() => {}
+            }
+        }
+    }
+}
+
+/// What a listener speaks below HTTP.
+#[derive(Clone)]
+pub enum Transport {
+    Clear,
+    Tls(CurrentTls),
+    Mutual(MutualTls),
 }
 
 /// Who a verified peer is, by its certificate.
@@ -74,8 +111,8 @@ pub fn identity_of(session: &rustls::ServerConnection) -> Option<NodeIdentity> {
     NodeIdentity::of_certificate(leaf).ok()
 }
 
-/// Serves `answer` on `listener`; in clear where `tls` is `None`.
-pub async fn serve<A, F, B>(listener: TcpListener, tls: Option<CurrentTls>, answer: A, mut stopping: Stopping)
+/// Serves `answer` on `listener`.
+pub async fn serve<A, F, B>(listener: TcpListener, transport: Transport, answer: A, mut stopping: Stopping)
 where
     A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -100,31 +137,43 @@ where
             continue;
         };
         let _ = tcp.set_nodelay(true);
-        let (answer, stopping, config) = (answer.clone(), stopping.clone(), tls.as_ref().map(|t| t()));
+        let (answer, mut stopping, transport) = (answer.clone(), stopping.clone(), transport.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            match config {
-                None => connection(tcp, Peer { address, identity: None, is_late: false }, false, answer, stopping).await,
-                Some(None) => {}
-                Some(Some(config)) => {
-                    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await;
-                    let Ok(Ok(tls)) = shaken else {
-                        return tracing::debug!(%address, "a TLS handshake failed");
-                    };
-                    let session = tls.get_ref().1;
-                    let h2 = session.alpn_protocol() == Some(b"h2");
-                    let identity = identity_of(session);
-                    let leaf = session.peer_certificates().and_then(|chain| chain.first());
-                    let not_after = leaf.and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok());
-                    let is_late = not_after.is_some_and(|end| end < SystemClock.wall().as_secs());
-                    connection(tls, Peer { address, identity, is_late }, h2, answer, stopping).await;
+            let config = match &transport {
+                Transport::Clear => {
+                    let peer = Peer { address, identity: None, is_late: false };
+                    return connection(tcp, peer, false, answer, stopping.stopped()).await;
                 }
+                Transport::Tls(current) => current(),
+                Transport::Mutual(mutual) => mutual.current(),
+            };
+            let Some(config) = config else { return };
+            let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await;
+            let tls = match shaken {
+                Ok(Ok(tls)) => tls,
+                Ok(Err(error)) => return tracing::debug!(%address, %error, "a TLS handshake failed"),
+                Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
+            };
+            let session = tls.get_ref().1;
+            let h2 = session.alpn_protocol() == Some(b"h2");
+            let identity = identity_of(session);
+            let leaf = session.peer_certificates().and_then(|chain| chain.first());
+            let not_after = leaf.and_then(|leaf| tidegate_certs::identity::not_after(leaf).ok());
+            let is_late = not_after.is_some_and(|end| end < SystemClock.wall().as_secs());
+            let peer = Peer { address, identity, is_late };
+            match &transport {
+                Transport::Mutual(mutual) => {
+                    let ends = mutual.ends(session, stopping);
+                    connection(tls, peer, h2, answer, ends).await;
+                }
+                Transport::Clear | Transport::Tls(_) => connection(tls, peer, h2, answer, stopping.stopped()).await,
             }
         });
     }
 }
 
-async fn connection<I, A, F, B>(io: I, peer: Peer, h2: bool, answer: A, mut stopping: Stopping)
+async fn connection<I, A, F, B>(io: I, peer: Peer, h2: bool, answer: A, ends: impl Future<Output = ()> + Send)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
@@ -142,7 +191,7 @@ where
             let mut connection = std::pin::pin!($connection);
             tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = stopping.stopped() => {
+                () = ends => {
                     connection.as_mut().graceful_shutdown();
                     tokio::time::timeout(DRAIN_WITHIN, connection).await.unwrap_or(Ok(()))
                 }

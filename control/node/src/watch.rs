@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::authority::Issuers;
 use tidegate_control_types::explain::{Asked, Said};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
@@ -34,12 +35,19 @@ pub struct Watched {
     pub network: RwLock<Option<Arc<Network>>>,
     /// Turns true with the first lease, and says that this node may begin to answer.
     pub begun: watch::Sender<bool>,
+    /// By whom nodes' certificates have to be; `None` until the control plane has said so.
+    pub issuers: watch::Sender<Option<Issuers>>,
 }
 
 impl Watched {
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { lease: Arc::default(), network: RwLock::new(None), begun: watch::channel(false).0 })
+        Arc::new(Self {
+            lease: Arc::default(),
+            network: RwLock::new(None),
+            begun: watch::channel(false).0,
+            issuers: watch::channel(None).0,
+        })
     }
 
     #[must_use]
@@ -287,6 +295,14 @@ impl<C: ControlPlane> Watcher<C> {
         (self.prepare)(update);
         self.workers.deliver(update).await;
         *self.watched.network.write() = Some(Arc::clone(&update.network));
+        let told = &*update.network.issuers;
+        self.watched.issuers.send_if_modified(|known| {
+            let news = known.as_ref() != Some(told);
+            if news {
+                *known = Some(told.clone());
+            }
+            news
+        });
     }
 
     fn publish(&self, follower: &Follower) {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_state::State;
 use tidegate_control_types::certificate::{SealedAccount, SealedCertificate, acme_name};
+use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{Change, Clock, SiteName, WallTime};
 use tidegate_node::clock::random_u64;
 
@@ -236,12 +237,12 @@ async fn account(control: &Control) -> Result<Arc<Account>, Stop> {
     if let Some(account) = known.as_ref() {
         return Ok(Arc::clone(account));
     }
-    let context = format!("account {}", settings.directory);
+    let name = SealedName::Account(settings.directory.clone());
     let kept = control.raft.state.read().account(&settings.directory).map(|a| a.sealed.clone());
-    let kept = kept.map(|sealed| control.cluster_key.open(&context, &sealed)).transpose().map_err(|e| Stop::failed(e.to_string()))?;
-    let (account, new) = authority::account(settings, kept.as_deref()).await?;
+    let kept = kept.map(|sealed| control.cluster_keys.open(&name, &sealed)).transpose().map_err(|e| Stop::failed(e.to_string()))?;
+    let (account, new) = authority::account(settings, kept.as_ref().map(|k| k.as_slice())).await?;
     if let Some(new) = new {
-        let sealed = control.cluster_key.seal(&context, &new).map_err(|e| Stop::failed(e.to_string()))?;
+        let sealed = control.seal(&name, &new).map_err(|e| Stop::failed(e.to_string()))?;
         let account = SealedAccount { authority: settings.directory.clone(), sealed };
         control.change(BY, Change::AccountPut { account }).await?;
     }

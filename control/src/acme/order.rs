@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::{ca, site, upload};
 use tidegate_control_types::certificate::{Challenge, ChallengeAnswer, OrderRecord, OrderStep, SealedCertificate, acme_name};
+use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{Change, Clock, Role, SiteName, WallTime};
 use tidegate_node::clock::random_u64;
 
@@ -98,8 +99,8 @@ pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<Stri
 }
 
 fn begin(control: &Control, site: &SiteName, names: Vec<String>, authority: String, failures: u32) -> Result<OrderRecord, String> {
-    let (key, _) = ca::node_request().map_err(|e| e.to_string())?;
-    let sealed_key = control.cluster_key.seal(&sealed_as(site), &key).map_err(|e| e.to_string())?;
+    let (key, _) = ca::request().map_err(|e| e.to_string())?;
+    let sealed_key = control.seal(&SealedName::OrderKey(site.clone()), &key).map_err(|e| e.to_string())?;
     let now = control.clock.wall();
     Ok(OrderRecord {
         site: site.clone(),
@@ -113,10 +114,6 @@ fn begin(control: &Control, site: &SiteName, names: Vec<String>, authority: Stri
         problem: None,
         next_try: now,
     })
-}
-
-fn sealed_as(site: &SiteName) -> String {
-    format!("order {site}")
 }
 
 async fn put(control: &Control, order: &OrderRecord) -> Result<(), NotNow> {
@@ -148,7 +145,10 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
         open_challenges(control, record, &mut order).await?;
         poll(&mut order, LOOKED_AT_WITHIN, |s| s != OrderStatus::Pending).await?;
     }
-    let key = control.cluster_key.open(&sealed_as(&record.site), &record.sealed_key).map_err(|e| Stop::failed(e.to_string()))?;
+    let key = control
+        .cluster_keys
+        .open(&SealedName::OrderKey(record.site.clone()), &record.sealed_key)
+        .map_err(|e| Stop::failed(e.to_string()))?;
     if order.state().status == OrderStatus::Ready {
         record.step = OrderStep::Finalizing;
         put(control, record).await?;
@@ -172,7 +172,7 @@ fn sealed(control: &Control, record: &OrderRecord, pem: &str, key: &[u8]) -> Res
         return Err(Stop::failed(format!("what the authority made is not for {missing}")));
     }
     let name = acme_name(&record.site);
-    let sealed_key = control.cluster_key.seal(&format!("certificate {name}"), key).map_err(failed)?;
+    let sealed_key = control.seal(&SealedName::CertificateKey(name.clone()), key).map_err(failed)?;
     let (not_before, not_after) = (WallTime(facts.not_before * 1000), WallTime(facts.not_after * 1000));
     Ok(SealedCertificate { name, chain, sealed_key, hosts: record.names.clone(), not_before, not_after })
 }

@@ -12,6 +12,7 @@ use tidegate_certs::{identity, seal, token, upload};
 use tidegate_control_state::State as Machine;
 use tidegate_control_types::api::{CertificateUpload, CertificateView, CertificatesView, OrderView};
 use tidegate_control_types::certificate::{RESERVED, SealedCertificate, acme_name, internal_name, is_uploaded_as};
+use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::site::CertificateChoice;
 use tidegate_control_types::token::Verb;
 use tidegate_control_types::{CertificateName, Change, Clock, SiteName, WallTime};
@@ -113,8 +114,9 @@ pub async fn put(State(control): State<Arc<Control>>, Path(name): Path<String>, 
     let uploaded = upload::read(chain.as_bytes(), key.as_bytes(), now.as_secs()).map_err(|e| ApiError::bad(e.to_string()))?;
     let facts = uploaded.facts;
     let name = format!("{name}/{}", facts.algorithm);
-    let seal = |key: &[u8]| control.cluster_key.seal(&format!("certificate {name}"), key);
-    let sealed_key = seal(&uploaded.key).map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string()))?;
+    let sealed_key = control
+        .seal(&SealedName::CertificateKey(name.clone()), &uploaded.key)
+        .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string()))?;
     let (not_before, not_after) = (WallTime(facts.not_before * 1000), WallTime(facts.not_after * 1000));
     let certificate =
         SealedCertificate { name: name.clone(), chain: uploaded.chain, sealed_key, hosts: facts.names, not_before, not_after };

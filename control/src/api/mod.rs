@@ -3,6 +3,7 @@
 
 mod certificates;
 mod explain;
+mod keys;
 mod nodes;
 mod purges;
 mod sites;
@@ -62,6 +63,15 @@ pub fn router(control: Arc<Control>) -> Api {
         .route("/v1/certificates/{name}", get(certificates::show).put(certificates::put).delete(certificates::remove))
         .route("/v1/certificates/{name}/issue", post(certificates::issue))
         .route("/v1/certificates/{name}/renew", post(certificates::renew))
+        .route("/v1/ca", get(keys::show))
+        .route("/v1/ca/rotate", post(keys::rotate_ca))
+        .route("/v1/ca/request", post(keys::request))
+        .route("/v1/ca/install", post(keys::install))
+        .route("/v1/ca/root-key", delete(keys::drop_root))
+        .route("/v1/ca/issuing/{fingerprint}", delete(keys::retire))
+        .route("/v1/keys", get(keys::keys))
+        .route("/v1/keys/cluster/rotate", post(keys::rotate_cluster_key))
+        .route("/v1/keys/tickets/rotate", post(keys::rotate_ticket_key))
         .route("/v1/explain", post(explain::explain))
         .route("/v1/dns/explain", post(explain::steering))
         .route("/v1/dns/zones", post(zones::sign))

@@ -80,7 +80,7 @@ pub async fn create_join(State(control): State<Arc<Control>>, caller: Caller, bo
     let asked: JoinRequest = json(&body)?;
     let (cluster, ca) = {
         let state = control.raft.state.read();
-        (state.founding.cluster.clone(), state.founding.ca_certificate.clone())
+        (state.founding.cluster.clone(), state.founding.root.clone())
     };
     let ttl = asked.expires_in.map_or(JOIN_TTL, Duration::from_secs).min(MOST_JOIN_TTL);
     let made = join_record(&cluster, &ca, asked.role, asked.region, control.clock.wall(), ttl);

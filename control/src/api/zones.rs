@@ -11,6 +11,7 @@ use tidegate_certs::dnssec;
 use tidegate_control_types::Change;
 use tidegate_control_types::api::{TxtRequest, TxtView, ZoneRequest, ZoneView};
 use tidegate_control_types::command::SealedDnsKey;
+use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::token::Verb;
 
 /// A name in its normal form: lower case, no dot at its end.
@@ -40,7 +41,7 @@ pub async fn sign(State(control): State<Arc<Control>>, caller: Caller, body: Byt
     let zone = zone(&asked.zone)?;
     let fail = |e: tidegate_certs::CertError| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "key", e.to_string());
     let made = dnssec::generate().map_err(fail)?;
-    let sealed_key = control.cluster_key.seal(&format!("zone {zone}"), &made.key).map_err(fail)?;
+    let sealed_key = control.seal(&SealedName::DnsKey(zone.clone()), &made.key).map_err(fail)?;
     let key = SealedDnsKey { zone, public: made.public, sealed_key };
     let view = view(&key);
     control.change(&caller.name(), Change::DnsKeyPut { key }).await?;

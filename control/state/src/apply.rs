@@ -6,6 +6,7 @@ use crate::{
     AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TICKET_KEYS, MOST_TOKENS, MOST_TXT, MOST_ZONES,
     NodeRecord, Removal, State,
 };
+use tidegate_control_types::authority::fingerprint_hex;
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{CertificateChoice, Hold, HostPattern, Shown, SiteSpec, WhenDetached};
@@ -23,7 +24,7 @@ pub enum Refusal {
     Stale { expected: u64, found: u64 },
     #[error("{0}")]
     Limit(String),
-    #[error("the join token is unknown, used up or expired")]
+    #[error("the join token is unknown, used up, revoked or expired: make another (tidegate token create --join ROLE)")]
     JoinToken,
 }
 
@@ -47,7 +48,7 @@ pub enum Sealed {
     TicketKeys,
 }
 
-type Changed = Result<Vec<Event>, Refusal>;
+pub type Changed = Result<Vec<Event>, Refusal>;
 
 impl State {
     /// Applies the entry at `index`, which is greater than [`State::applied`]. An entry that is refused counts as applied.
@@ -116,6 +117,19 @@ impl State {
                 Ok(Vec::new())
             }
             Change::TxtPut { name, values } => self.txt_put(name, values),
+            Change::ClusterKeyPut { key } => {
+                self.cluster_key = key;
+                Ok(Vec::new())
+            }
+            Change::Reseal { items } => self.reseal(items),
+            Change::RootKeyPut { sealed } => {
+                self.authority.root_key = Some(sealed);
+                Ok(Vec::new())
+            }
+            Change::RootKeyRemove => self.root_key_remove(),
+            Change::IssuingRequest { requested } => self.issuing_requested(requested),
+            Change::IssuingPut { issuing, requested } => self.issuing_put(issuing, requested),
+            Change::IssuingRetire { fingerprint } => self.issuing_retire(&fingerprint),
             Change::MemberPut { id, name, address } => {
                 self.members.insert(id, (name, address));
                 Ok(Vec::new())
@@ -465,7 +479,16 @@ fn describe(change: &Change) -> Option<String> {
             (OrderStep::Failed, Some(problem)) => format!("order for the certificate of {} failed: {problem}", order.site),
             _ => return None,
         },
-        Change::OrderRemove { .. } | Change::ChallengesPut { .. } | Change::TicketKeyPut { .. } => return None,
+        Change::OrderRemove { .. } | Change::ChallengesPut { .. } | Change::TicketKeyPut { .. } | Change::Reseal { .. } => return None,
+        Change::ClusterKeyPut { key } => {
+            let id: String = key.iter().map(|b| format!("{b:02x}")).collect();
+            format!("cluster key {id} seals")
+        }
+        Change::RootKeyPut { .. } => "the root's key put into the log".into(),
+        Change::RootKeyRemove => "the root's key taken out of the log".into(),
+        Change::IssuingRequest { .. } => "an issuing authority requested".into(),
+        Change::IssuingPut { issuing, .. } => format!("issuing authority {} signs", fingerprint_hex(&issuing.fingerprint)),
+        Change::IssuingRetire { fingerprint } => format!("issuing authority {} retired", fingerprint_hex(fingerprint)),
         Change::CertificateRemove { name } => format!("certificate {name} removed"),
         Change::MemberPut { id, name, .. } => format!("control node {name} ({id}) put"),
         Change::MemberRemove { id } => format!("control node {id} removed"),

@@ -5,6 +5,7 @@
 
 mod apply;
 mod purges;
+mod sealed;
 mod sites;
 
 pub use apply::{Applied, Refusal, Sealed};
@@ -14,10 +15,12 @@ pub use sites::{SiteRecord, SiteVersion};
 use purges::Purges;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use tidegate_control_types::authority::{Authority, Issuers};
 use tidegate_control_types::certificate::{Challenge, OrderRecord, SealedAccount, SealedCertificate};
 use tidegate_control_types::command::{Founding, SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
+use tidegate_control_types::sealed::ClusterKeyId;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::{JoinRecord, TokenRecord};
 use tidegate_control_types::{Incarnation, LeaseTerms, NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
@@ -53,6 +56,9 @@ pub struct State {
     nodes: BTreeMap<NodeName, NodeRecord>,
     tokens: BTreeMap<String, TokenRecord>,
     joins: BTreeMap<String, JoinRecord>,
+    /// Under which secrets are sealed; others may be under one that it followed.
+    pub cluster_key: ClusterKeyId,
+    pub authority: Authority,
     certificates: BTreeMap<String, (u64, SealedCertificate)>,
     dns_keys: BTreeMap<String, SealedDnsKey>,
     /// The newest last.
@@ -103,6 +109,7 @@ pub struct Missed {
     pub txt: Vec<(String, Vec<String>)>,
     pub challenges: Vec<(SiteName, Vec<Challenge>)>,
     pub nodes: Vec<NodeState>,
+    pub issuers: Issuers,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }
 
@@ -121,6 +128,8 @@ impl State {
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
             joins: BTreeMap::new(),
+            cluster_key: ClusterKeyId::default(),
+            authority: Authority::default(),
             certificates: BTreeMap::new(),
             dns_keys: BTreeMap::new(),
             ticket_keys: Vec::new(),
@@ -137,14 +146,8 @@ impl State {
     /// What a control node holds that waits for its leader to send it the state.
     #[must_use]
     pub fn nothing_yet() -> Self {
-        let founding = Founding {
-            cluster: String::new(),
-            incarnation: Incarnation(0),
-            zone: None,
-            lease: LeaseTerms::default(),
-            ca_certificate: Vec::new(),
-            ca_sealed_key: Vec::new(),
-        };
+        let founding =
+            Founding { cluster: String::new(), incarnation: Incarnation(0), zone: None, lease: LeaseTerms::default(), root: Vec::new() };
         Self::new(founding, 0)
     }
 
@@ -340,6 +343,7 @@ impl State {
             txt: self.txt.iter().map(|(name, values)| (name.clone(), values.clone())).collect(),
             challenges: self.challenges.iter().map(|(site, open)| (site.clone(), open.clone())).collect(),
             nodes: self.nodes.values().filter(|n| n.removed.is_none()).map(|n| n.state.clone()).collect(),
+            issuers: self.authority.issuers(),
             purges,
         }
     }

@@ -6,14 +6,8 @@ use tidegate_control_types::site::{Hold, HostPattern, Shown};
 use tidegate_control_types::{Change, Command, Incarnation, LeaseTerms, site_file, wire};
 
 fn founded() -> State {
-    let founding = Founding {
-        cluster: "main".into(),
-        incarnation: Incarnation(7),
-        zone: None,
-        lease: LeaseTerms::default(),
-        ca_certificate: vec![],
-        ca_sealed_key: vec![],
-    };
+    let founding =
+        Founding { cluster: "main".into(), incarnation: Incarnation(7), zone: None, lease: LeaseTerms::default(), root: Vec::new() };
     State::new(founding, 1)
 }
 
@@ -300,4 +294,54 @@ fn after_a_restore_a_node_may_serve_until_it_is_heard_of() {
     assert!(restored.may_serve_detached(&orders, since), "what was said after the backup, nobody here knows");
     assert!(!restored.may_serve_detached(&orders, restored.applied), "one that has this log knows no other rules");
     assert_eq!((restored.members().count(), restored.purge(1)), (0, Err(true)));
+}
+
+#[test]
+fn what_was_sealed_anew_replaces_only_what_it_was_made_of() {
+    use tidegate_control_types::command::SealedDnsKey;
+    use tidegate_control_types::sealed::{Resealed, SealedName};
+    let mut log = Log::new();
+    let key =
+        |sealed: &[u8]| Change::DnsKeyPut { key: SealedDnsKey { zone: "cdn.test".into(), public: vec![1], sealed_key: sealed.to_vec() } };
+    let again = |before: &[u8], sealed: &[u8]| {
+        let name = SealedName::DnsKey("cdn.test".into());
+        Change::Reseal { items: vec![Resealed { name, before: before.to_vec(), sealed: sealed.to_vec() }] }
+    };
+    let now = |log: &Log| log.state.sealed().map(|(_, sealed)| sealed.clone()).collect::<Vec<_>>();
+    log.apply(key(b"old"));
+    assert!(log.apply(again(b"old", b"new")).events.is_empty(), "nobody has to be told anything");
+    assert_eq!(now(&log), [b"new"]);
+    log.apply(again(b"old", b"late"));
+    assert_eq!(now(&log), [b"new"], "it was made of what is there no more");
+    log.apply(Change::DnsKeyRemove { zone: "cdn.test".into() });
+    log.apply(again(b"new", b"late"));
+    assert!(now(&log).is_empty());
+}
+
+#[test]
+fn the_newest_authority_signs_and_older_ones_are_believed_until_they_are_retired() {
+    use tidegate_control_types::authority::{Issuing, RequestedIssuing};
+    use tidegate_control_types::event::Event;
+    let mut log = Log::new();
+    let issuing = |n: u8, requested| {
+        let fingerprint = [n; 32];
+        let issuing =
+            Issuing { fingerprint, certificate: vec![n], sealed_key: vec![n], not_before: WallTime(0), not_after: WallTime(u64::MAX) };
+        Change::IssuingPut { issuing, requested }
+    };
+    let told = |applied: crate::Applied| match applied.events.as_slice() {
+        [Event::Issuers(issuers)] => (issuers.newest[0], issuers.retired.iter().map(|r| r[0]).collect::<Vec<_>>()),
+        other => panic!("{other:?}: {:?}", applied.outcome),
+    };
+    assert_eq!(told(log.apply(issuing(1, false))), (1, vec![]));
+    assert_eq!(told(log.apply(issuing(2, false))), (2, vec![]));
+    let refused = |applied: crate::Applied| applied.outcome.unwrap_err().to_string();
+    assert!(refused(log.apply(Change::IssuingRetire { fingerprint: [2; 32] })).contains("signs: make another one first"));
+    assert!(refused(log.apply(Change::IssuingRetire { fingerprint: [9; 32] })).contains("there is no issuing authority 0909"));
+    assert_eq!(told(log.apply(Change::IssuingRetire { fingerprint: [1; 32] })), (2, vec![1]));
+    assert!(refused(log.apply(issuing(1, false))).contains("was there already"), "one that was retired does not come back");
+    assert!(refused(log.apply(issuing(3, true))).contains("no issuing authority was requested"));
+    log.apply(Change::IssuingRequest { requested: RequestedIssuing { request: vec![7], sealed_key: vec![7] } });
+    assert_eq!(told(log.apply(issuing(3, true))), (3, vec![1]));
+    assert!(log.state.authority.requested.is_none());
 }

@@ -282,6 +282,56 @@ pub struct TokenView {
     pub token: Option<String>,
 }
 
+/// The network's own authority. Times in milliseconds since 1970, fingerprints in hexadecimal digits (SHA-256).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CaView {
+    pub root: String,
+    pub root_not_after: u64,
+    /// The leader makes issuing authorities by itself.
+    pub root_key_in_log: bool,
+    /// Those that are believed, the newest first.
+    pub issuing: Vec<IssuingView>,
+    pub retired: Vec<String>,
+    /// A request waits for what the root makes of it.
+    pub requested: bool,
+    /// Nodes of which it is not known whose certificate they show.
+    pub unheard: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IssuingView {
+    pub fingerprint: String,
+    pub made: u64,
+    pub not_after: u64,
+    pub signs: bool,
+    /// Nodes that show a certificate of it.
+    pub nodes: Vec<String>,
+}
+
+/// A certificate signing request in PEM form.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CaRequestView {
+    pub request: String,
+}
+
+/// A certificate in PEM form.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaUpload {
+    pub certificate: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeysView {
+    /// Id of the key that seals.
+    pub cluster_key: String,
+    /// Secrets in the log, and those of them that an older key has sealed.
+    pub sealed: usize,
+    pub sealed_otherwise: usize,
+    /// In milliseconds since 1970.
+    pub ticket_key_made: Option<u64>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MemberView {
     pub id: u64,

@@ -1,11 +1,13 @@
 //! What an entry of the log says.
 
+use crate::authority::{Fingerprint, Issuing, RequestedIssuing};
 use crate::certificate::{Challenge, OrderRecord, SealedAccount, SealedCertificate};
 use crate::lease::LeaseTerms;
 use crate::name::{NodeName, SiteName};
 use crate::node::NodeState;
 use crate::purge::PurgeOrder;
 use crate::revision::Incarnation;
+use crate::sealed::{ClusterKeyId, Resealed};
 use crate::site::{Hold, HostPattern, SiteSpec};
 use crate::time::WallTime;
 use crate::token::{JoinRecord, TokenRecord};
@@ -129,6 +131,33 @@ pub enum Change {
         site: SiteName,
         challenges: Vec<Challenge>,
     },
+    /// The cluster key under which secrets are sealed from now on: every control node has it.
+    ClusterKeyPut {
+        key: ClusterKeyId,
+    },
+    Reseal {
+        items: Vec<Resealed>,
+    },
+    /// The root's private key, sealed: while it is here, the leader makes issuing authorities by itself.
+    RootKeyPut {
+        sealed: Vec<u8>,
+    },
+    /// An operator has taken it offline.
+    RootKeyRemove,
+    /// What the root, which is offline, is to sign; in the place of an earlier one.
+    IssuingRequest {
+        requested: RequestedIssuing,
+    },
+    /// An issuing authority that signs from now on.
+    IssuingPut {
+        issuing: Issuing,
+        /// It is the one that was requested.
+        requested: bool,
+    },
+    /// Nobody believes what it signed any more.
+    IssuingRetire {
+        fingerprint: Fingerprint,
+    },
 }
 
 /// What a zone is signed with, sealed under the cluster key: ECDSA P-256 (RFC 6605).
@@ -156,7 +185,6 @@ pub struct Founding {
     pub zone: Option<String>,
     /// For the whole network and for good: a new leader has to count what its predecessor granted.
     pub lease: LeaseTerms,
-    /// DER of the internal CA's certificate, and its private key sealed under the cluster key.
-    pub ca_certificate: Vec<u8>,
-    pub ca_sealed_key: Vec<u8>,
+    /// The certificate of the network's own root, DER.
+    pub root: Vec<u8>,
 }

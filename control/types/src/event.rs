@@ -1,6 +1,7 @@
 //! What control nodes and cache nodes say to each other on the watch stream: a node's hello, then what it missed,
 //! then every entry as it is applied; acknowledgements and askings for a lease the other way.
 
+use crate::authority::Issuers;
 use crate::certificate::Challenge;
 use crate::explain::{Asked, Said};
 use crate::lease::Grant;
@@ -11,6 +12,7 @@ use crate::revision::Revision;
 use crate::site::{HostPattern, SiteSpec};
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 /// A site as the nodes that serve it know it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +36,7 @@ pub struct Certificate {
     /// DER, leaf first.
     pub chain: Vec<Vec<u8>>,
     /// PKCS #8 DER.
-    pub key: Vec<u8>,
+    pub key: Zeroizing<Vec<u8>>,
     pub hosts: Vec<String>,
     pub not_after: WallTime,
 }
@@ -51,7 +53,7 @@ pub struct DnsKey {
     pub zone: String,
     pub public: Vec<u8>,
     /// PKCS #8 DER.
-    pub key: Vec<u8>,
+    pub key: Zeroizing<Vec<u8>>,
 }
 
 impl std::fmt::Debug for DnsKey {
@@ -64,7 +66,7 @@ impl std::fmt::Debug for DnsKey {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketKey {
     pub made: WallTime,
-    pub key: Vec<u8>,
+    pub key: Zeroizing<Vec<u8>>,
 }
 
 impl std::fmt::Debug for TicketKey {
@@ -97,6 +99,8 @@ pub enum Event {
         site: SiteName,
         challenges: Vec<Challenge>,
     },
+    /// Of nodes' certificates.
+    Issuers(Issuers),
 }
 
 /// All that a node at an earlier revision missed.
@@ -113,6 +117,7 @@ pub struct CatchUp {
     pub txt: Vec<(String, Vec<String>)>,
     pub challenges: Vec<(SiteName, Vec<Challenge>)>,
     pub nodes: Vec<NodeState>,
+    pub issuers: Issuers,
     pub purges: Vec<(u64, Vec<PurgeOrder>)>,
 }
 

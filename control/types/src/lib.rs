@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod authority;
 pub mod certificate;
 pub mod command;
 pub mod event;
@@ -15,6 +16,7 @@ pub mod node;
 pub mod planted;
 pub mod purge;
 pub mod revision;
+pub mod sealed;
 pub mod settings;
 pub mod site;
 pub mod site_file;

@@ -1,5 +1,6 @@
 //! Nodes: any process of the network, as the control plane and its neighbours know it.
 
+use crate::authority::Fingerprint;
 use crate::name::NodeName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -111,4 +112,6 @@ pub struct NodeReport {
     pub version: String,
     /// Origin servers that its probes found down.
     pub origins_down: Vec<String>,
+    /// Of the certificate that it shows other nodes.
+    pub issuer: Fingerprint,
 }

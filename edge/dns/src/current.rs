@@ -217,6 +217,7 @@ mod tests {
             certificates: Arc::default(),
             dns_keys: Arc::default(),
             ticket_keys: Arc::default(),
+            issuers: Arc::default(),
             txt: Arc::default(),
             challenges: Arc::default(),
             nodes: Arc::new(nodes.into()),

@@ -77,7 +77,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
     };
     let (credentials, node_key) = enrol::credentials(node, state).await?;
     let credentials = CurrentCredentials::new(credentials);
-    let links = Links::new(credentials.clone());
+    let (links, shown) = (Links::new(credentials.clone()), credentials.clone());
     let (watched, current, figures) = (Watched::new(), Current::new(settings.zone.clone(), networks), Arc::<Figures>::default());
     let name = node.name.to_string();
     let answers = Answers {
@@ -103,7 +103,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
-    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links)));
+    tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links), Arc::clone(&watched)));
     tasks.spawn(reload(settings.clone(), Arc::clone(&current), stopping.clone()));
     if !settings.probe.interval.is_zero() {
         tasks.spawn(probe(Arc::clone(&current), settings.probe, Arc::clone(&clock)));
@@ -128,7 +128,12 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
             move |standings| of_standings.standings(standings, clock.boot())
         }),
         say: Some(Arc::new(move |asked| say(&said_by, asked))),
-        report: Box::new(move || NodeReport { requests: figures.queries(), version: VERSION.into(), ..NodeReport::default() }),
+        report: Box::new(move || NodeReport {
+            requests: figures.queries(),
+            version: VERSION.into(),
+            issuer: shown.get().issuer,
+            ..NodeReport::default()
+        }),
         watched: Arc::clone(&watched),
     };
     let ended = role::follow(watcher, "this node answers for the zone", &node.data, tasks, &mut stopping).await;

@@ -195,6 +195,7 @@ fn network(edges: &[Edge]) -> Arc<Network> {
         certificates: Arc::default(),
         dns_keys: Arc::default(),
         ticket_keys: Arc::default(),
+        issuers: Arc::default(),
         txt: Arc::default(),
         challenges: Arc::default(),
         nodes: Arc::new(nodes),

@@ -40,6 +40,7 @@ impl<U: Upstream> Gateway<U> {
                     | Event::CertificateRemoved(_)
                     | Event::DnsKey(_)
                     | Event::DnsKeyRemoved(_)
+                    | Event::Issuers(_)
                     | Event::TicketKeys(_)
                     | Event::Txt { .. }
                     | Event::Challenges { .. }

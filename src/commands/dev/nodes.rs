@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tidegate_control::ControlSettings;
+use tidegate_control::settings::ClusterKeySource;
 use tidegate_control::settings::RaftSettings;
 use tidegate_control_types::NodeName;
 use tidegate_dns::{DnsSettings, ProbeSettings, ZoneSettings};
@@ -86,7 +87,7 @@ impl Dev {
             name_servers: Vec::new(),
             raft: RaftSettings::default(),
             acme: None,
-            cluster_key: network.data.join("keys").join(format!("{name}.cluster.key")),
+            cluster_key: ClusterKeySource::File(network.data.join("keys").join(format!("{name}.cluster.key"))),
             name: node.name,
             region: node.region,
             data: node.data,

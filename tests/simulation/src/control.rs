@@ -140,8 +140,7 @@ pub fn founding(setup: &Setup) -> Snapshot {
         incarnation: Incarnation::new(0, setup.seed),
         zone: None,
         lease: setup.lease,
-        ca_certificate: Vec::new(),
-        ca_sealed_key: Vec::new(),
+        root: Vec::new(),
     };
     let mut state = State::new(founding, 1).keeping_receipts(setup.receipts);
     let mut index = 1;

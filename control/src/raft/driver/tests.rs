@@ -58,14 +58,8 @@ impl Disk for TestDisk {
 }
 
 fn founding() -> State {
-    let founding = Founding {
-        cluster: "t".into(),
-        incarnation: Incarnation(1),
-        zone: None,
-        lease: LeaseTerms::default(),
-        ca_certificate: vec![],
-        ca_sealed_key: vec![],
-    };
+    let founding =
+        Founding { cluster: "t".into(), incarnation: Incarnation(1), zone: None, lease: LeaseTerms::default(), root: Vec::new() };
     State::new(founding, 1)
 }
 
