@@ -253,6 +253,70 @@ fn no_file_of_any_node_holds_a_key_or_a_token() {
     assert_eq!(holding(dir.path(), &secrets).len(), 1);
 }
 
+/// Whether a process has these bytes anywhere in its memory.
+fn remembers(process: u32, secret: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{process}/mem")).unwrap();
+    let number = |hex: &str| u64::from_str_radix(hex, 16).unwrap();
+    let writable = maps.lines().filter(|l| l.split(' ').nth(1).unwrap().starts_with("rw"));
+    let mut ranges = writable.map(|l| l.split(' ').next().unwrap().split_once('-').unwrap());
+    ranges.any(|(from, to)| {
+        let mut bytes = vec![0; usize::try_from(number(to) - number(from)).unwrap()];
+        // What went meanwhile is not there.
+        memory.read_exact_at(&mut bytes, number(from)).is_ok() && memchr::memmem::find(&bytes, secret).is_some()
+    })
+}
+
+#[test]
+fn only_edges_of_a_sites_regions_serve_it_and_get_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = Plan { edges: 2, dns: 1, regions: &["eu", "us"], control_more: "zone = \"cdn.test\"", ..Plan::default() };
+    let network = Network::planned(dir.path(), plan);
+    let (nginx, authority) = (origin(dir.path()), Authority::new(dir.path()));
+    let ca = authority.ca();
+    let (chain, key) = authority.make("shop", "DNS:www.shop.example", &EC, "30");
+    assert!(network.tidegate(&["cert", "upload", "shop", "--chain", &chain, "--key", &key]).status.success());
+    let pem = std::fs::read_to_string(&key).unwrap();
+    let der = data_encoding::BASE64.decode(pem.lines().filter(|l| !l.starts_with('-')).collect::<String>().as_bytes()).unwrap();
+    let remember = |edge: usize| remembers(network.edges()[edge].process.as_ref().unwrap().child.id(), &der[36..68]);
+    assert!(!remember(0) && !remember(1), "no site needs it yet");
+    let dns = network.nodes.iter().find(|n| n.role == "dns").unwrap().address();
+    let named = || {
+        let (server, port) = (format!("@{}", dns.ip()), dns.port().to_string());
+        let mut all: Vec<_> = run("dig", &[&server, "-p", &port, "+short", "shop.cdn.test"]).lines().map(str::to_owned).collect();
+        all.sort();
+        all
+    };
+    let served = |edge: usize| page(&network, edge, "www.shop.example", &ca).is_ok_and(|p| p == "a page of the shop\n");
+    for (regions, by) in [("regions = [\"eu\"]\n", [true, false]), ("regions = [\"us\", \"asia\"]\n", [false, true]), ("", [true, true])] {
+        let file = dir.path().join("regional.toml");
+        let text = format!(
+            "name = \"shop\"\nhosts = [\"www.shop.example\"]\n{regions}[origin]\nservers = [{{ url = \"{}\" }}]\nallow_private = true\n[tls]\ncertificate = \"shop\"\n",
+            nginx.url()
+        );
+        std::fs::write(&file, text).unwrap();
+        let out = network.tidegate(&["site", "apply", file.to_str().unwrap(), "--vouch"]);
+        assert!(out.status.success(), "{}", error_of(&out));
+        wait_for(&format!("{regions}to be so"), || ([served(0), served(1)] == by).then_some(()));
+        // The dns node is in eu: that is the nearest region, where it serves the site.
+        let addresses = [if by[0] { "127.0.1.1" } else { "127.0.1.2" }];
+        wait_for(&format!("DNS to know {regions}"), || (named() == addresses).then_some(()));
+        for edge in (0..2).filter(|e| !by[*e]) {
+            let mut http = Http::connect_on(None, network.edges()[edge].address()).unwrap();
+            assert_eq!(http.ask("GET", "www.shop.example", "/page", &[]).unwrap().status, 421);
+            let refused = page(&network, edge, "www.shop.example", &ca).unwrap_err();
+            assert!(refused.contains("alert"), "{refused}");
+        }
+        if regions.contains("eu") {
+            assert!(remember(0), "the search finds what is there");
+            assert!(!remember(1), "an edge elsewhere never got the key");
+        }
+    }
+    let out = network.tidegate(&["dns", "explain", "shop", "--client", "192.0.2.1"]);
+    assert!(out.status.success(), "{}", error_of(&out));
+}
+
 /// What openssl says of a handshake after which it asks for the page, and so gets a ticket.
 fn with_session(network: &Network, edge: usize, more: &[&str]) -> String {
     use std::io::Write;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the node has been told of everything through `sent`.
 
-use tidegate_control_state::{Applied, Sealed, State};
+use tidegate_control_state::{Applied, Placement, Sealed, State};
 use tidegate_control_types::certificate::SealedCertificate;
 use tidegate_control_types::command::{SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::planted::Bug;
@@ -11,6 +11,7 @@ use tidegate_control_types::{CatchUp, Certificate, DnsKey, Event, Revision, Role
 #[derive(Debug)]
 pub struct Feed {
     role: Role,
+    region: String,
     sent: u64,
 }
 
@@ -31,20 +32,20 @@ pub trait Unseal {
 
 /// Who is told of which private keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// Of sites' certificates and of session tickets.
-    Edges,
+pub enum Audience<'a> {
+    /// Of session tickets, and of the certificates of sites that this region serves.
+    Edges(&'a str),
     /// Of zones' keys.
     Dns,
     /// Of none.
     Others,
 }
 
-impl Audience {
+impl<'a> Audience<'a> {
     #[must_use]
-    pub fn of(role: Role) -> Self {
+    pub fn of(role: Role, region: &'a str) -> Self {
         if role.holds_keys() {
-            Self::Edges
+            Self::Edges(region)
         } else if role.signs_zones() {
             Self::Dns
         } else {
@@ -54,7 +55,7 @@ impl Audience {
 
     fn may_know(self, event: &Event) -> bool {
         match event {
-            Event::Certificate(_) | Event::TicketKeys(_) => self == Self::Edges,
+            Event::Certificate(_) | Event::TicketKeys(_) => matches!(self, Self::Edges(_)),
             Event::DnsKey(_) => self == Self::Dns,
             _ => true,
         }
@@ -62,19 +63,19 @@ impl Audience {
 }
 
 impl Feed {
-    /// Begins with what a node of `role` that has applied all through `applied` has missed, purges after `purges_after`
+    /// Begins with what a node of `role` in `region` that has applied all through `applied` has missed, purges after `purges_after`
     /// among it.
     ///
     /// # Errors
     /// The node is ahead.
     pub fn open(
         state: &State,
-        role: Role,
+        (role, region): (Role, &str),
         applied: Option<Revision>,
         purges_after: u64,
         unseal: &dyn Unseal,
     ) -> Result<(Self, ToNode), Behind> {
-        let mut feed = Self { role, sent: 0 };
+        let mut feed = Self { role, region: region.to_owned(), sent: 0 };
         let message = feed.catch_up(state, applied, purges_after, unseal)?;
         Ok((feed, message))
     }
@@ -109,9 +110,10 @@ impl Feed {
             Some(_) => (0, u64::MAX),
         };
         let missed = state.missed_since(since, purges_after);
-        let audience = Audience::of(self.role);
-        let certificates = missed.certificates.iter().filter(|_| audience == Audience::Edges);
-        let ticket_keys = missed.ticket_keys.iter().filter(|_| audience == Audience::Edges);
+        let audience = Audience::of(self.role, &self.region);
+        let (placement, is_edge) = (Placement::new(state), matches!(audience, Audience::Edges(_)));
+        let certificates = missed.certificates.iter().filter(|c| is_edge && placement.is_needed(&c.name, &self.region));
+        let ticket_keys = missed.ticket_keys.iter().filter(|_| is_edge);
         let dns_keys = missed.dns_keys.iter().filter(|_| audience == Audience::Dns);
         self.sent = here.index;
         let missed = CatchUp {
@@ -132,20 +134,22 @@ impl Feed {
 }
 
 /// What watchers are told of entries that were just applied; even empty ones move a node's revision, which leases wait for.
-pub struct Told {
+pub struct Told<'a> {
     through: u64,
     entries: Vec<(u64, Vec<Event>)>,
     /// Some are not to know all of it.
     is_private: bool,
+    /// Where there are certificates among it that not all edges need.
+    placement: Option<Placement<'a>>,
 }
 
-impl Told {
+impl<'a> Told<'a> {
     #[must_use]
-    pub fn new(state: &State, applied: Vec<(u64, Applied)>, unseal: &dyn Unseal) -> Self {
+    pub fn new(state: &'a State, applied: Vec<(u64, Applied)>, unseal: &dyn Unseal) -> Self {
         let mut is_private = false;
         let mut events = |applied: Applied| {
             let mut events = applied.events;
-            events.extend(applied.sealed.and_then(|sealed| match sealed {
+            events.extend(applied.sealed.into_iter().filter_map(|sealed| match sealed {
                 Sealed::Certificate(name) => {
                     state.certificates().find(|c| c.name == name).and_then(|c| unseal.certificate(c)).map(Event::Certificate)
                 }
@@ -155,8 +159,16 @@ impl Told {
             is_private |= !events.iter().all(|e| Audience::Others.may_know(e));
             events
         };
-        let entries = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
-        Self { through: state.applied, entries, is_private }
+        let entries: Vec<_> = applied.into_iter().map(|(index, applied)| (index, events(applied))).filter(|(_, e)| !e.is_empty()).collect();
+        let certificates = || {
+            entries.iter().flat_map(|(_, e)| e).filter_map(|e| match e {
+                Event::Certificate(c) => Some(c.name.as_str()),
+                _ => None,
+            })
+        };
+        let placement = certificates().next().map(|_| Placement::new(state));
+        let placement = placement.filter(|p| !certificates().all(|name| p.is_needed_everywhere(name)));
+        Self { through: state.applied, entries, is_private, placement }
     }
 
     /// Whether all are told the same.
@@ -165,10 +177,26 @@ impl Told {
         !self.is_private
     }
 
+    /// Whether edges of different regions may be told different things.
     #[must_use]
-    pub fn to(&self, audience: Audience) -> ToNode {
+    pub fn is_regional(&self) -> bool {
+        self.placement.is_some()
+    }
+
+    #[must_use]
+    pub fn to(&self, audience: Audience<'_>) -> ToNode {
         let mut entries = self.entries.clone();
         entries.iter_mut().for_each(|(_, events)| events.retain(|e| audience.may_know(e)));
+        if let (Audience::Edges(region), Some(placement)) = (audience, &self.placement) {
+            for event in entries.iter_mut().flat_map(|(_, events)| events) {
+                if let Event::Certificate(c) = event
+                    && !placement.is_needed(&c.name, region)
+                {
+                    // It may have been needed there before.
+                    *event = Event::CertificateRemoved(c.name.clone());
+                }
+            }
+        }
         entries.retain(|(_, events)| !events.is_empty());
         ToNode::Entries { through: self.through, entries }
     }

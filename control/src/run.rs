@@ -294,7 +294,7 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
             Ok(name) if !watch::is_known(&control, &name) && control.read_barrier().await.is_err() => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "this node is not known here")
             }
-            Ok(name) => watch::open(&control, name, role, request.into_body(), stopping),
+            Ok(name) => watch::open(&control, name, (role, who.region), request.into_body(), stopping),
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,

@@ -14,7 +14,7 @@ use crate::settings::ControlSettings;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use raft::eraftpb::{ConfChangeV2, Message};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -43,7 +43,7 @@ pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Broadcast {
     Entries {
         through: u64,
-        for_edges: Bytes,
+        for_edges: EdgeFrames,
         for_dns: Bytes,
         for_others: Bytes,
     },
@@ -51,6 +51,24 @@ pub enum Broadcast {
     Question(Bytes),
     /// The state came as a whole: whoever watches has to be caught up anew.
     Restored,
+}
+
+/// What edges are told, by their region.
+#[derive(Clone)]
+pub enum EdgeFrames {
+    Alike(Bytes),
+    Regional(Arc<BTreeMap<String, Bytes>>),
+}
+
+impl EdgeFrames {
+    /// `None`: a node of a region that had no edge at that moment has to be caught up.
+    #[must_use]
+    pub fn of(&self, region: &str) -> Option<Bytes> {
+        match self {
+            Self::Alike(frame) => Some(frame.clone()),
+            Self::Regional(frames) => frames.get(region).cloned(),
+        }
+    }
 }
 
 type Answer = oneshot::Sender<Result<Done, NotDone>>;
@@ -291,10 +309,16 @@ impl Control {
             let state = self.raft.state.read();
             let through = state.applied;
             let told = Told::new(&state, output.applied, self);
-            let frame = |audience| Bytes::from(wire::frame(&told.to(audience)));
+            let frame = |audience: Audience<'_>| Bytes::from(wire::frame(&told.to(audience)));
             let for_others = frame(Audience::Others);
-            let other = |audience| if told.is_for_all() { for_others.clone() } else { frame(audience) };
-            let (for_edges, for_dns) = (other(Audience::Edges), other(Audience::Dns));
+            let other = |audience: Audience<'_>| if told.is_for_all() { for_others.clone() } else { frame(audience) };
+            let for_dns = other(Audience::Dns);
+            let for_edges = if told.is_regional() {
+                let regions: BTreeSet<&str> = state.nodes().map(|n| n.state.region.as_str()).collect();
+                EdgeFrames::Regional(Arc::new(regions.into_iter().map(|r| (r.to_owned(), frame(Audience::Edges(r)))).collect()))
+            } else {
+                EdgeFrames::Alike(other(Audience::Edges("")))
+            };
             let _ = self.broadcast.send(Broadcast::Entries { through, for_edges, for_dns, for_others });
         }
     }

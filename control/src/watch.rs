@@ -25,7 +25,13 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the stream of `name`, which is known here or, by a read that just ended, nowhere.
-pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incoming, stopping: Stopping) -> Response<Body> {
+pub fn open(
+    control: &Arc<Control>,
+    name: NodeName,
+    (role, region): (Role, String),
+    incoming: Incoming,
+    stopping: Stopping,
+) -> Response<Body> {
     // One that was removed too: it is told so, and says when it has ended.
     if !is_known(control, &name) {
         return status(StatusCode::GONE);
@@ -33,7 +39,7 @@ pub fn open(control: &Arc<Control>, name: NodeName, role: Role, incoming: Incomi
     let (out, body) = Channel::<Bytes, BoxError>::new(16);
     let control = Arc::clone(control);
     tokio::spawn(async move {
-        let session = Session { control, name, role };
+        let session = Session { control, name, role, region };
         if let Err(why) = session.run(incoming, out, stopping).await {
             tracing::info!(node = %session.name, why, "a watch stream ended");
         }
@@ -56,6 +62,7 @@ struct Session {
     control: Arc<Control>,
     name: NodeName,
     role: Role,
+    region: String,
 }
 
 impl Session {
@@ -71,7 +78,7 @@ impl Session {
         if !self.is_removed(&mut out).await? {
             let missed = {
                 let state = self.control.raft.state.read();
-                Feed::open(&state, self.role, applied, purges_after, &*self.control).map_err(|e| e.to_string())?
+                Feed::open(&state, (self.role, self.region.as_str()), applied, purges_after, &*self.control).map_err(|e| e.to_string())?
             };
             feed = Some(missed.0);
             send(&mut out, wire::frame(&missed.1).into()).await?;
@@ -84,8 +91,8 @@ impl Session {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) if self.is_removed(&mut out).await? => feed = None,
                     Ok(Broadcast::Entries { through, for_edges, for_dns, for_others }) => {
                         if feed.as_mut().is_some_and(|f| f.is_news(through)) {
-                            let frame = match Audience::of(self.role) {
-                                Audience::Edges => for_edges,
+                            let frame = match Audience::of(self.role, &self.region) {
+                                Audience::Edges(region) => for_edges.of(region).ok_or("its region was not known: it begins anew")?,
                                 Audience::Dns => for_dns,
                                 Audience::Others => for_others,
                             };

@@ -26,9 +26,9 @@ pub struct Routes {
 
 impl Routes {
     #[must_use]
-    pub fn new(network: &Network, counters: &AllCounters) -> Self {
+    pub fn new(network: &Network, region: &str, counters: &AllCounters) -> Self {
         let mut routes = Self::default();
-        for state in network.sites.values() {
+        for state in network.sites.values().filter(|s| s.spec.is_served_in(region)) {
             let site = Rc::new(Site::new(Arc::clone(state), counters.get(state.spec.name.as_str())));
             let age = state.spec.tls.hsts.as_secs();
             if let Some(value) = (age > 0).then(|| HeaderValue::from_str(&format!("max-age={age}")).ok()).flatten() {

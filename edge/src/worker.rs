@@ -225,7 +225,7 @@ impl Worker {
         let u = &delivery.update;
         self.gateway.apply(u.revision, u.fresh, u.floor, &u.entries, &|name| u.network.sites.get(name).map(Arc::clone));
         if u.changes_configuration() {
-            *self.routes.borrow_mut() = Rc::new(Routes::new(&u.network, &self.shared.counters));
+            *self.routes.borrow_mut() = Rc::new(Routes::new(&u.network, &self.shared.settings.node.region, &self.shared.counters));
         }
         let _ = delivery.applied.send(());
     }

@@ -123,6 +123,8 @@ pub struct Plan<'a> {
     pub shield_more: &'a str,
     pub edge_more: &'a str,
     pub dns_more: &'a str,
+    /// Of edges, in turn.
+    pub regions: &'a [&'a str],
     /// Lines of an edge's [limits].
     pub limits: &'a str,
     /// Each on a host of its own.
@@ -143,6 +145,7 @@ impl Default for Plan<'_> {
             shield_more: "",
             edge_more: "",
             dns_more: "",
+            regions: &["eu"],
             limits: "drain = \"3s\"",
             apart: false,
             as_advertised: false,
@@ -166,8 +169,21 @@ impl Network {
     }
 
     pub fn planned(dir: &Path, plan: Plan<'_>) -> Self {
-        let Plan { controls, shields, edges, dns, lease, control_more, shield_more, edge_more, dns_more, limits, apart, as_advertised } =
-            plan;
+        let Plan {
+            controls,
+            shields,
+            edges,
+            dns,
+            lease,
+            control_more,
+            shield_more,
+            edge_more,
+            dns_more,
+            regions,
+            limits,
+            apart,
+            as_advertised,
+        } = plan;
         let hosts = apart.then(Hosts::new);
         let mut network = Self { nodes: Vec::new(), token: String::new(), ca: PathBuf::new(), dir: dir.to_owned(), hosts };
         let peers: Vec<_> = (1..=controls).map(|n| SocketAddr::new(network.host(&format!("control-{n}")), free_port())).collect();
@@ -221,6 +237,9 @@ impl Network {
                 if apart || as_advertised { format!("\"{ip}\"") } else { format!("\"127.0.1.{n}\", \"::1\"") }
             );
             network.add(&name, "edge", ip, port, port_6, &text, &format!("[limits]\n{limits}\n"));
+            let config = &network.nodes.last().unwrap().config;
+            let region = format!("region = \"{}\"", regions[(n - 1) % regions.len()]);
+            std::fs::write(config, std::fs::read_to_string(config).unwrap().replace("region = \"eu\"", &region)).unwrap();
             network.nodes.last_mut().unwrap().https = https;
         }
         for n in 1..=dns {

@@ -10,7 +10,7 @@ use tidegate_control_types::authority::fingerprint_hex;
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{CertificateChoice, Hold, HostPattern, Shown, SiteSpec, WhenDetached};
-use tidegate_control_types::{Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
+use tidegate_control_types::{CertificateName, Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
 
 /// Why a command changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +34,7 @@ pub struct Applied {
     pub outcome: Result<(), Refusal>,
     /// Without what holds a private key: that is in [`Applied::sealed`].
     pub events: Vec<Event>,
-    pub sealed: Option<Sealed>,
+    pub sealed: Vec<Sealed>,
 }
 
 /// What changed of what is sealed: it comes with the state.
@@ -56,12 +56,18 @@ impl State {
         let Command { at, by, change } = command;
         self.now = self.now.max(at);
         let what = describe(&change);
-        let sealed = match &change {
-            Change::CertificatePut { certificate } => Some(Sealed::Certificate(certificate.name.clone())),
-            Change::DnsKeyPut { key } => Some(Sealed::DnsKey(key.zone.clone())),
-            Change::TicketKeyPut { .. } => Some(Sealed::TicketKeys),
+        let mut sealed = match &change {
+            Change::CertificatePut { certificate } => vec![Sealed::Certificate(certificate.name.clone())],
+            Change::DnsKeyPut { key } => vec![Sealed::DnsKey(key.zone.clone())],
+            Change::TicketKeyPut { .. } => vec![Sealed::TicketKeys],
+            _ => Vec::new(),
+        };
+        let site = match &change {
+            Change::SitePut { spec, .. } => Some(spec.name.clone()),
+            Change::SiteRemove { name, .. } => Some(name.clone()),
             _ => None,
         };
+        let before = site.as_ref().and_then(|name| self.sites.get(name)).map(|s| Wants::of(&s.current().spec));
         let done = match change {
             Change::SitePut { spec, source, expected, vouched } => self.site_put(index, &by, (*spec, source), expected, vouched),
             Change::HostPut { site, host, hold } => self.host_put(index, &site, host, hold),
@@ -139,6 +145,10 @@ impl State {
                 Ok(Vec::new())
             }
         };
+        if let (Ok(_), Some(site)) = (&done, &site) {
+            let after = self.sites.get(site).map(|s| Wants::of(&s.current().spec));
+            sealed.extend(self.newly_placed(site, before.as_ref(), after.as_ref()).map(Sealed::Certificate));
+        }
         self.applied = index;
         if let (Ok(_), Some(what)) = (&done, what) {
             if self.audit.len() >= MOST_AUDIT {
@@ -148,7 +158,7 @@ impl State {
         }
         match done {
             Ok(events) => Applied { outcome: Ok(()), events, sealed },
-            Err(refusal) => Applied { outcome: Err(refusal), events: Vec::new(), sealed: None },
+            Err(refusal) => Applied { outcome: Err(refusal), events: Vec::new(), sealed: Vec::new() },
         }
     }
 
@@ -158,6 +168,23 @@ impl State {
             CertificateChoice::Uploaded(wanted) => is_uploaded_as(name, wanted.as_str()),
             CertificateChoice::Auto | CertificateChoice::Internal => false,
         })
+    }
+
+    /// The certificates that edges of some region need from now on, or need no more, since a site wants others or is served elsewhere.
+    fn newly_placed(&self, site: &SiteName, before: Option<&Wants>, after: Option<&Wants>) -> impl Iterator<Item = String> {
+        let moved = before.map(|w| &w.regions) != after.map(|w| &w.regions);
+        let own = moved && before.is_some();
+        let uploaded: Vec<_> = match (before, after) {
+            (Some(b), Some(a)) if b == a => Vec::new(),
+            _ => before.into_iter().chain(after).filter_map(|w| w.uploaded.clone()).collect(),
+        };
+        let own = [internal_name(site), acme_name(site)].into_iter().filter(move |_| own);
+        let all = self.certificates.keys().filter(|name| uploaded.iter().any(|u| is_uploaded_as(name, u.as_str()))).cloned();
+        let mut all: Vec<String> = all.collect();
+        all.extend(own.filter(|name| self.certificates.contains_key(name)));
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter()
     }
 
     fn certificate_put(&mut self, index: u64, certificate: SealedCertificate) -> Changed {
@@ -430,6 +457,23 @@ impl State {
         // It has read them.
         self.ticket_keys.clear();
         Ok(vec![Event::NodeRemoved(name.clone()), Event::TicketKeys(Vec::new())])
+    }
+}
+
+/// Which certificate a site wants, and where.
+#[derive(PartialEq)]
+struct Wants {
+    regions: Vec<String>,
+    uploaded: Option<CertificateName>,
+}
+
+impl Wants {
+    fn of(spec: &SiteSpec) -> Self {
+        let uploaded = match &spec.tls.certificate {
+            CertificateChoice::Uploaded(name) => Some(name.clone()),
+            CertificateChoice::Auto | CertificateChoice::Internal => None,
+        };
+        Self { regions: spec.regions.clone(), uploaded }
     }
 }
 

@@ -4,11 +4,13 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod placement;
 mod purges;
 mod sealed;
 mod sites;
 
 pub use apply::{Applied, Refusal, Sealed};
+pub use placement::Placement;
 pub use purges::PurgeRecord;
 pub use sites::{SiteRecord, SiteVersion};
 

@@ -15,9 +15,16 @@ pub struct SiteSpec {
     pub cache: CacheSpec,
     pub compression: CompressionSpec,
     pub tls: TlsSpec,
+    /// Whose edges answer for it, and hold its private key; none named: all do.
+    pub regions: Vec<String>,
 }
 
 impl SiteSpec {
+    #[must_use]
+    pub fn is_served_in(&self, region: &str) -> bool {
+        self.regions.is_empty() || self.regions.iter().any(|r| r == region)
+    }
+
     #[must_use]
     pub fn serves(&self, host: &str) -> bool {
         self.hosts.iter().any(|p| p.matches(host))

@@ -1,6 +1,7 @@
 //! The site file: TOML to [`SiteSpec`]. Every default of a site stands here and nowhere else.
 
 use crate::certificate::RESERVED;
+use crate::name::NodeName;
 use crate::settings::{self, Mistakes, Section, boolean, duration, number, one_of, parsed, size, string};
 use crate::site::{
     Balance, CacheSpec, CertificateChoice, CompressionSpec, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls,
@@ -15,6 +16,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 const MOST_HOSTS: usize = 1000;
 const MOST_SERVERS: usize = 100;
+const MOST_REGIONS: usize = 100;
 
 /// Reads a site file; `file` names it in messages.
 ///
@@ -33,7 +35,11 @@ pub fn read(file: &str, text: &str) -> Result<SiteSpec, Mistakes> {
         let cache = cache(&root.table("cache"));
         let compression = compression(&root.table("compression"));
         let tls = tls(&root.table("tls"));
-        Some(SiteSpec { name: name?, hosts, origin, cache, compression, tls })
+        let regions = root.list("regions", |v| parsed::<NodeName>(v).map(|name| name.to_string()));
+        if root.has("regions") && (regions.is_empty() || regions.len() > MOST_REGIONS) {
+            root.wrong("regions", format!("should name 1 to {MOST_REGIONS} regions; without it edges of all regions serve the site"));
+        }
+        Some(SiteSpec { name: name?, hosts, origin, cache, compression, tls, regions })
     })
 }
 

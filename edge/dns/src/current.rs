@@ -8,7 +8,7 @@ use crate::networks::Networks;
 use crate::probe::Probes;
 use crate::settings::ZoneSettings;
 use crate::sign::Signer;
-use crate::table::{Edge, NameServer, Table};
+use crate::table::{Edge, NameServer, Site, Table};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -165,7 +165,11 @@ fn table(zone: &ZoneSettings, network: &Network, heard: &Heard) -> Table {
         // It wraps around, as serials do (RFC 1982).
         serial: u32::try_from(network.revision.index & u64::from(u32::MAX)).unwrap_or(0),
         name_servers: of_role(Role::Dns).map(|n| NameServer { name: n.name.to_string(), addresses: n.advertise.clone() }).collect(),
-        sites: network.sites.values().map(|s| (s.spec.name.to_string(), wanted(s))).collect(),
+        sites: network
+            .sites
+            .values()
+            .map(|s| (s.spec.name.to_string(), Site { revision: wanted(s), regions: s.spec.regions.clone() }))
+            .collect(),
         edges: of_role(Role::Edge).map(edge).collect(),
         caa: zone.caa.clone(),
         txt: with_challenges(zone, network),

@@ -19,15 +19,15 @@ pub fn explain(table: &Table, networks: &Networks, own: &[String], site: &str, c
     let Chosen { edges: named, by_network } = steer::choose(table, site, Client { near, network }, |_| true);
     let scope = if by_network { of_network } else { scope };
     let any = |_: &IpAddr| true;
-    let wanted = table.sites.get(site).copied().unwrap_or(0);
+    let asked = table.sites.get(site).cloned().unwrap_or_default();
     let mut others: Vec<&Edge> = table.edges.iter().filter(|e| !named.iter().any(|n| n.name == e.name)).collect();
     let distance = |e: &Edge| near.iter().position(|r| *r == e.region).unwrap_or(near.len());
     others.sort_by(|a, b| {
-        steer::readiness(b, wanted, any)
-            .cmp(&steer::readiness(a, wanted, any))
+        steer::readiness(b, &asked, any)
+            .cmp(&steer::readiness(a, &asked, any))
             .then_with(|| (distance(a), &a.name).cmp(&(distance(b), &b.name)))
     });
-    let why = match named.first().and_then(|e| Some((steer::readiness(e, wanted, any)?, e))) {
+    let why = match named.first().and_then(|e| Some((steer::readiness(e, &asked, any)?, e))) {
         None => "no edge may be sent clients: the answer is SERVFAIL".to_owned(),
         Some((Readiness::Found(Standing::Ready), e)) if near.contains(&e.region) => {
             format!(
@@ -46,7 +46,11 @@ pub fn explain(table: &Table, networks: &Networks, own: &[String], site: &str, c
         region: e.region.clone(),
         addresses: e.named(any),
         named,
-        standing: standing(steer::readiness(e, wanted, any)),
+        standing: if asked.is_served_by(e) {
+            standing(steer::readiness(e, &asked, any))
+        } else {
+            "does not serve the site's regions".into()
+        },
         capacity: e.capacity,
         room: e.room,
     };

@@ -7,7 +7,7 @@
 //! only a part of the clients' networks in, and the others go on to the next in that order. So a site that is too much for its first
 //! edges spreads over as many as it takes, little by little, and what is not busy stays as it is.
 
-use crate::table::{Edge, Table};
+use crate::table::{Edge, Site, Table};
 use std::net::IpAddr;
 
 /// Edges that one answer names: clients have another one to go to, and caches are not split further.
@@ -32,11 +32,11 @@ pub enum Standing {
 
 /// For clients that want addresses which `wanted` takes. `None`: it is sent nobody, whatever happens.
 #[must_use]
-pub fn readiness(edge: &Edge, revision: u64, wanted: impl Fn(&IpAddr) -> bool) -> Option<Readiness> {
-    if edge.drained {
+pub fn readiness(edge: &Edge, site: &Site, wanted: impl Fn(&IpAddr) -> bool) -> Option<Readiness> {
+    if edge.drained || !site.is_served_by(edge) {
         return None;
     }
-    let standing = match (edge.attached, edge.applied >= revision) {
+    let standing = match (edge.attached, edge.applied >= site.revision) {
         (true, true) => Standing::Ready,
         (true, false) => Standing::Behind,
         (false, _) => Standing::CutOff,
@@ -67,8 +67,8 @@ pub struct Chosen<'a> {
 #[must_use]
 pub fn choose<'a>(table: &'a Table, site: &str, client: Client<'_>, wanted: impl Fn(&IpAddr) -> bool) -> Chosen<'a> {
     let nobody = Chosen { edges: Vec::new(), by_network: false };
-    let revision = table.sites.get(site).copied().unwrap_or(0);
-    let candidates = || table.edges.iter().filter_map(|e| readiness(e, revision, &wanted).map(|r| (r, e)));
+    let Some(asked) = table.sites.get(site) else { return nobody };
+    let candidates = || table.edges.iter().filter_map(|e| readiness(e, asked, &wanted).map(|r| (r, e)));
     let Some(best) = candidates().map(|(r, _)| r).max() else { return nobody };
     let distance = |e: &Edge| client.near.iter().position(|region| *region == e.region).unwrap_or(client.near.len());
     let ready = || candidates().filter(|(r, _)| *r == best).map(|(_, e)| e);

@@ -13,8 +13,7 @@ pub struct Table {
     /// Of the SOA record: grows with the log.
     pub serial: u32,
     pub name_servers: Vec<NameServer>,
-    /// Each site, with the revision that an edge must have applied to serve it as it is now.
-    pub sites: BTreeMap<String, u64>,
+    pub sites: BTreeMap<String, Site>,
     pub edges: Vec<Edge>,
     /// Certificate authorities that may issue for names in the zone; none named: any may.
     pub caa: Vec<String>,
@@ -24,6 +23,21 @@ pub struct Table {
     pub https: bool,
     /// Of answers that name edges.
     pub ttl: Duration,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    /// That an edge must have applied to serve it as it is now.
+    pub revision: u64,
+    /// Whose edges serve it; none named: all do.
+    pub regions: Vec<String>,
+}
+
+impl Site {
+    #[must_use]
+    pub fn is_served_by(&self, edge: &Edge) -> bool {
+        self.regions.is_empty() || self.regions.contains(&edge.region)
+    }
 }
 
 /// A node that answers for the zone: `<name>.ns.<zone>`.

@@ -1,5 +1,6 @@
 use crate::respond::MOST_UDP;
 use crate::steer::{self, Client, Readiness, Standing};
+use crate::table::Site;
 use crate::{Edge, NameServer, Networks, Responder, Table, Transport};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::{ClientSubnet, EdnsCode, EdnsOption, NSIDPayload};
@@ -35,7 +36,7 @@ fn table() -> Table {
             NameServer { name: "d1".into(), addresses: vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()] },
             NameServer { name: "d2".into(), addresses: vec!["198.51.100.53".parse().unwrap()] },
         ],
-        sites: BTreeMap::from([("shop".into(), 7), ("blog".into(), 9)]),
+        sites: [("shop", 7), ("blog", 9)].map(|(name, revision)| (name.into(), Site { revision, regions: Vec::new() })).into(),
         edges: vec![
             edge("fra-1", "eu", &["192.0.2.1", "2001:db8::1"]),
             edge("fra-2", "eu", &["192.0.2.2", "2001:db8::2"]),
@@ -342,21 +343,23 @@ fn any_edges() -> impl Strategy<Value = Vec<Edge>> {
 
 proptest! {
     #[test]
-    fn no_edge_is_named_while_a_better_one_is_there(edges in any_edges(), near in proptest::sample::subsequence(vec!["eu", "us", "as", "af"], 0..4), network in any::<u64>()) {
+    fn no_edge_is_named_while_a_better_one_is_there(edges in any_edges(), near in proptest::sample::subsequence(vec!["eu", "us", "as", "af"], 0..4), regions in proptest::sample::subsequence(vec!["eu", "us", "as", "af"], 0..4), network in any::<u64>()) {
         let near: Vec<String> = near.into_iter().map(str::to_owned).collect();
-        let t = Table { edges, ..table() };
+        let blog = Site { revision: 9, regions: regions.into_iter().map(str::to_owned).collect() };
+        let t = Table { edges, sites: [("blog".to_owned(), blog.clone())].into(), ..table() };
         let client = Client { near: &near, network };
         let all = steer::choose(&t, "blog", client, |_| true);
+        prop_assert!(all.edges.iter().all(|e| blog.is_served_by(e)));
         let chosen = &all.edges;
-        let best = t.edges.iter().filter_map(|e| steer::readiness(e, 9, |_| true)).max();
-        prop_assert!(chosen.iter().all(|e| steer::readiness(e, 9, |_| true) == best));
+        let best = t.edges.iter().filter_map(|e| steer::readiness(e, &blog, |_| true)).max();
+        prop_assert!(chosen.iter().all(|e| steer::readiness(e, &blog, |_| true) == best));
         prop_assert_eq!(chosen.is_empty(), best.is_none());
         prop_assert!(chosen.len() <= steer::MOST_NAMED);
         // Nor a farther one while one that is as good is nearer.
         let far = |e: &Edge| near.iter().position(|r| *r == e.region).unwrap_or(near.len());
-        let nearest = t.edges.iter().filter(|e| steer::readiness(e, 9, |_| true) == best && best.is_some()).map(far).min();
+        let nearest = t.edges.iter().filter(|e| steer::readiness(e, &blog, |_| true) == best && best.is_some()).map(far).min();
         prop_assert!(chosen.iter().all(|e| Some(far(e)) == nearest));
-        let as_good = t.edges.iter().filter(|e| steer::readiness(e, 9, |_| true) == best && best.is_some() && Some(far(e)) == nearest).count();
+        let as_good = t.edges.iter().filter(|e| steer::readiness(e, &blog, |_| true) == best && best.is_some() && Some(far(e)) == nearest).count();
         prop_assert_eq!(chosen.len(), as_good.min(steer::MOST_NAMED));
         prop_assert_eq!(steer::choose(&t, "blog", client, |_| true), all.clone());
         if !all.by_network {
@@ -424,7 +427,9 @@ fn a_change_of_one_capacity_moves_few_sites_and_shares_go_by_capacity() {
     );
     let moved: Vec<_> = before.iter().zip(&after).filter(|(a, b)| a != b).collect();
     assert!(moved.len() < 600 && moved.iter().all(|(_, to)| *to == "e3"), "{}", moved.len());
-    assert_eq!(steer::readiness(&edge("e", "eu", &[]), 10, |_| true), Some(Readiness::Found(Standing::Ready)));
+    let (ten, elsewhere) = (Site { revision: 10, regions: Vec::new() }, Site { revision: 10, regions: vec!["us".into()] });
+    assert_eq!(steer::readiness(&edge("e", "eu", &[]), &ten, |_| true), Some(Readiness::Found(Standing::Ready)));
+    assert_eq!(steer::readiness(&edge("e", "eu", &[]), &elsewhere, |_| true), None);
 }
 
 #[test]

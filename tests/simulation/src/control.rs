@@ -560,7 +560,7 @@ impl World {
         let answer = match known {
             Some(_) => {
                 let FromNode::Hello { applied, purges_after, .. } = hello else { return self.closed(id) };
-                let opened = Feed::open(&control.shared.state.read(), role, applied, purges_after, &NoKeys);
+                let opened = Feed::open(&control.shared.state.read(), (role, ""), applied, purges_after, &NoKeys);
                 match (opened, node.parse::<NodeName>()) {
                     (Ok((feed, missed)), Ok(name)) => {
                         control.sessions.insert(id, Session { node: name, feed, lags: false });
