@@ -82,7 +82,7 @@ pub fn dns(data: &[u8]) {
         zone: Name::from_ascii("cdn.test.").unwrap(),
         serial: 9,
         name_servers: vec![NameServer { name: "d1".into(), addresses: vec![address("192.0.2.53")] }],
-        sites: [("shop".to_owned(), tidegate_dns::table::Site { revision: 7, regions: Vec::new() })].into(),
+        sites: [("shop".to_owned(), tidegate_dns::Site { revision: 7, regions: Vec::new() })].into(),
         edges: vec![edge("fra-1", "eu", "192.0.2.1"), edge("nyc-1", "us", "2001:db8::1")],
         caa: vec!["ca.example.org".into()],
         txt: Arc::new([("_acme-challenge.shop.cdn.test".to_owned(), vec!["first".to_owned(), "second".to_owned()])].into()),

@@ -257,6 +257,73 @@ fn keys_may_come_from_a_command_and_all_control_nodes_have_them_before_they_seal
     assert!(node.logged().contains("which this node has not"), "{}", node.logged());
 }
 
+#[test]
+fn a_control_node_that_is_lost_is_removed_and_another_takes_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan { controls: 3, ..Plan::default() });
+    let status = network.json(&["status"]);
+    let leader = status["leader"].as_str().unwrap().to_owned();
+    let refused = network.tidegate(&["node", "remove", &leader]);
+    assert!(error_of(&refused).contains("leads the control plane: stop it first"), "{}", error_of(&refused));
+    let lost = (1..=3).map(|n| format!("control-{n}")).find(|n| *n != leader).unwrap();
+    network.node(&lost).kill();
+    let refused = network.tidegate(&["control", "rotate-key"]);
+    assert!(error_of(&refused).contains(&format!("remove it (tidegate node remove {lost})")), "{}", error_of(&refused));
+    done(&network.tidegate(&["node", "remove", &lost]));
+    let members = network.json(&["control", "members"]);
+    assert_eq!(members.as_array().unwrap().len(), 2, "{members}");
+    assert_eq!(network.json(&["control", "rotate-key"])["sealed_otherwise"], 0);
+    // What it kept is of no use to it any more, and another one of its name begins with nothing.
+    network.node(&lost).start();
+    let node = network.node(&lost);
+    wait_for("it to end", || node.has_ended().then_some(()));
+    assert!(node.logged().contains("the network removed this control node; to bring it back, empty"), "{}", node.logged());
+    for gone in [lost.clone(), format!("{lost}.cluster.key")] {
+        let path = dir.path().join(gone);
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    network.enrol_again(&lost);
+    let config = network.node(&lost).config.display().to_string();
+    wait_for("it to join", || tidegate(&["control", "join", "--config", &config], &[]).status.success().then_some(()));
+    network.node(&lost).start();
+    wait_for("it to vote", || {
+        let members = network.json(&["control", "members"]);
+        let again = members.as_array()?.iter().find(|m| m["name"] == *lost)?.clone();
+        assert_eq!(again["id"], 4, "no id is given twice: {members}");
+        (again["state"] != "learner").then_some(())
+    });
+    assert_eq!(network.json(&["control", "rotate-key"])["sealed_otherwise"], 0);
+}
+
+#[test]
+fn a_backup_from_before_a_rotation_brings_the_network_back_and_nothing_that_was_retired() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan::default());
+    let nginx = origin(dir.path());
+    network.site("s", "\"s.example\"", &nginx.url(), "");
+    let backup = dir.path().join("backup").display().to_string();
+    done(&network.tidegate(&["control", "backup", &backup]));
+    let old = issuing(&network).remove(0);
+    done(&network.tidegate(&["control", "ca", "rotate"]));
+    issuing(&network);
+    done(&network.tidegate(&["control", "ca", "retire", &old]));
+    done(&network.tidegate(&["control", "rotate-key"]));
+    network.node("control-1").kill();
+    std::fs::remove_dir_all(dir.path().join("control-1")).unwrap();
+    let config = network.nodes[0].config.display().to_string();
+    let said = done(&tidegate(&["control", "restore", "--config", &config, &backup], &[]));
+    assert!(said.contains("It seals with the cluster key of then"), "{said}");
+    network.node("control-1").start();
+    // The edge, which believes the old authority no more, comes back by itself.
+    network.attached();
+    assert!(!issuing(&network)[0].contains(&old));
+    assert_eq!(network.json(&["control", "rotate-key"])["sealed_otherwise"], 0);
+    wait_for("the page", || {
+        let trusting = Trusting::authority(&network.ca);
+        Https::to(network.edges()[0], "s.example", &trusting).ok()?.get("/page").ok().filter(|got| got.0 == 200)
+    });
+}
+
 /// What an edge of that name says that enrols, with files of its own, until it serves or has ended.
 fn enrols(network: &Network, name: &str, file: &str, token: &str) -> String {
     let (config, dir) = (network.dir.join(format!("{file}.toml")), network.dir.display());

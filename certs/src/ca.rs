@@ -11,6 +11,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use std::net::IpAddr;
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
 const ROOT_DAYS: i64 = 7300;
 const ISSUING_DAYS: i64 = 1095;
@@ -40,7 +41,7 @@ pub struct Ca {
 /// A certificate with its key: `chain` in DER, leaf first; `key` in PKCS #8 DER.
 pub struct IssuedKey {
     pub chain: Vec<Vec<u8>>,
-    pub key: Vec<u8>,
+    pub key: Zeroizing<Vec<u8>>,
 }
 
 fn at(secs: u64) -> Result<OffsetDateTime, CertError> {
@@ -63,14 +64,14 @@ impl Root {
     ///
     /// # Errors
     /// Key generation fails.
-    pub fn create(cluster: &str, now_secs: u64) -> Result<(Self, Vec<u8>), CertError> {
+    pub fn create(cluster: &str, now_secs: u64) -> Result<(Self, Zeroizing<Vec<u8>>), CertError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("Tidegate {cluster} CA"));
         authority(&mut params, 1);
         validity(&mut params, now_secs, ROOT_DAYS)?;
         let certificate = params.self_signed(&key)?.der().clone();
-        let secret = key.serialize_der();
+        let secret = Zeroizing::new(key.serialize_der());
         Ok((Self::open(&certificate, &secret)?, secret))
     }
 
@@ -102,7 +103,7 @@ impl Root {
     ///
     /// # Errors
     /// Key generation fails.
-    pub fn make_issuing(&self, now_secs: u64) -> Result<(Vec<u8>, Vec<u8>), CertError> {
+    pub fn make_issuing(&self, now_secs: u64) -> Result<(Vec<u8>, Zeroizing<Vec<u8>>), CertError> {
         let (key, request) = request()?;
         Ok((self.sign_issuing(&request, now_secs)?, key))
     }
@@ -120,8 +121,10 @@ impl Root {
         authority(&mut params, 0);
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, now_secs, ISSUING_DAYS)?;
-        let end = at(not_after(&self.certificate)?)?;
-        params.not_after = params.not_after.min(end);
+        let (_, root) = x509_parser::parse_x509_certificate(&self.certificate).map_err(|e| CertError::Certificate(e.to_string()))?;
+        // As old as the root: a signer whose clock is ahead makes none that others do not believe yet.
+        params.not_before = root.validity().not_before.to_datetime();
+        params.not_after = params.not_after.min(root.validity().not_after.to_datetime());
         request.params = params;
         Ok(request.signed_by(&self.issuer)?.der().to_vec())
     }
@@ -185,7 +188,7 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.leaf(&mut params, now_secs, SITE_DAYS)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(IssuedKey { chain: vec![certificate.der().to_vec(), self.certificate.to_vec()], key: key.serialize_der() })
+        Ok(IssuedKey { chain: vec![certificate.der().to_vec(), self.certificate.to_vec()], key: Zeroizing::new(key.serialize_der()) })
     }
 }
 
@@ -193,10 +196,10 @@ impl Ca {
 ///
 /// # Errors
 /// Key generation fails.
-pub fn request() -> Result<(Vec<u8>, Vec<u8>), CertError> {
+pub fn request() -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), CertError> {
     let key = KeyPair::generate()?;
     let request = CertificateParams::default().serialize_request(&key)?;
-    Ok((key.serialize_der(), request.der().to_vec()))
+    Ok((Zeroizing::new(key.serialize_der()), request.der().to_vec()))
 }
 
 /// The request for a certificate for these names over a key in PKCS #8 DER.
@@ -229,7 +232,7 @@ pub fn check_issuing(certificate: &[u8], request: &[u8], root: &[u8], now_secs: 
     }
     let now = i64::try_from(now_secs).unwrap_or(i64::MAX);
     if now < parsed.validity().not_before.timestamp() || now > parsed.validity().not_after.timestamp() {
-        return Err(fail("it is not valid now: look at this machine's clock and at its dates"));
+        return Err(fail("it is not valid now: look at the clocks, this one's and that of the machine that signed"));
     }
     Ok(())
 }

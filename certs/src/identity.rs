@@ -1,6 +1,7 @@
 //! Who a node is, as its certificate says it.
 
 use crate::CertError;
+use crate::token::sha256;
 use std::fmt;
 use x509_parser::extensions::GeneralName;
 
@@ -60,6 +61,16 @@ impl NodeIdentity {
 pub fn issuer(der: &[u8]) -> Result<String, CertError> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|e| CertError::Certificate(e.to_string()))?;
     Ok(certificate.issuer().to_string())
+}
+
+/// Which key a certificate is for: SHA-256 of its public key (the SubjectPublicKeyInfo). Two certificates of one key have the same, and
+/// nobody but who signed it can make another of the same certificate: its signature can be written in several ways.
+///
+/// # Errors
+/// It is no certificate.
+pub fn key_fingerprint(der: &[u8]) -> Result<[u8; 32], CertError> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|e| CertError::Certificate(e.to_string()))?;
+    Ok(sha256(certificate.public_key().raw))
 }
 
 /// When a certificate stops being valid, in seconds since 1970.

@@ -4,7 +4,7 @@
 use crate::CertError;
 use crate::ca::LATE_DAYS;
 use crate::identity;
-use crate::token::sha256;
+use crate::token::{JoinToken, sha256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::server::WebPkiClientVerifier;
@@ -31,15 +31,20 @@ pub fn private_key(der: &[u8]) -> PrivateKeyDer<'static> {
 pub struct Trust {
     /// The root's certificate, DER.
     pub root: Vec<u8>,
-    /// SHA-256 of the certificates of issuing authorities that are trusted no more.
+    /// Issuing authorities that are trusted no more, by the fingerprints of their keys.
     pub retired: Vec<[u8; 32]>,
 }
 
+/// Whether a chain, leaf first, goes through an authority that was retired: no other certificate leads from its key to the root. What
+/// cannot be read counts as one.
+#[must_use]
+pub fn is_retired<'a>(mut above_leaf: impl Iterator<Item = &'a [u8]>, retired: &[[u8; 32]]) -> bool {
+    !retired.is_empty() && above_leaf.any(|c| identity::key_fingerprint(c).map_or(true, |f| retired.contains(&f)))
+}
+
 impl Trust {
-    /// # Errors
-    /// The chain, verified already, goes through an authority that was retired: no other certificate leads from it to the root.
-    fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
-        if chain.iter().any(|c| self.retired.contains(&sha256(c))) {
+    fn check(&self, above_leaf: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        if is_retired(above_leaf.iter().map(AsRef::as_ref), &self.retired) {
             return Err(CertificateError::Revoked.into());
         }
         Ok(())
@@ -86,10 +91,10 @@ pub fn node_client(identity: &[Vec<u8>], key: &[u8], trust: &Trust) -> Result<Cl
     Ok(config)
 }
 
-/// For the one connection with which a node enrols.
+/// For the one connection with which a node enrols: what its token says of the network.
 #[must_use]
-pub fn enrolling_client(ca_fingerprint: [u8; 32]) -> ClientConfig {
-    let verifier = PinnedCa { fingerprint: ca_fingerprint };
+pub fn enrolling_client(token: &JoinToken) -> ClientConfig {
+    let verifier = PinnedCa { fingerprint: token.ca_fingerprint, retired: token.retired.clone() };
     let mut config = ClientConfig::builder_with_protocol_versions(VERSIONS)
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -212,6 +217,7 @@ pub const OTHER_CA: &str = "the control node's CA is not the one that the join t
 #[derive(Debug)]
 struct PinnedCa {
     fingerprint: [u8; 32],
+    retired: Vec<[u8; 32]>,
 }
 
 impl ServerCertVerifier for PinnedCa {
@@ -225,6 +231,9 @@ impl ServerCertVerifier for PinnedCa {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let refuse = || rustls::Error::General(OTHER_CA.into());
         let ca = intermediates.last().filter(|ca| sha256(ca) == self.fingerprint).ok_or_else(refuse)?;
+        if is_retired(intermediates.iter().map(AsRef::as_ref), &self.retired) {
+            return Err(CertificateError::Revoked.into());
+        }
         let roots = roots(ca).map_err(|e| rustls::Error::General(e.to_string()))?;
         let verifier = WebPkiServerVerifier::builder(roots).build().map_err(|e| rustls::Error::General(e.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
@@ -258,17 +267,18 @@ impl ServerCertVerifier for PinnedCa {
 mod tests {
     use super::*;
     use crate::{Ca, NodeIdentity, Root, ca, identity};
+    use zeroize::Zeroizing;
 
     /// Handshakes check validity against the real clock, so the certificates are made for it.
     fn now() -> u64 {
         UnixTime::now().as_secs()
     }
 
-    fn node(ca: &Ca, role: &str) -> (Vec<Vec<u8>>, Vec<u8>) {
+    fn node(ca: &Ca, role: &str) -> (Vec<Vec<u8>>, Zeroizing<Vec<u8>>) {
         node_since(ca, role, now())
     }
 
-    fn node_since(ca: &Ca, role: &str, since: u64) -> (Vec<Vec<u8>>, Vec<u8>) {
+    fn node_since(ca: &Ca, role: &str, since: u64) -> (Vec<Vec<u8>>, Zeroizing<Vec<u8>>) {
         let (key, request) = ca::request().unwrap();
         let id = NodeIdentity { cluster: "main".into(), role: role.into(), region: "eu".into(), name: "n-1".into() };
         (ca.sign_node(&request, &id, since).unwrap(), key)
@@ -305,6 +315,47 @@ mod tests {
         Ca::open(root.certificate(), &certificate, &key).unwrap()
     }
 
+    /// The same certificate with the signature `(r, n - s)`.
+    fn with_other_signature(der: &[u8]) -> Vec<u8> {
+        const ORDER: &str = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+        let (_, parsed) = x509_parser::parse_x509_certificate(der).unwrap();
+        let signature = parsed.signature_value.data.to_vec();
+        let integer = |at: usize| (at + 2, usize::from(signature[at + 1]));
+        let (r_at, r_len) = integer(2);
+        let (s_at, s_len) = integer(r_at + r_len);
+        let order = crate::seal::from_hex(ORDER).unwrap();
+        let mut s = [0; 33];
+        s[33 - s_len..].copy_from_slice(&signature[s_at..s_at + s_len]);
+        let (mut other, mut borrow) = (vec![0u8; 33], 0i16);
+        for at in (0..32).rev() {
+            let digit = i16::from(order[at]) - i16::from(s[at + 1]) - borrow;
+            borrow = i16::from(digit < 0);
+            other[at + 1] = u8::try_from(digit.rem_euclid(256)).unwrap();
+        }
+        let zeros = other.iter().take_while(|b| **b == 0).count();
+        let mut s = other.split_off(zeros);
+        if s[0] >= 0x80 {
+            s.insert(0, 0);
+        }
+        let tag = |tag: u8, content: &[u8]| {
+            let length = content.len();
+            let head = if length < 128 {
+                vec![tag, u8::try_from(length).unwrap()]
+            } else if length < 256 {
+                vec![tag, 0x81, u8::try_from(length).unwrap()]
+            } else {
+                vec![tag, 0x82, u8::try_from(length >> 8).unwrap(), u8::try_from(length & 255).unwrap()]
+            };
+            [&head[..], content].concat()
+        };
+        let r = tag(2, &signature[r_at..r_at + r_len]);
+        let signature = tag(0x30, &[&r[..], &tag(2, &s)].concat());
+        let bits = tag(3, &[&[0][..], &signature].concat());
+        // ecdsa-with-SHA256.
+        let algorithm = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+        tag(0x30, &[parsed.tbs_certificate.as_ref(), &algorithm, &bits].concat())
+    }
+
     #[test]
     fn a_new_issuing_authority_is_believed_at_once_and_a_retired_one_no_more() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -317,8 +368,16 @@ mod tests {
             handshake(node_client(client, client_key, trust).unwrap(), server, &name)
         };
         assert!(shake(&trust, (&control, &control_key), (&edge, &edge_key)).is_ok());
-        trust.retired.push(sha256(&edge[1]));
+        trust.retired.push(identity::key_fingerprint(&edge[1]).unwrap());
         let refused = shake(&trust, (&control, &control_key), (&edge, &edge_key)).unwrap_err();
+        assert!(refused.starts_with("server: invalid peer certificate: Revoked"), "{refused}");
+        // A signature of ECDSA is as good with its second number negated: the same certificate in other bytes.
+        let mut disguised = edge.clone();
+        disguised[1] = with_other_signature(&edge[1]);
+        assert_ne!(sha256(&disguised[1]), sha256(&edge[1]));
+        let believing = Trust { root: trust.root.clone(), retired: Vec::new() };
+        assert!(shake(&believing, (&control, &control_key), (&disguised, &edge_key)).is_ok());
+        let refused = shake(&trust, (&control, &control_key), (&disguised, &edge_key)).unwrap_err();
         assert!(refused.starts_with("server: invalid peer certificate: Revoked"), "{refused}");
         let (old_control, old_key) = node(&old, "control");
         let refused = shake(&trust, (&old_control, &old_key), (&control, &control_key)).unwrap_err();
@@ -338,7 +397,12 @@ mod tests {
         let bad = [
             (other.sign_issuing(&request, now()).unwrap(), &request, now(), "the network's root did not sign it"),
             (good.clone(), &another, now(), "it is over another key than was requested last"),
-            (good, &request, now() - 86_400, "it is not valid now: look at this machine's clock and at its dates"),
+            (
+                good,
+                &request,
+                now() + 1100 * 86_400,
+                "it is not valid now: look at the clocks, this one's and that of the machine that signed",
+            ),
             (node(&ca, "edge").0.remove(0), &request, now(), "the network's root did not sign it"),
         ];
         for (certificate, request, at, why) in bad {
@@ -384,9 +448,14 @@ mod tests {
         assert!(handshake(client, server(&edge, &edge_key), &name).is_err(), "an edge does not pass for a control node");
         let client = node_client(&stranger, &stranger_key, &trust).unwrap();
         assert!(handshake(client, server(&control, &control_key), &name).is_err(), "a certificate of another CA");
-        let pinned = enrolling_client(sha256(root.certificate()));
+        let token = |root: &Root| JoinToken::generate("main", root.certificate(), &[]).unwrap();
+        let mut mine = token(&root);
+        let pinned = enrolling_client(&mine);
         assert_eq!(handshake(pinned, server(&control, &control_key), &name), Ok(None));
-        let pinned = enrolling_client(sha256(other_root.certificate()));
+        let pinned = enrolling_client(&token(&other_root));
         assert!(handshake(pinned, server(&control, &control_key), &name).is_err(), "another CA than the token names");
+        mine.retired.push(identity::key_fingerprint(&control[1]).unwrap());
+        let refused = handshake(enrolling_client(&mine), server(&control, &control_key), &name).unwrap_err();
+        assert!(refused.contains("Revoked"), "whoever enrols believes no retired authority either: {refused}");
     }
 }

@@ -10,15 +10,19 @@ pub struct ApiToken {
     pub secret: [u8; 32],
 }
 
-/// `tgj_<id>_<secret>_<cluster>_<SHA-256 of the CA's certificate>`: lets one node enrol, and lets that node know the
-/// cluster it talks to.
+/// `tgj_<id>_<secret>_<cluster>_<SHA-256 of the root's certificate>[_<retired issuing authority>...]`: lets one node enrol, and lets
+/// that node know the cluster it talks to.
 #[derive(Clone)]
 pub struct JoinToken {
     pub id: String,
     pub secret: [u8; 32],
     pub cluster: String,
     pub ca_fingerprint: [u8; 32],
+    /// Issuing authorities that it is not to believe, by their keys' fingerprints.
+    pub retired: Vec<[u8; 32]>,
 }
+
+const MOST_RETIRED: usize = 100;
 
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -65,22 +69,25 @@ impl ApiToken {
 impl JoinToken {
     /// # Errors
     /// The system's random source fails.
-    pub fn generate(cluster: &str, ca_certificate: &[u8]) -> Result<Self, CertError> {
-        Ok(Self { id: to_hex(&random::<6>()?), secret: random()?, cluster: cluster.into(), ca_fingerprint: sha256(ca_certificate) })
+    pub fn generate(cluster: &str, ca_certificate: &[u8], retired: &[[u8; 32]]) -> Result<Self, CertError> {
+        let (id, secret) = (to_hex(&random::<6>()?), random()?);
+        Ok(Self { id, secret, cluster: cluster.into(), ca_fingerprint: sha256(ca_certificate), retired: retired.to_vec() })
     }
 
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.trim().strip_prefix("tgj_")?.split('_');
         let (id, hex, cluster, ca) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        (is_id(id) && parts.next().is_none()).then_some(())?;
-        Some(Self { id: id.into(), secret: secret(hex)?, cluster: cluster.into(), ca_fingerprint: secret(ca)? })
+        let retired: Vec<_> = parts.map(secret).collect::<Option<_>>()?;
+        (is_id(id) && retired.len() <= MOST_RETIRED).then_some(())?;
+        Some(Self { id: id.into(), secret: secret(hex)?, cluster: cluster.into(), ca_fingerprint: secret(ca)?, retired })
     }
 
     /// The token itself: shown once, never logged.
     #[must_use]
     pub fn reveal(&self) -> String {
-        format!("tgj_{}_{}_{}_{}", self.id, to_hex(&self.secret), self.cluster, to_hex(&self.ca_fingerprint))
+        let head = format!("tgj_{}_{}_{}_{}", self.id, to_hex(&self.secret), self.cluster, to_hex(&self.ca_fingerprint));
+        self.retired.iter().fold(head, |text, retired| format!("{text}_{}", to_hex(retired)))
     }
 }
 
@@ -94,8 +101,12 @@ mod tests {
         let back = ApiToken::parse(&a.reveal()).unwrap();
         assert!(back.id == a.id && hash_matches(&back.secret, &sha256(&a.secret)));
         assert!(!hash_matches(&b.secret, &sha256(&a.secret)));
-        let join = JoinToken::generate("main", b"der").unwrap();
-        assert_eq!(JoinToken::parse(&join.reveal()).unwrap().ca_fingerprint, sha256(b"der"));
+        for retired in [&[][..], &[[1; 32], [2; 32]]] {
+            let join = JoinToken::generate("main", b"der", retired).unwrap();
+            let back = JoinToken::parse(&join.reveal()).unwrap();
+            assert_eq!((back.ca_fingerprint, back.retired.as_slice()), (sha256(b"der"), retired));
+            assert!(JoinToken::parse(&format!("{}_xy", join.reveal())).is_none());
+        }
         for bad in ["", "tgt_", "tgt_a_b", "tgj_a_b_c_d", &a.reveal()[..40], &format!("{}0", a.reveal())] {
             assert!(ApiToken::parse(bad).is_none() && JoinToken::parse(bad).is_none(), "{bad}");
         }

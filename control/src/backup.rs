@@ -6,8 +6,8 @@ use crate::cluster_key::ClusterKeys;
 use crate::init::{enrol_first, refuse_existing, write_first, write_root_key};
 use crate::settings::ControlSettings;
 use std::path::Path;
-use tidegate_certs::Ca;
 use tidegate_certs::token::sha256;
+use tidegate_certs::{Ca, Root};
 use tidegate_control_state::State;
 use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{Change, Clock, Command, WallTime, wire};
@@ -50,6 +50,10 @@ pub struct Restored {
     pub made: WallTime,
     pub sites: usize,
     pub nodes: usize,
+    /// The root's key was in it, and a new issuing authority was made.
+    pub has_root: bool,
+    /// This node has a newer cluster key than the one of then.
+    pub seals_with_an_older_key: bool,
 }
 
 /// Makes this node the first of the cluster in `file`, under a new incarnation: what caches stored before needs
@@ -65,18 +69,30 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
     let keys = ClusterKeys::load(&settings.cluster_key)?;
     let newest = state.authority.issuing.last().ok_or(ControlError::NoCa)?;
     let ca_key = keys.open(&SealedName::IssuingKey(newest.fingerprint), &newest.sealed_key)?;
-    let ca = Ca::open(&state.founding.root, &newest.certificate, &ca_key)?;
+    let mut ca = Ca::open(&state.founding.root, &newest.certificate, &ca_key)?;
+    let (now, newest_key) = (SystemClock.wall(), keys.ring().newest().id());
     let mut state = state.restored(random_u64());
     let cluster = state.founding.cluster.clone();
-    // A key that has followed since the backup was made seals from the beginning; the leader seals anew what is under the old one.
-    let (index, key) = (state.applied + 1, keys.ring().newest().id().0);
-    if key != state.cluster_key {
-        let change = Change::ClusterKeyPut { key };
-        state.apply(index, Command { at: SystemClock.wall(), by: "control restore".into(), change });
+    // The issuing authority of then may have been retired since, and nodes do not forget that: another one signs, where the root is here.
+    let has_root = state.authority.root_key.is_some();
+    if let Some(sealed) = &state.authority.root_key {
+        let root = Root::open(&state.founding.root, &keys.open(&SealedName::RootKey, sealed)?)?;
+        let (certificate, key) = root.make_issuing(now.as_secs())?;
+        ca = Ca::open(&state.founding.root, &certificate, &key)?;
+        let issuing = crate::ca::issuing(certificate, now, |name| keys.seal(&state, name, &key))?;
+        let (index, change) = (state.applied + 1, Change::IssuingPut { issuing, requested: false });
+        state.apply(index, Command { at: now, by: "control restore".into(), change });
     }
-    enrol_first(settings, &mut state, &ca, &cluster, SystemClock.wall(), "control restore")?;
+    enrol_first(settings, &mut state, &ca, &cluster, now, "control restore")?;
     write_first(settings, &state)?;
-    Ok(Restored { cluster, made, sites: state.sites().count(), nodes: state.nodes().filter(|n| n.state.role.follows()).count() })
+    Ok(Restored {
+        cluster,
+        made,
+        sites: state.sites().count(),
+        nodes: state.nodes().filter(|n| n.state.role.follows()).count(),
+        has_root,
+        seals_with_an_older_key: newest_key.0 != state.cluster_keys.current,
+    })
 }
 
 /// Writes the root's key, out of a backup, to a new file.

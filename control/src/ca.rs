@@ -7,14 +7,14 @@ use crate::shared::{CHANGE_TIMEOUT, Control, NotNow};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::ca::{LATE_DAYS, NODE_DAYS, SITE_DAYS, check_issuing, request};
-use tidegate_certs::token::sha256;
 use tidegate_certs::{Ca, CertError, Root, identity};
 use tidegate_control_state::State;
-use tidegate_control_types::authority::{Fingerprint, Issuing, RequestedIssuing, fingerprint_hex};
+use tidegate_control_types::authority::{Fingerprint, Issuing, RequestedIssuing, hex};
 use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{Change, Clock, WallTime, wire};
 
 /// The next one is made when less than this is left of an issuing authority's three years.
+const WORTH_IT: Duration = Duration::from_secs(30 * 86_400);
 const RENEW_LEFT: Duration = Duration::from_secs(2 * 365 * 86_400);
 
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ pub fn issuing(
     now: WallTime,
     seal: impl FnOnce(&SealedName) -> Result<Vec<u8>, CertError>,
 ) -> Result<Issuing, CertError> {
-    let fingerprint = sha256(&certificate);
+    let fingerprint = identity::key_fingerprint(&certificate)?;
     let not_after = WallTime(identity::not_after(&certificate)? * 1000);
     let sealed_key = seal(&SealedName::IssuingKey(fingerprint))?;
     Ok(Issuing { fingerprint, certificate, sealed_key, not_before: now, not_after })
@@ -81,7 +81,7 @@ async fn put(control: &Control, by: &str, certificate: Vec<u8>, key: &[u8], requ
     let issuing = issuing(certificate, control.clock.wall(), |name| control.seal(name, key))?;
     let fingerprint = issuing.fingerprint;
     control.change(by, Change::IssuingPut { issuing, requested }).await?;
-    tracing::info!(issuing = fingerprint_hex(&fingerprint), by, "a new issuing authority signs");
+    tracing::info!(issuing = hex(&fingerprint), by, "a new issuing authority signs");
     Ok(fingerprint)
 }
 
@@ -128,7 +128,7 @@ pub async fn retire(control: &Arc<Control>, by: &str, fingerprint: &Fingerprint,
         }
     }
     control.change(by, Change::IssuingRetire { fingerprint: *fingerprint }).await?;
-    tracing::info!(issuing = fingerprint_hex(fingerprint), by, "an issuing authority is believed no more");
+    tracing::info!(issuing = hex(fingerprint), by, "an issuing authority is believed no more");
     Ok(())
 }
 
@@ -165,11 +165,11 @@ pub async fn look(control: &Arc<Control>, by: &str) -> Result<(), CaError> {
         let state = control.raft.state.read();
         (is_due(&state, now), useless(&state, now))
     };
-    if is_due {
-        rotate(control, by).await?;
-    }
     if let Some(fingerprint) = useless {
         retire(control, by, &fingerprint, true).await?;
+    }
+    if is_due {
+        rotate(control, by).await?;
     }
     Ok(())
 }
@@ -183,8 +183,11 @@ pub fn ends(state: &State) -> Vec<(&'static str, WallTime)> {
 }
 
 fn is_due(state: &State, now: WallTime) -> bool {
+    // Near the root's own end another one lasts no longer than the last.
+    let root_end = identity::not_after(&state.founding.root).map_or(WallTime(0), |secs| WallTime(secs * 1000));
+    let lasts_longer = |i: &Issuing| root_end.since(i.not_after) > WORTH_IT;
     let newest = state.authority.issuing.last();
-    state.authority.root_key.is_some() && newest.is_some_and(|i| i.not_after.since(now) < RENEW_LEFT)
+    state.authority.root_key.is_some() && newest.is_some_and(|i| i.not_after.since(now) < RENEW_LEFT && lasts_longer(i))
 }
 
 /// The newest that followed it has signed for longer than anything of it is good for, if only for its own renewal.
@@ -213,6 +216,7 @@ mod tests {
     #[test]
     fn one_is_made_each_year_while_the_root_is_there_and_the_last_ends_when_nothing_of_it_is_good() {
         let mut state = State::nothing_yet();
+        state.founding.root = Root::create("main", day(1000).as_secs()).unwrap().0.certificate().to_vec();
         assert!(!is_due(&state, day(5000)), "nothing is founded yet");
         state.authority.issuing.push(made(1000));
         assert!(!is_due(&state, day(1900)), "the root is offline");
@@ -220,6 +224,10 @@ mod tests {
         assert!(!is_due(&state, day(1364)) && is_due(&state, day(1366)));
         state.authority.issuing.push(made(1366));
         assert!(!is_due(&state, day(1367)));
+        // The root lasts for twenty years.
+        state.authority.issuing.push(Issuing { not_after: day(8290), ..made(7300) });
+        assert!(!is_due(&state, day(8200)), "another one would last no longer");
+        state.authority.issuing.pop();
         assert_eq!(useless(&state, day(1366 + 180)), None);
         assert_eq!(useless(&state, day(1366 + 181)), Some(made(1000).fingerprint));
     }

@@ -5,10 +5,9 @@ use crate::ControlError;
 use crate::settings::ClusterKeySource;
 use crate::shared::{Control, NotNow};
 use parking_lot::{Mutex, RwLock};
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 use tidegate_certs::seal::sealed_under;
 use tidegate_certs::{CertError, KeyId, Keyring, SealingKey};
@@ -19,7 +18,8 @@ use zeroize::Zeroizing;
 
 /// For a command to print the keys.
 const PRINTED_WITHIN: Duration = Duration::from_secs(30);
-const MOST_PRINTED: usize = 16 << 10;
+/// For this node to have applied what the leader has.
+const NAMED_WITHIN: Duration = Duration::from_secs(10);
 const TAKEN_WITHIN: Duration = Duration::from_secs(45);
 /// Secrets in one entry of the log.
 const MOST_RESEALED: usize = 200;
@@ -86,7 +86,7 @@ impl ClusterKeys {
     /// # Errors
     /// This node has no such key, or the random source fails.
     pub fn seal(&self, state: &State, name: &SealedName, plain: &[u8]) -> Result<Vec<u8>, CertError> {
-        self.ring().seal(KeyId(state.cluster_key), &name.to_string(), plain)
+        self.ring().seal(KeyId(state.cluster_keys.current), &name.to_string(), plain)
     }
 
     /// # Errors
@@ -95,50 +95,41 @@ impl ClusterKeys {
         self.ring().open(&name.to_string(), sealed)
     }
 
-    /// Takes a key from the leader, so that it is here after a restart too.
+    /// Takes the next key, so that it is here after a restart too.
     ///
     /// # Errors
     /// The key file cannot be written, or the command does not print this key.
     pub fn take(&self, key: SealingKey) -> Result<(), ControlError> {
         let _one = self.changing.lock();
-        let ring = match &self.source {
-            ClusterKeySource::File(path) => {
-                // What an operator added to the file meanwhile is kept.
-                let ring = Keyring::load(path)?;
-                if ring.newest().id() == key.id() {
-                    ring
-                } else {
-                    let ring = ring.with(key);
-                    ring.replace(path)?;
-                    ring
-                }
-            }
-            ClusterKeySource::Command(_) => {
-                let ring = read(&self.source)?;
-                if ring.key(key.id()).is_none() {
-                    return Err(ControlError::ClusterKey(format!(
-                        "its cluster_key_command does not print the key {}: give every control node the same keys",
-                        key.id()
-                    )));
-                }
-                ring
-            }
-        };
+        // What an operator changed meanwhile counts.
+        let mut ring = read(&self.source)?;
+        if ring.key(key.id()).is_none() {
+            let ClusterKeySource::File(path) = &self.source else {
+                return Err(ControlError::ClusterKey(format!(
+                    "its cluster_key_command does not print the key {}: give every control node the same keys",
+                    key.id()
+                )));
+            };
+            ring = ring.with(key);
+            ring.replace(path)?;
+        }
         *self.ring.write() = Arc::new(ring);
         Ok(())
     }
 
-    /// The key that is to follow `current`: one that is there already and has not sealed yet, else a new one.
+    /// The key that is to follow `current`: a new one, or the newest of a key store.
     fn next(&self, current: KeyId) -> Result<SealingKey, ControlError> {
-        let ring = read(&self.source)?;
-        if ring.newest().id() != current {
-            return Ok(ring.newest().clone());
-        }
         match &self.source {
             ClusterKeySource::File(_) => Ok(SealingKey::generate()?),
-            ClusterKeySource::Command(_) => Err(ControlError::ClusterKey(format!(
-                "cluster_key_command still prints {current} as the newest key: make a new key in the key store first, printed last"
-            ))),
+            ClusterKeySource::Command(_) => {
+                let ring = read(&self.source)?;
+                if ring.newest().id() == current {
+                    return Err(ControlError::ClusterKey(format!(
+                        "cluster_key_command still prints {current} as the newest key: make a new key in the key store first, printed last"
+                    )));
+                }
+                Ok(ring.newest().clone())
+            }
         }
     }
 }
@@ -157,34 +148,24 @@ fn read(source: &ClusterKeySource) -> Result<Keyring, ControlError> {
     }
 }
 
-/// What a command prints; what it says on stderr is the error's.
+/// What a command prints; what it says on stderr is the error's. With a runtime of its own: whoever asks may have none, or be in one.
 fn printed(words: &[String]) -> Result<Zeroizing<String>, String> {
     let (program, arguments) = words.split_first().ok_or("it is empty")?;
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| format!("{program}: {e}"))?;
-    let (done, ended) = channel();
-    if let Some(stdout) = child.stdout.take() {
-        std::thread::spawn(move || {
-            let mut text = Zeroizing::new(String::with_capacity(MOST_PRINTED));
-            let read = stdout.take(MOST_PRINTED as u64).read_to_string(&mut text);
-            let _ = done.send(read.map(|_| text));
-        });
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let done = runtime.block_on(async { tokio::time::timeout(PRINTED_WITHIN, command.output()).await });
+        done.map_err(|_| format!("it has not ended within {PRINTED_WITHIN:?}"))?.map_err(|e| e.to_string())
+    };
+    let ended = std::thread::spawn(run).join().map_err(|_| "it could not be run".to_owned());
+    let done = ended.flatten().map_err(|e| format!("{program}: {e}"))?;
+    let text = Zeroizing::new(done.stdout);
+    if !done.status.success() {
+        let said: String = String::from_utf8_lossy(&done.stderr).trim().chars().take(500).collect();
+        return Err(format!("{program} ended with {}: {said}", done.status));
     }
-    let printed = ended.recv_timeout(PRINTED_WITHIN);
-    if printed.is_err() {
-        let _ = child.kill();
-    }
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take().filter(|_| printed.is_ok()) {
-        let _ = stderr.take(500).read_to_string(&mut said);
-    }
-    let status = child.wait().map_err(|e| e.to_string())?;
-    match printed {
-        Err(_) => Err(format!("{program} has not ended within {PRINTED_WITHIN:?}")),
-        Ok(_) if !status.success() => Err(format!("{program} ended with {status}: {}", said.trim())),
-        Ok(text) => text.map_err(|e| format!("{program}: {e}")),
-    }
+    std::str::from_utf8(&text).map(|t| Zeroizing::new(t.to_owned())).map_err(|_| format!("{program} prints no text"))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -199,35 +180,64 @@ pub enum NotRotated {
 /// Makes a new key, gives it to every control node, and lets it seal from now on. Returns its id.
 ///
 /// # Errors
-/// A control node does not take it, or this one leads no more; trying again goes on with the same key.
+/// A control node does not take it, or this one leads no more: the old key goes on sealing, and the next try makes another one.
 pub async fn rotate(control: &Arc<Control>, by: &str) -> Result<KeyId, NotRotated> {
     let _one = control.cluster_keys.rotating.lock().await;
-    let (current, members) = {
-        let state = control.raft.state.read();
-        let members: Vec<_> = state.members().map(|(id, name, address)| (id, name.clone(), address.to_owned())).collect();
-        (KeyId(state.cluster_key), members)
-    };
-    let refused = |e: ControlError| NotRotated::Refused(e.to_string());
-    let shared = Arc::clone(control);
-    let made = tokio::task::spawn_blocking(move || {
-        let key = shared.cluster_keys.next(current)?;
-        shared.cluster_keys.take(key.clone())?;
-        Ok::<_, ControlError>(key)
-    });
-    let key = made.await.map_err(|e| NotRotated::Refused(e.to_string()))?.map_err(refused)?;
+    let current = KeyId(control.raft.state.read().cluster_keys.current);
+    let key = aside(control, move |keys| keys.next(current)).await?;
+    // Control nodes take no key that the log does not name.
+    control.change(by, Change::ClusterKeyNext { key: key.id().0 }).await?;
+    let own = key.clone();
+    aside(control, move |keys| keys.take(own)).await?;
     let body = Zeroizing::new(wire::encode(key.as_bytes()));
     let path = format!("/cluster-key?log={}", control.log());
-    for (_, name, address) in members.into_iter().filter(|(id, ..)| *id != control.raft.id) {
+    let mut have = BTreeSet::from([control.raft.id]);
+    loop {
+        // Whoever joins later is given it as it joins.
+        control.read_barrier().await?;
+        let next = {
+            let state = control.raft.state.read();
+            state.members().find(|(id, ..)| !have.contains(id)).map(|(id, name, address)| (id, name.clone(), address.to_owned()))
+        };
+        let Some((id, name, address)) = next else { break };
         let given = control.links.call(&address, "control", &path, body.to_vec(), TAKEN_WITHIN).await;
         given.map_err(|e| {
             NotRotated::Refused(format!(
-                "the control node {name} did not take the new key, so the old one stays: {e}. Mend or remove {name}, then try again"
+                "the control node {name} did not take the new key, so the old one stays: {e}. Mend {name}, or remove it (tidegate node remove {name}), then try again"
             ))
         })?;
+        have.insert(id);
     }
     control.change(by, Change::ClusterKeyPut { key: key.id().0 }).await?;
     tracing::info!(key = %key.id(), by, "a new cluster key seals");
     Ok(key.id())
+}
+
+async fn aside<T: Send + 'static>(
+    control: &Arc<Control>,
+    work: impl FnOnce(&ClusterKeys) -> Result<T, ControlError> + Send + 'static,
+) -> Result<T, NotRotated> {
+    let shared = Arc::clone(control);
+    let done = tokio::task::spawn_blocking(move || work(&shared.cluster_keys)).await;
+    done.map_err(|e| NotRotated::Refused(e.to_string()))?.map_err(|e| NotRotated::Refused(e.to_string()))
+}
+
+/// A key that the leader gives this node, once its log names it as the next one.
+///
+/// # Errors
+/// It does not, or the key cannot be kept.
+pub async fn given(control: &Arc<Control>, key: SealingKey) -> Result<(), NotRotated> {
+    let (id, mut changed) = (key.id(), control.changed.subscribe());
+    let named = async {
+        while control.raft.state.read().cluster_keys.next != Some(id.0) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let late = |_| NotRotated::Refused(format!("the log does not name {id} as the next cluster key"));
+    tokio::time::timeout(NAMED_WITHIN, named).await.map_err(late)?;
+    aside(control, move |keys| keys.take(key)).await
 }
 
 /// How many secrets there are, and how many of them another key than the network's has sealed.
@@ -239,7 +249,7 @@ pub fn sealed_otherwise(state: &State) -> (usize, usize) {
 }
 
 fn is_otherwise(state: &State, sealed: &[u8]) -> bool {
-    sealed_under(sealed) != Some(KeyId(state.cluster_key))
+    sealed_under(sealed) != Some(KeyId(state.cluster_keys.current))
 }
 
 /// Seals some of what another key sealed under the network's key. Returns whether there is nothing left that could be.
@@ -297,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_given_out_and_has_not_sealed_yet_is_the_next_one() {
+    fn a_key_is_kept_beside_those_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let source = ClusterKeySource::File(dir.path().join("cluster.key"));
         let keys = ClusterKeys::load_or_create(&source).unwrap();
@@ -306,7 +316,7 @@ mod tests {
         assert_ne!(next.id(), current);
         keys.take(next.clone()).unwrap();
         keys.take(next.clone()).unwrap();
-        assert_eq!(keys.next(current).unwrap().id(), next.id());
+        assert!(![current, next.id()].contains(&keys.next(current).unwrap().id()), "one that did not get to seal is not tried again");
         let again = ClusterKeys::load(&source).unwrap();
         assert_eq!(again.ring().keys().map(SealingKey::id).collect::<Vec<_>>(), [current, next.id()]);
     }

@@ -21,6 +21,11 @@ const RENEW_LEFT: Duration = Duration::from_secs(30 * 86_400);
 /// Tickets are good for that long, and as long again (RFC 8446 section C.4 wants them short).
 const NEW_TICKET_KEY: Duration = Duration::from_secs(12 * 3600);
 const RESEAL_EVERY: Duration = Duration::from_secs(60);
+const SITE_LIFE: Duration = Duration::from_secs(90 * 86_400);
+/// By which a new certificate has to last longer than the one there is.
+const WORTH_IT: Duration = Duration::from_secs(86_400);
+/// At one look.
+const MOST_ISSUED: usize = 50;
 const WARN_EVERY: Duration = Duration::from_secs(6 * 3600);
 const ENDS_SOON: Duration = Duration::from_secs(14 * 86_400);
 /// An authority ends after years, and what is to be done may need somebody who holds the root's key.
@@ -79,7 +84,7 @@ pub async fn make_ticket_key(control: &Control, by: &str) -> Result<(), NoKey> {
 
 /// After a change of the cluster key, until nothing is sealed under another one; and now and then, for what was on its way meanwhile.
 async fn reseal(control: &Control, done: &mut Option<(ClusterKeyId, BootTime)>) {
-    let (current, now) = (control.raft.state.read().cluster_key, control.now());
+    let (current, now) = (control.raft.state.read().cluster_keys.current, control.now());
     if done.is_some_and(|(key, at)| key == current && now.since(at) < RESEAL_EVERY) {
         return;
     }
@@ -115,9 +120,11 @@ async fn once(control: &Arc<Control>) {
     if let Err(error) = ca::look(control, BY).await {
         tracing::warn!(%error, "the network's own authority is not as it should be");
     }
-    for site in sites_without_certificate(control) {
+    // The other duties have their turn in between.
+    for site in sites_without_certificate(control).into_iter().take(MOST_ISSUED) {
         if let Err(error) = issue(control, &site).await {
             tracing::error!(site = %site, error, "no certificate could be issued");
+            break;
         }
     }
     if let Some(id) = control.members().await.as_ref().and_then(Members::ready_learner) {
@@ -153,17 +160,29 @@ fn certificate_hosts(hosts: &[HostPattern]) -> Vec<String> {
         .collect()
 }
 
+/// Those that have none first: what is renewed can wait.
 fn sites_without_certificate(control: &Control) -> Vec<SiteName> {
     let state = control.raft.state.read();
     let now = control.clock.wall();
-    let good = |site: &SiteName, hosts: &[HostPattern]| {
-        let name = internal_name(site);
-        let wanted = certificate_hosts(hosts);
+    let newest = state.authority.issuing.last();
+    // No certificate outlives its authority.
+    let attainable = newest.map_or(now, |i| i.not_after).min(now + SITE_LIFE);
+    let good = |c: &SealedCertificate, hosts: &[HostPattern]| {
         // What an authority that signs no more has made is made anew, before that is retired.
-        let is_newest = |c: &SealedCertificate| c.chain.get(1) == state.authority.issuing.last().map(|i| &i.certificate);
-        state.certificate(&name).is_some_and(|c| c.hosts == wanted && now + RENEW_LEFT < c.not_after && is_newest(c))
+        let is_newest = c.chain.get(1) == newest.map(|i| &i.certificate);
+        let is_long = now + RENEW_LEFT < c.not_after || c.not_after + WORTH_IT > attainable;
+        c.hosts == certificate_hosts(hosts) && is_long && is_newest
     };
-    state.sites().filter(|s| !good(s.name(), &s.current().spec.hosts)).map(|s| s.name().clone()).collect()
+    let (mut none, mut due) = (Vec::new(), Vec::new());
+    for site in state.sites() {
+        match state.certificate(&internal_name(site.name())) {
+            None => none.push(site.name().clone()),
+            Some(c) if !good(c, &site.current().spec.hosts) => due.push(site.name().clone()),
+            Some(_) => {}
+        }
+    }
+    none.extend(due);
+    none
 }
 
 async fn issue(control: &Control, site: &SiteName) -> Result<(), String> {

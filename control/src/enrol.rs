@@ -7,7 +7,7 @@ use raft::eraftpb::ConfChangeType;
 use std::sync::Arc;
 use tidegate_certs::token::hash_matches;
 use tidegate_certs::{CertError, NodeIdentity};
-use tidegate_control_state::Refusal;
+use tidegate_control_state::{NodeRecord, Refusal};
 use tidegate_control_types::{Change, Clock, Role, wire};
 use tidegate_node::enrol::{ControlSecrets, EnrolAnswer, EnrolRequest};
 use zeroize::Zeroizing;
@@ -74,7 +74,7 @@ async fn add_member(
     name: tidegate_control_types::NodeName,
     address: String,
 ) -> Result<ControlSecrets, EnrolError> {
-    let id = control.raft.state.read().members().map(|m| m.0).max().unwrap_or(0) + 1;
+    let id = control.raft.state.read().next_member();
     control.change(by, Change::MemberPut { id, name, address }).await?;
     control.change_members(member_change(ConfChangeType::AddLearnerNode, id)).await?;
     // Read after its place is in the log: a rotation gives its key to all who have one, before it reads who has.
@@ -88,8 +88,9 @@ pub async fn promote(control: &Control, id: u64) -> Result<(), NotNow> {
 
 /// A new certificate for a node that shows its old one.
 pub fn renew(control: &Control, who: &NodeIdentity, request: &[u8]) -> Result<Vec<Vec<u8>>, EnrolError> {
-    let removed = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_some());
-    if removed {
+    // What it is stands in the log; its certificate has to say the same.
+    let is_known = |n: &NodeRecord| n.removed.is_none() && n.state.role.as_str() == who.role && n.state.region == who.region;
+    if !control.raft.state.read().node(&who.name).is_some_and(is_known) {
         return Err(NotNow::Refused(Refusal::NotFound(format!("{} is not, or no longer, a node of this network", who.name))).into());
     }
     Ok(ca::newest(control)?.sign_node(request, who, control.clock.wall().as_secs())?)

@@ -13,6 +13,7 @@ use tidegate_certs::tls::Trust;
 use tidegate_certs::token::{ApiToken, JoinToken, sha256};
 use tidegate_certs::{Ca, Keyring, NodeIdentity, Root, SealingKey};
 use tidegate_control_state::State;
+use tidegate_control_types::authority::Fingerprint;
 use tidegate_control_types::command::Founding;
 use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::token::{JoinRecord, TokenRecord, TokenRole};
@@ -111,7 +112,7 @@ pub fn enrol_first(
 ) -> Result<(), ControlError> {
     let node_key = SealingKey::load_or_create(&settings.node_key)?;
     // Used up at once, by this node itself.
-    let (join, _) = join_record(cluster, &state.founding.root, Role::Control, None, now, JOIN_TTL)?;
+    let (join, _) = join_record((cluster, &state.founding.root, &[]), Role::Control, None, now, JOIN_TTL)?;
     let id = join.id.clone();
     let mut apply = |change| {
         let index = state.applied + 1;
@@ -156,14 +157,13 @@ pub fn write_first(settings: &ControlSettings, state: &State) -> Result<(), Cont
 /// # Errors
 /// The system's random source fails.
 pub fn join_record(
-    cluster: &str,
-    ca: &[u8],
+    (cluster, root, retired): (&str, &[u8], &[Fingerprint]),
     role: Role,
     region: Option<String>,
     now: WallTime,
     ttl: Duration,
 ) -> Result<(JoinRecord, String), ControlError> {
-    let token = JoinToken::generate(cluster, ca)?;
+    let token = JoinToken::generate(cluster, root, retired)?;
     let record = JoinRecord { id: token.id.clone(), hash: sha256(&token.secret), role, region, created: now, expires: now + ttl };
     Ok((record, token.reveal()))
 }

@@ -1,6 +1,7 @@
 //! Messages between control nodes. Raft forgives loss, so each neighbour has a bounded queue; what does not fit is dropped
 //! and what cannot be sent is reported.
 
+use crate::ControlError;
 use crate::raft::Input;
 use crate::shared::Control;
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate_control_state::State;
 use tidegate_control_types::wire::{MAX_FRAME, VERSION};
+use tidegate_node::link::LinkError;
 use tokio::sync::mpsc;
 
 const QUEUE: usize = 4096;
@@ -89,7 +91,11 @@ async fn post(control: &Control, address: &str, batch: &[Message]) -> Result<(),
     let body = encode(batch).map_err(|e| e.to_string())?;
     let mine = control.settings.address.clone().unwrap_or_default();
     let path = format!("/raft?log={}&from={}&address={mine}", control.log(), control.raft.id);
-    control.links.call(address, "control", &path, body, SEND_TIMEOUT).await.map(|_| ()).map_err(|e| e.to_string())
+    let sent = control.links.call(address, "control", &path, body, SEND_TIMEOUT).await;
+    if matches!(sent, Err(LinkError::Refused { status: 410, .. })) {
+        control.end(ControlError::Removed(control.settings.data.display().to_string()).to_string());
+    }
+    sent.map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// One version byte, then each message with its length (u32, big endian).

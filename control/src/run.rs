@@ -5,7 +5,7 @@ use crate::heard::Relayed;
 use crate::raft::{Driver, DriverSettings, RedbDisk};
 use crate::settings::ControlSettings;
 use crate::shared::Control;
-use crate::{ControlError, api, ca as authority, duties, enrol, init, peers, questions, watch};
+use crate::{ControlError, api, ca as authority, cluster_key, duties, enrol, init, peers, questions, watch};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tidegate_certs::{KeyId, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::State;
 use tidegate_control_types::authority::Fingerprint;
@@ -32,7 +33,7 @@ use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, lis
 /// The longest message that one control node takes from another, in bytes.
 const MOST_BODY: usize = wire::MAX_FRAME;
 const API_CERTIFICATE_SECS: u64 = 86_400;
-const WAITS_FOR_LOG: std::time::Duration = std::time::Duration::from_secs(1);
+const WAITS_FOR_LOG: Duration = Duration::from_secs(1);
 
 /// The listeners of a control node, bound before anything runs.
 pub struct Bound {
@@ -153,7 +154,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     if control.leads() {
         hand_over(&control).await;
     }
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), tasks.join_all()).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), tasks.join_all()).await;
     control.stop();
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     Ok(())
@@ -171,7 +172,7 @@ async fn hand_over(control: &Control) {
             }
         }
     };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), handed).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), handed).await;
 }
 
 /// The API's TLS: a certificate for its names, of the issuing authority that signs, made anew a day after its making. None until this
@@ -217,12 +218,10 @@ fn api_config(control: &Control, now: u64) -> Result<rustls::ServerConfig, Contr
 async fn needs_key(control: Arc<Control>, mut stopping: Stopping) {
     let mut changed = control.changed.subscribe();
     loop {
-        let seals = KeyId(control.raft.state.read().cluster_key);
+        let seals = KeyId(control.raft.state.read().cluster_keys.current);
         if seals != KeyId::default() && control.cluster_keys.ring().key(seals).is_none() {
             let why = format!("the network seals with the key {seals}, which this node has not: give it the keys of another control node");
-            tracing::error!(node = %control.settings.name, why, "this control node stops");
-            control.failed.send_replace(Some(why));
-            return;
+            return control.end(why);
         }
         tokio::select! {
             _ = changed.changed() => {}
@@ -233,7 +232,7 @@ async fn needs_key(control: Arc<Control>, mut stopping: Stopping) {
 
 /// A control node has the CA at hand and renews its own certificate: daily, and when another authority issues from now on.
 async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: Stopping) {
-    let mut wait = std::time::Duration::ZERO;
+    let (mut wait, mut saved, mut not_before) = (Duration::ZERO, true, 0);
     let mut changed = control.changed.subscribe();
     loop {
         tokio::select! {
@@ -241,18 +240,22 @@ async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: St
             _ = changed.changed(), if wait > WAITS_FOR_LOG => {}
             () = stopping.stopped() => return,
         }
-        wait = std::time::Duration::from_secs(3600);
+        wait = Duration::from_secs(3600);
         let issuers = control.raft.state.read().authority.issuers();
-        let old = control.credentials.get();
-        if issuers.retired != old.trust.retired && issuers.newest != Fingerprint::default() {
-            let distrusted = control.credentials.distrust(issuers.retired.clone(), &control.settings.data, &node_key);
-            if let Err(error) = distrusted {
-                tracing::error!(%error, "authorities that were retired are still believed");
+        match control.credentials.distrust(&issuers.retired) {
+            Ok(news) => saved &= !news,
+            Err(error) => tracing::error!(%error, "authorities that were retired are still believed"),
+        }
+        if !saved {
+            let kept = control.credentials.get().save(&control.settings.data, &node_key);
+            saved = kept.is_ok();
+            if let Err(error) = kept {
+                wait = WAITS_FOR_LOG;
+                tracing::error!(%error, "that authorities were retired is not kept for the next start");
             }
         }
-        let old = control.credentials.get();
-        let now = control.clock.wall().as_secs();
-        let is_fresh = old.not_after.saturating_sub(now) > u64::try_from((ca::NODE_DAYS - 1) * 86_400).unwrap_or(0);
+        let (old, now) = (control.credentials.get(), control.clock.wall().as_secs());
+        let is_fresh = now < not_before || old.not_after.saturating_sub(now) > u64::try_from((ca::NODE_DAYS - 1) * 86_400).unwrap_or(0);
         if is_fresh && (issuers.newest == old.issuer || issuers.newest == Fingerprint::default()) {
             continue;
         }
@@ -263,6 +266,8 @@ async fn renew_own(control: Arc<Control>, node_key: SealingKey, mut stopping: St
         match renewed.and_then(|c| c.save(&control.settings.data, &node_key).map(|()| c).map_err(Into::into)) {
             Ok(c) => {
                 tracing::info!(node = %control.settings.name, "certificate renewed");
+                // However little is left of the authority's own life.
+                not_before = now + 3600;
                 control.credentials.replace(c);
             }
             Err(error) => {
@@ -299,12 +304,24 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
         ("/raft" | "/lease" | "/relay" | "/explain" | "/standings" | "/issuer" | "/cluster-key", Some(Role::Control), Some(who)) => {
-            let known = control.raft.state.read().node(&who.name).is_none_or(|n| n.removed.is_none());
-            if known { control_request(&control, &path, request).await } else { plain(StatusCode::GONE, "removed") }
+            if was_removed(&control, &who.name).await {
+                return plain(StatusCode::GONE, "the network removed this control node");
+            }
+            control_request(&control, &path, request).await
         }
         (path, Some(_), Some(_)) if path.starts_with("/v1/") => api::answer(api::router(control), request).await,
         _ => plain(StatusCode::FORBIDDEN, "this node may not ask for that"),
     }
+}
+
+/// Whether a control node is no longer part of the control plane. Only a leader knows that of one that is forgotten: a node that has just
+/// begun has not applied all that it holds, and whom it knows not yet may have to elect it.
+async fn was_removed(control: &Control, name: &str) -> bool {
+    let is_stranger = || control.raft.state.read().members().all(|m| m.1.as_str() != name);
+    if control.raft.state.read().node(name).is_some_and(|n| n.removed.is_some()) {
+        return true;
+    }
+    is_stranger() && control.leads() && control.read_barrier().await.is_ok() && is_stranger()
 }
 
 async fn body(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
@@ -377,14 +394,10 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
         },
         "/issuer" => plain(StatusCode::OK, wire::encode(&control.credentials.get().issuer)),
         "/cluster-key" => match wire::decode::<[u8; 32]>(&bytes) {
-            Ok(key) => {
-                let (key, shared) = (SealingKey::from_bytes(key), Arc::clone(control));
-                match tokio::task::spawn_blocking(move || shared.cluster_keys.take(key)).await {
-                    Ok(Ok(())) => plain(StatusCode::OK, Bytes::new()),
-                    Ok(Err(e)) => plain(StatusCode::CONFLICT, e.to_string()),
-                    Err(e) => plain(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
-                }
-            }
+            Ok(key) => match cluster_key::given(control, SealingKey::from_bytes(key)).await {
+                Ok(()) => plain(StatusCode::OK, Bytes::new()),
+                Err(e) => plain(StatusCode::CONFLICT, e.to_string()),
+            },
             Err(e) => bad(e.to_string()),
         },
         "/standings" => match watch::standings_here(control) {
@@ -489,7 +502,7 @@ impl Figures {
             self.term.set(int(control.raft.term.load(Ordering::Acquire)));
             self.leader.set(i64::from(control.leads()));
             tokio::select! {
-                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = stopping.stopped() => return,
             }
         }

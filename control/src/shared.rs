@@ -180,6 +180,18 @@ impl Control {
         let _ = self.to_driver.send(ToDriver::Stop);
     }
 
+    /// This control node is of no use any more.
+    pub fn end(&self, why: String) {
+        self.failed.send_if_modified(|failed| {
+            let is_first = failed.is_none();
+            if is_first {
+                tracing::error!(node = %self.settings.name, why, "this control node stops");
+                *failed = Some(why);
+            }
+            is_first
+        });
+    }
+
     pub fn note_change(&self) {
         self.changed.send_replace(self.generation.fetch_add(1, Ordering::Relaxed) + 1);
     }

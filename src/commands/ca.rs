@@ -140,7 +140,9 @@ impl Ca {
             }
             Self::DropRoot(c) => {
                 c.api.client()?.act(Method::DELETE, "/v1/ca/root-key").await?;
-                output::line("The root's key is in the log no more. Earlier backups have it still, sealed.");
+                output::line(
+                    "The root's key is part of the network's state no more. Earlier backups have it still, sealed, and so have the control nodes' disks until their next snapshot.",
+                );
             }
             Self::Retire(c) => {
                 let client = c.api.client()?;
@@ -150,6 +152,7 @@ impl Ca {
                     return Err(Failure::usage(format!("{:?} is not the beginning of one issuing authority's fingerprint", c.fingerprint)));
                 };
                 client.act(Method::DELETE, &format!("/v1/ca/issuing/{}?force={}", one.fingerprint, c.force)).await?;
+                output::line(&format!("{} is retired: nobody believes what it signed.", one.fingerprint));
             }
             Self::SaveRoot(_) | Self::Sign(_) => {}
         }

@@ -170,7 +170,7 @@ impl Backup {
         new.write_all(&answer.body).and_then(|()| new.as_file().sync_all()).map_err(wrong)?;
         new.persist_noclobber(&self.file).map_err(|e| wrong(e.error))?;
         output::line(&format!("{} bytes saved to {}.", answer.body.len(), self.file.display()));
-        output::line("Keep it with the cluster key, which opens what is sealed in it and is not part of it.");
+        output::line("Keep the cluster key too, which opens what is sealed in it and is not part of it: in another place.");
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -185,7 +185,7 @@ impl RotateKey {
         let mut keys: KeysView = client.post(path, &serde_json::json!({})).await?;
         // The leader seals anew what the old key sealed.
         let (mut left, mut looks) = (usize::MAX, 0);
-        while keys.sealed_otherwise > 0 {
+        while matches!(self.key, Key::Cluster) && keys.sealed_otherwise > 0 {
             if keys.sealed_otherwise < left {
                 (left, looks) = (keys.sealed_otherwise, 0);
                 output::note(&format!("{left} of {} secrets are still sealed under an older key", keys.sealed));
@@ -217,6 +217,15 @@ impl Restore {
             "The network {} of {made} is restored: {} sites, {} edges and shields.",
             restored.cluster, restored.sites, restored.nodes
         ));
+        if !restored.has_root {
+            output::line(
+                "The root's key is offline. Where the issuing authority of then was retired since, nodes refuse this control node until another one signs:",
+            );
+            output::line("tidegate control ca request, sign and install.");
+        }
+        if restored.seals_with_an_older_key {
+            output::line("It seals with the cluster key of then. To have a new one: tidegate control rotate-key");
+        }
         output::line("Every other control node of before must be stopped, and joins anew.");
         output::line("What caches hold is revalidated. A node that enrolled after the backup was made is unknown: end its process.");
         output::line(&format!("Now: tidegate control run --config {}", self.config.config.display()));

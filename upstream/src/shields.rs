@@ -97,7 +97,8 @@ pub type ShieldTls = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
 /// HTTP/2 over mutual TLS, one connection of a worker to each shield.
 pub struct Http2Shields {
     tls: ShieldTls,
-    open: RefCell<HashMap<String, Sender>>,
+    /// By address, with the settings that each was made with: with others they are made again.
+    open: RefCell<HashMap<String, (Arc<ClientConfig>, Sender)>>,
 }
 
 impl Http2Shields {
@@ -107,21 +108,23 @@ impl Http2Shields {
     }
 
     async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
-        if let Some(open) = self.open.borrow().get(&shield.address).filter(|s| !s.is_closed()) {
+        let config = (self.tls)();
+        let is_good = |(with, sender): &&(Arc<ClientConfig>, Sender)| Arc::ptr_eq(with, &config) && !sender.is_closed();
+        if let Some((_, open)) = self.open.borrow().get(&shield.address).filter(is_good) {
             return Ok(open.clone());
         }
         let opening = async {
             let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
             let _ = tcp.set_nodelay(true);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
-            let tls = TlsConnector::from((self.tls)()).connect(name, tcp).await.map_err(|error| {
+            let tls = TlsConnector::from(Arc::clone(&config)).connect(name, tcp).await.map_err(|error| {
                 tracing::warn!(shield = shield.name, %error, "a shield's TLS handshake failed");
                 FetchError::Tls
             })?;
             tidegate_http2::connect(tls, &CONNECTION).await.map_err(|_| FetchError::Broken)
         };
         let sender = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| FetchError::Connect)??;
-        self.open.borrow_mut().insert(shield.address.clone(), sender.clone());
+        self.open.borrow_mut().insert(shield.address.clone(), (config, sender.clone()));
         Ok(sender)
     }
 }

@@ -50,7 +50,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 const CALL: Duration = Duration::from_secs(20);
 const TRIES: u32 = 30;
 const SPREAD_MS: u64 = 2000;
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+const WEEK: u64 = 7 * 86_400;
+const LEAST_BETWEEN: Duration = Duration::from_secs(3600);
 
 /// A join token from its file.
 ///
@@ -88,10 +89,11 @@ pub async fn enrol(token: &JoinToken, control: &[String], node: NodeState) -> Re
     let (key, request) = ca::request()?;
     let body = wire::encode(&EnrolRequest { join_id: token.id.clone(), join_secret: token.secret, node, request });
     let name = identity::role_name(&token.cluster, "control");
-    let config = Arc::new(tls::enrolling_client(token.ca_fingerprint));
+    let config = Arc::new(tls::enrolling_client(token));
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(3));
     let mut last = String::from("no control node is named");
     for _ in 0..TRIES {
+        let mut others = 0;
         for address in control {
             match ask(address, &name, Arc::clone(&config), body.clone()).await {
                 Ok(answer) => {
@@ -102,8 +104,15 @@ pub async fn enrol(token: &JoinToken, control: &[String], node: NodeState) -> Re
                     return Ok((Credentials::new(answer.chain, key, trust)?, answer.control));
                 }
                 Err(Asked::Refused(why)) => return Err(NodeError::Enrolment(why)),
-                Err(Asked::Silent(why)) => last = why,
+                Err(Asked::Silent(why)) => {
+                    others += usize::from(why.contains(tls::OTHER_CA));
+                    last = why;
+                }
             }
+        }
+        // All are of another network: asking again changes nothing.
+        if others > 0 && others == control.len() {
+            break;
         }
         tokio::time::sleep(backoff.next(random_u64())).await;
     }
@@ -117,9 +126,7 @@ enum Asked {
 
 async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body: Vec<u8>) -> Result<EnrolAnswer, Asked> {
     let silent = |e: String| Asked::Silent(e);
-    let connected = link::connect(address, name, config).await.map_err(|e| e.to_string());
-    // Of another network: asking again changes nothing.
-    let mut connection = connected.map_err(|e| if e.contains(tls::OTHER_CA) { Asked::Refused(e) } else { silent(e) })?;
+    let mut connection = link::connect(address, name, config).await.map_err(|e| silent(e.to_string()))?;
     let request = Request::post("https://node/enrol").body(full(body)).map_err(|e| silent(e.to_string()))?;
     let response = tokio::time::timeout(CALL, connection.send(request)).await.map_err(|_| silent(format!("{address} does not answer")))?;
     let response = response.map_err(|e| silent(format!("{address}: {e}")))?;
@@ -136,20 +143,27 @@ async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body:
 /// away delays it, and says so in the log with the time that is left.
 pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key: SealingKey, links: Arc<Links>, watched: Arc<Watched>) {
     let mut issuers = watched.issuers.subscribe();
-    let week = u64::try_from(ca::NODE_DAYS * 86_400).unwrap_or(0);
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    let (mut saved, mut not_before) = (true, 0);
     loop {
-        let told = issuers.borrow_and_update().clone();
-        let (now, credentials) = (SystemClock.wall().as_secs(), current.get());
-        if let Some(told) = told.as_ref().filter(|t| t.retired != credentials.trust.retired)
-            && let Err(error) = current.distrust(told.retired.clone(), &settings.data, &node_key)
-        {
-            tracing::error!(node = %settings.name, %error, "authorities that were retired are still believed");
+        let told = issuers.borrow_and_update().clone().unwrap_or_default();
+        match current.distrust(&told.retired) {
+            Ok(news) => saved &= !news,
+            Err(error) => tracing::error!(node = %settings.name, %error, "authorities that were retired are still believed"),
         }
-        let (not_after, is_old) = (credentials.not_after, told.is_some_and(|t| is_by_another(&t, &credentials)));
-        let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(week);
+        if !saved {
+            let kept = current.get().save(&settings.data, &node_key);
+            saved = kept.is_ok();
+            if let Err(error) = kept {
+                tracing::error!(node = %settings.name, %error, "that authorities were retired is not kept for the next start");
+            }
+        }
+        let (now, credentials) = (SystemClock.wall().as_secs(), current.get());
+        let (not_after, is_old) = (credentials.not_after, is_by_another(&told, &credentials));
+        // One that is young is not renewed again and again, however little is left of its authority's life.
+        let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(WEEK).max(not_before);
         if now < renew_at && !is_old {
-            let waits = Duration::from_secs((renew_at - now).min(3600));
+            let waits = if saved { Duration::from_secs((renew_at - now).min(3600)) } else { backoff.next(random_u64()) };
             let _ = tokio::time::timeout(waits, issuers.changed()).await;
             continue;
         }
@@ -157,14 +171,11 @@ pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key
             // Not all nodes at the same moment.
             tokio::time::sleep(Duration::from_millis(random_u64() % SPREAD_MS)).await;
         }
-        match renew_once(&settings, &current, &node_key, &links).await {
+        match renew_once(&settings, &current, &node_key, &links, &told, now >= renew_at).await {
             Ok(()) => {
                 backoff.reset();
+                not_before = now + LEAST_BETWEEN.as_secs();
                 tracing::info!(node = %settings.name, "certificate renewed");
-                if issuers.borrow().as_ref().is_some_and(|t| is_by_another(t, &current.get())) {
-                    // Whom it asked has not heard of the newest authority yet.
-                    tokio::time::sleep(ASK_AGAIN).await;
-                }
             }
             Err(error) => {
                 tracing::warn!(node = %settings.name, seconds_left = not_after.saturating_sub(now), %error, "certificate not renewed");
@@ -178,20 +189,39 @@ fn is_by_another(told: &Issuers, credentials: &Credentials) -> bool {
     told.newest != Fingerprint::default() && told.newest != credentials.issuer
 }
 
-async fn renew_once(settings: &NodeSettings, current: &CurrentCredentials, node_key: &SealingKey, links: &Links) -> Result<(), NodeError> {
+/// `is_due`: by its age, so that one of an authority that is no longer the newest is better than none.
+async fn renew_once(
+    settings: &NodeSettings,
+    current: &CurrentCredentials,
+    node_key: &SealingKey,
+    links: &Links,
+    told: &Issuers,
+    is_due: bool,
+) -> Result<(), NodeError> {
     let (key, request) = ca::request()?;
     let mut last = String::new();
+    let mut best = None;
     for address in &settings.control {
         match links.call(address, "control", "/renew", request.clone(), CALL).await {
             Ok(bytes) => {
                 let chain: Vec<Vec<u8>> = wire::decode(&bytes).map_err(|e| NodeError::Enrolment(e.to_string()))?;
-                let renewed = Credentials::new(chain, key, current.get().trust.clone())?;
-                renewed.save(&settings.data, node_key)?;
-                current.replace(renewed);
-                return Ok(());
+                let renewed = Credentials::new(chain, key.clone(), current.get().trust.clone())?;
+                let is_newest = !is_by_another(told, &renewed);
+                best = Some(renewed);
+                if is_newest {
+                    break;
+                }
+                last = format!("{address} has not heard of the newest issuing authority yet");
             }
             Err(e) => last = e.to_string(),
         }
     }
-    Err(NodeError::Enrolment(last))
+    match best.filter(|renewed| is_due || !is_by_another(told, renewed)) {
+        Some(renewed) => {
+            renewed.save(&settings.data, node_key)?;
+            current.replace(renewed);
+            Ok(())
+        }
+        None => Err(NodeError::Enrolment(last)),
+    }
 }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tidegate_certs::tls::Trust;
-use tidegate_certs::token::sha256;
 use tidegate_certs::{NodeIdentity, SealingKey, identity, tls};
 use tidegate_control_types::authority::Fingerprint;
 use tidegate_control_types::wire;
@@ -45,7 +44,7 @@ impl Credentials {
         let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
         let (who, not_after) = (NodeIdentity::of_certificate(leaf)?, identity::not_after(leaf)?);
         let client = Arc::new(tls::node_client(&chain, &key, &trust)?);
-        let issuer = chain.get(1).map(|c| sha256(c)).unwrap_or_default();
+        let issuer = chain.get(1).map(|c| identity::key_fingerprint(c)).transpose()?.unwrap_or_default();
         Ok(Self { identity: who, chain, key, trust, issuer, client, not_after })
     }
 
@@ -120,16 +119,19 @@ impl CurrentCredentials {
         self.0.subscribe()
     }
 
-    /// The same certificate, with these authorities believed no more: here and after a restart.
+    /// The same certificate, with these authorities believed no more, beside those that are not believed already: whoever was told of a
+    /// theft does not unlearn it. False where that is nothing new.
     ///
     /// # Errors
-    /// The folder cannot be written.
-    pub fn distrust(&self, retired: Vec<Fingerprint>, data: &Path, node_key: &SealingKey) -> Result<(), NodeError> {
+    /// The certificate is damaged.
+    pub fn distrust(&self, retired: &[Fingerprint]) -> Result<bool, NodeError> {
         let now = self.get();
-        let trust = Trust { root: now.trust.root.clone(), retired };
-        let new = Credentials::new(now.chain.clone(), now.key.clone(), trust)?;
-        new.save(data, node_key)?;
-        self.replace(new);
-        Ok(())
+        let mut trust = now.trust.clone();
+        trust.retired.extend(retired.iter().filter(|r| !now.trust.retired.contains(r)));
+        if trust == now.trust {
+            return Ok(false);
+        }
+        self.replace(Credentials::new(now.chain.clone(), now.key.clone(), trust)?);
+        Ok(true)
     }
 }

@@ -111,6 +111,16 @@ impl Links {
         tokio::time::timeout(timeout, answer).await.map_err(late)?
     }
 
+    /// Returns once this node believes fewer authorities than at the time of the call.
+    pub fn trust_changes(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (mut changes, trust) = (self.credentials.subscribe(), self.credentials.get().trust.clone());
+        async move {
+            if changes.wait_for(|now| now.trust != trust).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     async fn connection(&self, address: &str, role: &str) -> Result<Connection, LinkError> {
         let credentials = self.credentials.get();
         let is_good = |(with, open): &&(Arc<Credentials>, Connection)| Arc::ptr_eq(with, &credentials) && !open.sender.is_closed();

@@ -16,7 +16,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::NodeIdentity;
-use tidegate_certs::token::sha256;
+use tidegate_certs::tls::is_retired;
 use tidegate_control_types::Clock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -84,10 +84,10 @@ impl MutualTls {
 
     /// When a connection has to end: with the role, or once the authority of the other side's certificate is believed no more.
     pub fn ends(&self, session: &rustls::ServerConnection, mut stopping: Stopping) -> impl Future<Output = ()> + Send + use<> {
-        let chain: Vec<_> = session.peer_certificates().unwrap_or_default().iter().skip(1).map(|c| sha256(c)).collect();
+        let chain: Vec<_> = session.peer_certificates().unwrap_or_default().iter().skip(1).map(|c| c.to_vec()).collect();
         let mut changes = self.credentials.subscribe();
         async move {
-            let distrusted = changes.wait_for(|now| chain.iter().any(|c| now.trust.retired.contains(c)));
+            let distrusted = changes.wait_for(|now| is_retired(chain.iter().map(Vec::as_slice), &now.trust.retired));
             tokio::select! {
                 Ok(_) = distrusted => {}
                 () = stopping.stopped() => {}

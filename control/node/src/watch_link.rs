@@ -7,6 +7,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper::body::Incoming;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tidegate_control_types::wire::{self, Deframer};
@@ -16,6 +17,8 @@ pub struct LinkStream {
     out: Sender<Bytes, BoxError>,
     incoming: Incoming,
     frames: Deframer,
+    /// It was opened to whoever was believed then.
+    distrust: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl ControlPlane for Arc<Links> {
@@ -23,11 +26,12 @@ impl ControlPlane for Arc<Links> {
 
     async fn watch(&self, address: &str, hello: &FromNode) -> Result<LinkStream, NotWatching> {
         let (mut out, body) = Channel::<Bytes, BoxError>::new(64);
+        let distrust = Box::pin(self.trust_changes());
         say(&mut out, hello).await?;
         let request = Request::post("https://node/watch").body(body.boxed_unsync()).map_err(|e| e.to_string())?;
         let response = self.send(address, "control", request).await.map_err(|e| e.to_string())?;
         match response.status().as_u16() {
-            200 => Ok(LinkStream { out, incoming: response.into_body(), frames: Deframer::default() }),
+            200 => Ok(LinkStream { out, incoming: response.into_body(), frames: Deframer::default(), distrust }),
             410 => Err(NotWatching::Removed),
             other => Err(format!("{address} answered {other}").into()),
         }
@@ -48,7 +52,11 @@ impl WatchStream for LinkStream {
             if let Some(message) = self.frames.take().map_err(|e| e.to_string())? {
                 return Ok(message);
             }
-            match self.incoming.frame().await {
+            let frame = tokio::select! {
+                frame = self.incoming.frame() => frame,
+                () = &mut self.distrust => return Err("an authority was retired: the stream is opened anew".into()),
+            };
+            match frame {
                 Some(Ok(data)) => self.frames.push(data.data_ref().map(Bytes::as_ref).unwrap_or_default()),
                 Some(Err(e)) => return Err(e.to_string()),
                 None => return Err("the control node closed it".into()),

@@ -15,7 +15,7 @@ use tidegate_certs::ca::{from_pem, request_pem};
 use tidegate_certs::{CertError, identity, seal};
 use tidegate_control_types::Change;
 use tidegate_control_types::api::{CaRequestView, CaUpload, CaView, IssuingView, KeysView};
-use tidegate_control_types::authority::fingerprint_hex;
+use tidegate_control_types::authority::hex;
 use tidegate_control_types::token::Verb;
 
 impl From<CertError> for ApiError {
@@ -60,18 +60,18 @@ async fn ca_view(control: &Arc<Control>) -> Result<CaView, ApiError> {
     let issuers = authority.issuers();
     let by = |fingerprint| shown.iter().filter(|(_, by)| *by == Some(fingerprint)).map(|(name, _)| name.clone()).collect();
     let issuing = authority.issuing.iter().rev().map(|i| IssuingView {
-        fingerprint: fingerprint_hex(&i.fingerprint),
+        fingerprint: hex(&i.fingerprint),
         made: i.not_before.0,
         not_after: i.not_after.0,
         signs: i.fingerprint == issuers.newest,
         nodes: by(i.fingerprint),
     });
     Ok(CaView {
-        root: fingerprint_hex(&tidegate_certs::token::sha256(&state.founding.root)),
+        root: hex(&tidegate_certs::token::sha256(&state.founding.root)),
         root_not_after: identity::not_after(&state.founding.root)? * 1000,
         root_key_in_log: authority.root_key.is_some(),
         issuing: issuing.collect(),
-        retired: issuers.retired.iter().map(fingerprint_hex).collect(),
+        retired: issuers.retired.iter().map(|r| hex(r)).collect(),
         requested: authority.requested.is_some(),
         unheard: shown.iter().filter(|(_, by)| by.is_none()).map(|(name, _)| name.clone()).collect(),
     })
@@ -130,7 +130,7 @@ fn keys_view(control: &Control) -> KeysView {
     let state = control.raft.state.read();
     let (sealed, sealed_otherwise) = cluster_key::sealed_otherwise(&state);
     KeysView {
-        cluster_key: seal::to_hex(&state.cluster_key),
+        cluster_key: seal::to_hex(&state.cluster_keys.current),
         sealed,
         sealed_otherwise,
         ticket_key_made: state.ticket_keys().last().map(|k| k.made.0),

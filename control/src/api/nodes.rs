@@ -1,11 +1,12 @@
 //! Nodes: seen, drained, removed.
 
 use super::{ApiError, Caller, reply};
-use crate::raft::Leadership;
+use crate::raft::{Leadership, member_change};
 use crate::shared::Control;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use raft::eraftpb::ConfChangeType;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -92,10 +93,18 @@ pub async fn remove(
 ) -> Result<Response, ApiError> {
     caller.may(Verb::Node, None)?;
     let name = node_name(&name)?;
-    let member = control.raft.state.read().members().any(|m| *m.1 == name);
-    if member {
-        return Err(ApiError::new(StatusCode::CONFLICT, "conflict", format!("{name} is a voter of the control plane")));
+    let member = control.raft.state.read().members().find(|m| *m.1 == name).map(|m| m.0);
+    if let Some(id) = member {
+        if id == control.raft.id {
+            let why = format!("{name} leads the control plane: stop it first, so that another one leads, then remove it");
+            return Err(ApiError::new(StatusCode::CONFLICT, "conflict", why));
+        }
+        // Each step may be made again.
+        control.change_members(member_change(ConfChangeType::RemoveNode, id)).await?;
+        control.change(&caller.name(), Change::MemberRemove { id }).await?;
     }
-    control.change(&caller.name(), Change::NodeRemove { name, dead: how.dead }).await?;
+    // A control node answers no client by what it knows.
+    let dead = how.dead || member.is_some();
+    control.change(&caller.name(), Change::NodeRemove { name, dead }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -78,12 +78,12 @@ pub async fn create(State(control): State<Arc<Control>>, caller: Caller, body: B
 pub async fn create_join(State(control): State<Arc<Control>>, caller: Caller, body: Bytes) -> Result<Response, ApiError> {
     caller.may(Verb::Node, None)?;
     let asked: JoinRequest = json(&body)?;
-    let (cluster, ca) = {
+    let (cluster, ca, retired) = {
         let state = control.raft.state.read();
-        (state.founding.cluster.clone(), state.founding.root.clone())
+        (state.founding.cluster.clone(), state.founding.root.clone(), state.authority.issuers().retired)
     };
     let ttl = asked.expires_in.map_or(JOIN_TTL, Duration::from_secs).min(MOST_JOIN_TTL);
-    let made = join_record(&cluster, &ca, asked.role, asked.region, control.clock.wall(), ttl);
+    let made = join_record((&cluster, &ca, &retired), asked.role, asked.region, control.clock.wall(), ttl);
     let (record, token) = made.map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "random", e.to_string()))?;
     let view = TokenView { token: Some(token), ..join_view(&record) };
     control.change(&caller.name(), Change::JoinCreate { join: record }).await?;

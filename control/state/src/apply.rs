@@ -6,7 +6,7 @@ use crate::{
     AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TICKET_KEYS, MOST_TOKENS, MOST_TXT, MOST_ZONES,
     NodeRecord, Removal, State,
 };
-use tidegate_control_types::authority::fingerprint_hex;
+use tidegate_control_types::authority::hex;
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{CertificateChoice, Hold, HostPattern, Shown, SiteSpec, WhenDetached};
@@ -123,10 +123,8 @@ impl State {
                 Ok(Vec::new())
             }
             Change::TxtPut { name, values } => self.txt_put(name, values),
-            Change::ClusterKeyPut { key } => {
-                self.cluster_key = key;
-                Ok(Vec::new())
-            }
+            Change::ClusterKeyNext { key } => self.cluster_key_next(key),
+            Change::ClusterKeyPut { key } => self.cluster_key_put(key),
             Change::Reseal { items } => self.reseal(items),
             Change::RootKeyPut { sealed } => {
                 self.authority.root_key = Some(sealed);
@@ -137,6 +135,7 @@ impl State {
             Change::IssuingPut { issuing, requested } => self.issuing_put(issuing, requested),
             Change::IssuingRetire { fingerprint } => self.issuing_retire(&fingerprint),
             Change::MemberPut { id, name, address } => {
+                self.greatest_member = self.greatest_member.max(id);
                 self.members.insert(id, (name, address));
                 Ok(Vec::new())
             }
@@ -523,16 +522,15 @@ fn describe(change: &Change) -> Option<String> {
             (OrderStep::Failed, Some(problem)) => format!("order for the certificate of {} failed: {problem}", order.site),
             _ => return None,
         },
-        Change::OrderRemove { .. } | Change::ChallengesPut { .. } | Change::TicketKeyPut { .. } | Change::Reseal { .. } => return None,
-        Change::ClusterKeyPut { key } => {
-            let id: String = key.iter().map(|b| format!("{b:02x}")).collect();
-            format!("cluster key {id} seals")
-        }
+        Change::OrderRemove { .. } | Change::ChallengesPut { .. } | Change::Reseal { .. } => return None,
+        Change::TicketKeyPut { .. } => "a new key seals session tickets".into(),
+        Change::ClusterKeyNext { key } => format!("cluster key {} given to control nodes", hex(key)),
+        Change::ClusterKeyPut { key } => format!("cluster key {} seals", hex(key)),
         Change::RootKeyPut { .. } => "the root's key put into the log".into(),
         Change::RootKeyRemove => "the root's key taken out of the log".into(),
         Change::IssuingRequest { .. } => "an issuing authority requested".into(),
-        Change::IssuingPut { issuing, .. } => format!("issuing authority {} signs", fingerprint_hex(&issuing.fingerprint)),
-        Change::IssuingRetire { fingerprint } => format!("issuing authority {} retired", fingerprint_hex(fingerprint)),
+        Change::IssuingPut { issuing, .. } => format!("issuing authority {} signs", hex(&issuing.fingerprint)),
+        Change::IssuingRetire { fingerprint } => format!("issuing authority {} retired", hex(fingerprint)),
         Change::CertificateRemove { name } => format!("certificate {name} removed"),
         Change::MemberPut { id, name, .. } => format!("control node {name} ({id}) put"),
         Change::MemberRemove { id } => format!("control node {id} removed"),

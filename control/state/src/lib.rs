@@ -22,7 +22,7 @@ use tidegate_control_types::certificate::{Challenge, OrderRecord, SealedAccount,
 use tidegate_control_types::command::{Founding, SealedDnsKey, SealedTicketKey};
 use tidegate_control_types::event::SiteState;
 use tidegate_control_types::planted::Bug;
-use tidegate_control_types::sealed::ClusterKeyId;
+use tidegate_control_types::sealed::ClusterKeys;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::token::{JoinRecord, TokenRecord};
 use tidegate_control_types::{Incarnation, LeaseTerms, NodeName, NodeState, PurgeOrder, Revision, Selector, SiteName, WallTime};
@@ -58,8 +58,7 @@ pub struct State {
     nodes: BTreeMap<NodeName, NodeRecord>,
     tokens: BTreeMap<String, TokenRecord>,
     joins: BTreeMap<String, JoinRecord>,
-    /// Under which secrets are sealed; others may be under one that it followed.
-    pub cluster_key: ClusterKeyId,
+    pub cluster_keys: ClusterKeys,
     pub authority: Authority,
     certificates: BTreeMap<String, (u64, SealedCertificate)>,
     dns_keys: BTreeMap<String, SealedDnsKey>,
@@ -71,6 +70,8 @@ pub struct State {
     orders: BTreeMap<SiteName, OrderRecord>,
     challenges: BTreeMap<SiteName, Vec<Challenge>>,
     members: BTreeMap<u64, (NodeName, String)>,
+    /// The greatest id that a member ever had: none is given twice.
+    greatest_member: u64,
     purges: Purges,
     audit: VecDeque<AuditRecord>,
 }
@@ -130,7 +131,7 @@ impl State {
             nodes: BTreeMap::new(),
             tokens: BTreeMap::new(),
             joins: BTreeMap::new(),
-            cluster_key: ClusterKeyId::default(),
+            cluster_keys: ClusterKeys::default(),
             authority: Authority::default(),
             certificates: BTreeMap::new(),
             dns_keys: BTreeMap::new(),
@@ -140,6 +141,7 @@ impl State {
             orders: BTreeMap::new(),
             challenges: BTreeMap::new(),
             members: BTreeMap::new(),
+            greatest_member: 0,
             purges: Purges::starting_at(index),
             audit: VecDeque::new(),
         }
@@ -273,6 +275,12 @@ impl State {
 
     pub fn members(&self) -> impl Iterator<Item = (u64, &NodeName, &str)> {
         self.members.iter().map(|(id, (name, address))| (*id, name, address.as_str()))
+    }
+
+    /// For a new one.
+    #[must_use]
+    pub fn next_member(&self) -> u64 {
+        self.greatest_member + 1
     }
 
     pub fn audit(&self) -> impl DoubleEndedIterator<Item = &AuditRecord> {

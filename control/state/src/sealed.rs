@@ -2,10 +2,14 @@
 
 use crate::State;
 use crate::apply::{Changed, Refusal};
-use tidegate_control_types::authority::{Fingerprint, Issuing, RequestedIssuing, Retired, fingerprint_hex};
+use std::time::Duration;
+use tidegate_control_types::authority::{Fingerprint, Issuing, RequestedIssuing, Retired, hex};
 use tidegate_control_types::event::Event;
-use tidegate_control_types::sealed::{Resealed, SealedName};
+use tidegate_control_types::sealed::{ClusterKeyId, Resealed, SealedName};
 
+/// A node's certificate is good for its own renewal for ninety days after its end; and clocks differ.
+const USABLE_AFTER_ITS_END: Duration = Duration::from_secs(120 * 86_400);
+const MOST_FORMER: usize = 1000;
 /// That are trusted at once.
 const MOST_ISSUING: usize = 10;
 
@@ -36,6 +40,30 @@ impl State {
             SealedName::Account(authority) => self.accounts.get_mut(authority).map(|a| &mut a.sealed),
             SealedName::OrderKey(site) => self.orders.get_mut(site).map(|o| &mut o.sealed_key),
         }
+    }
+
+    pub(crate) fn cluster_key_next(&mut self, key: ClusterKeyId) -> Changed {
+        let keys = &mut self.cluster_keys;
+        if keys.current == key || keys.former.contains(&key) {
+            return Err(Refusal::Conflict("this cluster key has sealed before: others may know it by now".into()));
+        }
+        keys.next = Some(key);
+        Ok(Vec::new())
+    }
+
+    pub(crate) fn cluster_key_put(&mut self, key: ClusterKeyId) -> Changed {
+        let keys = &mut self.cluster_keys;
+        let is_first = keys.current == ClusterKeyId::default();
+        if !is_first && keys.next != Some(key) {
+            return Err(Refusal::Conflict("another cluster key is the next one by now".into()));
+        }
+        if !is_first {
+            keys.former.push(keys.current);
+            let surplus = keys.former.len().saturating_sub(MOST_FORMER);
+            keys.former.drain(..surplus);
+        }
+        (keys.current, keys.next) = (key, None);
+        Ok(Vec::new())
     }
 
     pub(crate) fn reseal(&mut self, items: Vec<Resealed>) -> Changed {
@@ -80,12 +108,12 @@ impl State {
     pub(crate) fn issuing_retire(&mut self, fingerprint: &Fingerprint) -> Changed {
         let (now, a) = (self.now, &mut self.authority);
         let at = a.issuing.iter().position(|i| i.fingerprint == *fingerprint);
-        let at = at.ok_or_else(|| Refusal::NotFound(format!("there is no issuing authority {}", fingerprint_hex(fingerprint))))?;
+        let at = at.ok_or_else(|| Refusal::NotFound(format!("there is no issuing authority {}", hex(fingerprint))))?;
         if at + 1 == a.issuing.len() {
             return Err(Refusal::Conflict("this issuing authority signs: make another one first".into()));
         }
         let gone = a.issuing.remove(at);
-        a.retired.retain(|r| now < r.not_after);
+        a.retired.retain(|r| now < r.not_after + USABLE_AFTER_ITS_END);
         a.retired.push(Retired { fingerprint: gone.fingerprint, not_after: gone.not_after });
         self.issuers_changed()
     }

@@ -3,7 +3,7 @@
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 
-/// SHA-256 of a certificate.
+/// SHA-256 of the public key of a certificate (its SubjectPublicKeyInfo).
 pub type Fingerprint = [u8; 32];
 
 /// Private keys are sealed under the cluster key.
@@ -29,7 +29,7 @@ pub struct Issuing {
     pub not_after: WallTime,
 }
 
-/// One that is trusted no more; forgotten once nobody would trust it anyway.
+/// One that is trusted no more; forgotten once nobody would believe anything of it anyway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retired {
     pub fingerprint: Fingerprint,
@@ -60,6 +60,6 @@ impl Authority {
 
 /// As people name one: in hexadecimal digits.
 #[must_use]
-pub fn fingerprint_hex(fingerprint: &Fingerprint) -> String {
-    fingerprint.iter().map(|b| format!("{b:02x}")).collect()
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -131,7 +131,11 @@ pub enum Change {
         site: SiteName,
         challenges: Vec<Challenge>,
     },
-    /// The cluster key under which secrets are sealed from now on: every control node has it.
+    /// A cluster key that control nodes are given from now on, and no other one.
+    ClusterKeyNext {
+        key: ClusterKeyId,
+    },
+    /// It seals from now on: every control node has it.
     ClusterKeyPut {
         key: ClusterKeyId,
     },

@@ -1,6 +1,6 @@
 //! What the log holds only sealed, under the cluster key.
 
-use crate::authority::{Fingerprint, fingerprint_hex};
+use crate::authority::{Fingerprint, hex};
 use crate::name::SiteName;
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,17 @@ use std::fmt;
 
 /// The id of a cluster key, as every sealed value names it.
 pub type ClusterKeyId = [u8; 8];
+
+/// Which keys seal, by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterKeys {
+    /// Under which secrets are sealed; others may be under one that it followed.
+    pub current: ClusterKeyId,
+    /// That control nodes are given: it seals once all have it.
+    pub next: Option<ClusterKeyId>,
+    /// Those that have sealed, and do so no more.
+    pub former: Vec<ClusterKeyId>,
+}
 
 /// A secret in the log. What it is is part of its sealing: nothing opens as anything else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +42,7 @@ impl fmt::Display for SealedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RootKey => f.write_str("root key"),
-            Self::IssuingKey(fingerprint) => write!(f, "issuing key {}", fingerprint_hex(fingerprint)),
+            Self::IssuingKey(fingerprint) => write!(f, "issuing key {}", hex(fingerprint)),
             Self::RequestedIssuing => f.write_str("requested issuing key"),
             Self::CertificateKey(name) => write!(f, "certificate {name}"),
             Self::DnsKey(zone) => write!(f, "zone {zone}"),

@@ -38,4 +38,4 @@ pub use respond::{MOST_UDP, Reply, Responder, Transport};
 pub use run::{Bound, run};
 pub use settings::{DnsSettings, ZoneSettings};
 pub use sign::Signer;
-pub use table::{Edge, NameServer, Table};
+pub use table::{Edge, NameServer, Site, Table};

@@ -413,7 +413,8 @@ fn a_change_of_one_capacity_moves_few_sites_and_shares_go_by_capacity() {
     let first = |t: &Table| -> Vec<String> {
         (0..11_000).map(|n| steer::choose(t, &format!("s{n}"), ANYBODY, |_| true).edges[0].name.clone()).collect()
     };
-    let before = Table { edges, ..table() };
+    let sites = (0..11_000).map(|n| (format!("s{n}"), Site::default())).collect();
+    let before = Table { edges, sites, ..table() };
     let mut after = before.clone();
     after.edges[3].capacity = 1.5;
     let (before, after) = (first(&before), first(&after));
