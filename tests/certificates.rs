@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use support::ari::Ari;
 use support::https::{Https, Trusting};
 use support::network::{Network, Plan};
 use support::pebble::{Pebble, Place, cnames, resolver, run, shown};
@@ -586,4 +587,77 @@ fn why_nothing_comes_is_said_and_a_second_kind_of_proof_is_tried() {
     apply(&a.network, "plain", "\"plain.example\"", &a.nginx.url(), "internal").unwrap();
     let out = a.network.tidegate(&["cert", "issue", "plain"]);
     assert!(out.status.code() == Some(1) && error_of(&out).contains("has another certificate"), "{}", error_of(&out));
+}
+
+#[test]
+fn an_origin_gets_certificates_of_its_own_through_the_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan { edges: 2, ..Plan::default() });
+    let nginx = origin(dir.path());
+    // Everything else is sent to https.
+    apply(&network, "own", "\"www.own.example\"", &nginx.url(), "internal").unwrap();
+    let (place, port) = (Place::new(dir.path()), free_port());
+    let leads = " local-data: \"www.own.example. A 127.0.0.1\"\n";
+    let _resolver = resolver(dir.path(), port, 1, leads);
+    let edge = network.edges()[1];
+    let pebble = place.start(port, edge.port, edge.https, "", &[("PEBBLE_VA_NOSLEEP", "1")]);
+    wait_for("the site", || {
+        let mut http = Http::connect_on(None, edge.address()).ok()?;
+        (http.ask("GET", "www.own.example", "/page", &[]).ok()?.status == 308).then_some(())
+    });
+    // Installed by tests/run.
+    let python = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ari");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let mut certbot = Command::new(python.join("bin/certbot"));
+    certbot.args(["certonly", "-n", "--agree-tos", "-m", "admin@own.example", "--webroot", "-w", &at("www"), "-d", "www.own.example"]);
+    certbot.args(["--server", &pebble.directory, "--config-dir", &at("certbot"), "--work-dir", &at("work"), "--logs-dir", &at("logs")]);
+    let done = certbot.env("PYTHONPATH", &python).env("REQUESTS_CA_BUNDLE", &pebble.ca).output().unwrap();
+    assert!(done.status.success(), "{}{}\n{}", text(&done.stdout), text(&done.stderr), pebble.process.logged());
+    let (chain, leaf) = (at("certbot/live/www.own.example/chain.pem"), at("certbot/live/www.own.example/cert.pem"));
+    let root = pebble.root().display().to_string();
+    assert!(
+        run("openssl", &["verify", "-CAfile", &root, "-untrusted", &chain, "-verify_hostname", "www.own.example", &leaf]).contains(": OK")
+    );
+    assert!(nginx.asked().keys().any(|path| path.contains("/.well-known/acme-challenge/")), "the origin answered");
+}
+
+#[test]
+fn the_authority_says_when_to_renew() {
+    let dir = tempfile::tempdir().unwrap();
+    // Certificates of 30 days, to be renewed within an hour from the middle of their life on; without a word it would be after 19 or 20.
+    let ari = Ari::start(dir.path(), "renewalthreshold_pctg: 50\nrenewal_window_duration: 3600");
+    let mut network = Network::planned(dir.path(), Plan { control_more: &ari.acme(), ..Plan::default() });
+    let nginx = origin(dir.path());
+    apply(&network, "shop", "\"www.shop.example\"", &nginx.url(), "auto").unwrap();
+    let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_for("the page", || page(&network, 0, "www.shop.example", &ari.root()).ok().filter(|p| p == "a page of the shop\n"))
+    }));
+    assert!(said.is_ok(), "{}\n{}", text(&network.tidegate(&["cert", "list"]).stdout), ari.process.logged());
+    let certificate = |network: &Network| -> Value {
+        let all = network.json(&["cert", "show", "shop"]);
+        all["certificates"].as_array().unwrap().iter().find(|c| c["name"] == "acme/shop").cloned().unwrap_or(Value::Null)
+    };
+    let first = wait_for("what the authority says", || {
+        let c = certificate(&network);
+        let next = c["next"].as_str()?.to_owned();
+        ["in 14 d", "in 15 d"].iter().any(|n| next.contains(n)).then_some(c)
+    });
+    // Another certificate is due at once now, as after a mistake of the authority's own; whoever asks next is told so.
+    ari.says("renewal_force: True");
+    network.node("control-1").kill();
+    network.node("control-1").start();
+    let renewed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_for("the renewal", || {
+            let now = certificate(&network);
+            (now["fingerprint"].is_string() && now["fingerprint"] != first["fingerprint"]).then_some(())
+        })
+    }));
+    assert!(renewed.is_ok(), "{}\n{}\n{}", certificate(&network), network.node_logged("control-1"), ari.process.logged());
+    // This authority does not know what an order replaces.
+    assert!(
+        network.node_logged("control-1").contains("takes no order in the place of a certificate"),
+        "{}",
+        network.node_logged("control-1")
+    );
+    ari.says("renewal_force: False");
 }

@@ -11,6 +11,7 @@ mod figures;
 pub mod head;
 pub mod proxy_protocol;
 mod quic;
+mod request;
 mod routes;
 mod run;
 mod settings;

@@ -4,6 +4,7 @@
 // Each test binary uses its part; waiting for processes needs real time; a test fails by panicking.
 #![allow(dead_code, clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod ari;
 pub mod h3;
 pub mod hosts;
 pub mod https;

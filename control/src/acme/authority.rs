@@ -64,6 +64,14 @@ pub fn words(error: &Error) -> String {
     }
 }
 
+/// Whether an order was not taken for another reason than the certificate that it is to replace.
+#[must_use]
+pub fn says_something_else(error: &Error) -> bool {
+    // An authority that has not read it does not repeat it, and the library takes no such answer.
+    let is_unread = matches!(error, Error::Other(why) if why.to_string().starts_with("replaces field mismatch"));
+    !is_unread && is_away(error) || is_rate_limit(error) || is(error, "badNonce") || is(error, "accountDoesNotExist")
+}
+
 /// Whether the authority says that it was asked too much (section 6.6).
 #[must_use]
 pub fn is_rate_limit(error: &Error) -> bool {

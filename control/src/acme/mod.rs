@@ -192,6 +192,13 @@ impl Drop for Running {
 }
 
 impl Acme {
+    /// The certificate that a new one takes the place of, where the authority has said when that should be.
+    fn replaced(&self, site: &SiteName, state: &State) -> Option<Vec<u8>> {
+        let leaf = state.certificate(&acme_name(site))?.chain.first()?;
+        let is_known = |r: &&Renewal| r.leaf == *leaf && r.at.is_some();
+        self.soft.lock().renewals.get(site).filter(is_known).map(|r| r.leaf.clone())
+    }
+
     /// Whether the authority has to say when to renew; it counts as asked then.
     fn is_to_be_asked(&self, site: &SiteName, state: &State, now: WallTime) -> bool {
         let Some(leaf) = state.certificate(&acme_name(site)).and_then(|c| c.chain.first()) else { return false };

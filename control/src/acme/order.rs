@@ -1,11 +1,13 @@
 //! One order, from its beginning to the certificate.
 
-use super::{BY, Stop, account, due};
+use super::{BY, Stop, account, authority, due};
 use crate::settings::ChallengeKind;
 use crate::shared::{Control, NotNow};
 use instant_acme::{
-    AuthorizationState, AuthorizationStatus, ChallengeStatus, ChallengeType, Identifier, KeyAuthorization, NewOrder, Order, OrderStatus,
+    Account, AuthorizationState, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Identifier, KeyAuthorization,
+    NewOrder, Order, OrderStatus,
 };
+use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::{ca, site, upload};
@@ -128,12 +130,7 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
     let mut order = match record.url.clone() {
         Some(url) => account.order(url).await?,
         None => {
-            let names: Vec<_> = record.names.iter().map(|n| Identifier::Dns(n.clone())).collect();
-            let mut new = NewOrder::new(&names);
-            if let Some(profile) = control.settings.acme.as_ref().and_then(|s| s.profile.as_deref()) {
-                new = new.profile(profile);
-            }
-            let order = account.new_order(&new).await?;
+            let order = place(control, &account, record).await?;
             record.url = Some(order.url().to_owned());
             put(control, record).await?;
             order
@@ -161,6 +158,27 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
     }
     let pem = order.certificate().await?.ok_or_else(|| Stop::failed("the authority calls the order done and has no certificate"))?;
     sealed(control, record, &pem, &key)
+}
+
+/// Asks the authority for it. Where it takes the place of another, that is named (RFC 9773 section 5): an authority may spare such orders its
+/// limits; one that does not want to hear of it is asked without.
+async fn place(control: &Control, account: &Account, record: &OrderRecord) -> Result<Order, instant_acme::Error> {
+    let names: Vec<_> = record.names.iter().map(|n| Identifier::Dns(n.clone())).collect();
+    let new = || match control.settings.acme.as_ref().and_then(|s| s.profile.as_deref()) {
+        Some(profile) => NewOrder::new(&names).profile(profile),
+        None => NewOrder::new(&names),
+    };
+    let replaced = control.acme.replaced(&record.site, &control.raft.state.read()).map(CertificateDer::from);
+    if let Some(id) = replaced.as_ref().and_then(|leaf| CertificateIdentifier::try_from(leaf).ok()) {
+        match account.new_order(&new().replaces(id)).await {
+            Err(error) if !authority::says_something_else(&error) => {
+                let site = &record.site;
+                tracing::info!(%site, error = authority::words(&error), "the authority takes no order in the place of a certificate");
+            }
+            placed => return placed,
+        }
+    }
+    account.new_order(&new()).await
 }
 
 /// What came, checked: no authority's mistake gets to the edges.

@@ -1,0 +1,353 @@
+//! What a request meets at an edge before and after the gateway: its site, challenges of authorities, redirects, purges by method,
+//! upgrades, and the line in the access log.
+
+use crate::access_log::Line;
+use crate::admission::ConnectionState;
+use crate::routes::CHALLENGES;
+use crate::websocket::{self, Asking};
+use crate::worker::{Client, Open, Worker};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tidegate_control_types::BootTime;
+use tidegate_control_types::purge::host_and_port;
+use tidegate_gateway::interim::Interim;
+use tidegate_gateway::{Accepted, Answer, Answering, Asked, RequestBody, ResponseBody, Site, fields, show_date};
+use tidegate_node::link::full;
+
+const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
+
+impl Worker {
+    /// One request, from its head to its response's head.
+    pub fn answer(
+        self: &Rc<Self>,
+        mut request: Request<RequestBody>,
+        client: &Client,
+        connection: &Arc<ConnectionState>,
+        interim: Option<Interim>,
+    ) -> Answering<Response<ResponseBody>> {
+        match websocket::asked(&mut request) {
+            None => {}
+            Some(Err(status)) => return Answering::now(self.page(status, "this protocol is not carried here")),
+            Some(Ok(asking)) => return self.answer_websocket(asking, request, client, interim),
+        }
+        if !request.headers().contains_key(header::UPGRADE) {
+            return self.answer_routed(request, client, interim, false).then(|(response, _)| response);
+        }
+        // HTTP/2 in clear behind this edge would pass all that it sees to.
+        let is_http2 = request.headers().get_all(header::UPGRADE).iter().any(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"h2"));
+        let granted = request.version() == Version::HTTP_11 && !is_http2;
+        let ours = granted.then(|| hyper::upgrade::on(&mut request));
+        let (connection, this) = (Arc::clone(connection), Rc::clone(self));
+        self.answer_routed(request, client, interim, granted).then(move |(response, theirs)| {
+            // On every way: the transport waits for the word.
+            connection.decide_upgrade(theirs.is_some());
+            if let (Some(theirs), Some(ours)) = (theirs, ours) {
+                // It counts as a connection still, and is waited for at a stop.
+                let open = Open::new(&this);
+                tokio::task::spawn_local(async move {
+                    let _open = open;
+                    carry(theirs, ours).await;
+                });
+            }
+            response
+        })
+    }
+
+    fn answer_websocket(
+        self: &Rc<Self>,
+        asking: Asking,
+        request: Request<RequestBody>,
+        client: &Client,
+        interim: Option<Interim>,
+    ) -> Answering<Response<ResponseBody>> {
+        if self.is_full() {
+            return Answering::now(self.page(StatusCode::SERVICE_UNAVAILABLE, "there are as many connections as there may be"));
+        }
+        let (idle, open) = (self.limits.get().idle_timeout, Open::new(self));
+        self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel, idle, open))
+    }
+
+    fn answer_routed(
+        self: &Rc<Self>,
+        request: Request<RequestBody>,
+        client: &Client,
+        interim: Option<Interim>,
+        upgrading: bool,
+    ) -> Answering<Tunnelled> {
+        let started = self.shared.log.as_ref().map(|_| self.shared.clock.boot());
+        let Routed { site, host, port } = match self.route(&request, client) {
+            Ok(r) => r,
+            Err((status, why)) => {
+                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                let mut response = self.page(status, why);
+                if status == StatusCode::BAD_REQUEST && request.version() < Version::HTTP_2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                return Answering::now((response, None));
+            }
+        };
+        // An origin that has a certificate of its own may answer authorities itself, over plain HTTP.
+        let is_challenge = request.uri().path().starts_with(CHALLENGES);
+        if is_challenge && let Some(answer) = self.challenge(&host, request.uri().path()) {
+            return Answering::now((answer, None));
+        }
+        if site.state.spec.tls.redirect && !client.https && !is_challenge {
+            return Answering::now((self.redirect(&host, request.uri()), None));
+        }
+        if request.method() == "PURGE" {
+            let this = Rc::clone(self);
+            return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
+        }
+        let alt_svc = (client.https && request.version() < Version::HTTP_3).then(|| self.alt_svc(port)).flatten();
+        let tls = &site.state.spec.tls;
+        let hsts = (client.https && !tls.hsts.is_zero()).then(|| self.routes.borrow().hsts(site.name())).flatten();
+        let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
+        let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|mut answer| {
+            if let Some(value) = alt_svc {
+                answer.response.headers_mut().insert(header::ALT_SVC, value);
+            }
+            if let Some(value) = hsts {
+                // The origin may have said more.
+                answer.response.headers_mut().entry(header::STRICT_TRANSPORT_SECURITY).or_insert(value);
+            }
+            answer
+        });
+        let Some((started, seen)) = logged else { return answering.then(|answer| (answer.response, answer.tunnel)) };
+        let this = Rc::clone(self);
+        answering.then(move |mut answer| {
+            this.log(started, seen, &mut answer);
+            (answer.response, answer.tunnel)
+        })
+    }
+
+    /// Through the gateway.
+    fn forward(
+        &self,
+        site: Rc<Site>,
+        (host, port): (&str, Option<u16>),
+        request: Request<RequestBody>,
+        client: &Client,
+        interim: Option<Interim>,
+        upgrading: bool,
+    ) -> Answering<Answer> {
+        let (parts, body) = request.into_parts();
+        let mut headers = parts.headers;
+        headers.remove(header::HOST);
+        fields::join_cookies(&mut headers);
+        if !upgrading {
+            headers.remove(header::UPGRADE);
+        }
+        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        let target = site.target(client.https, host, path).on_port(port);
+        let key = tidegate_gateway::key(site.name(), &target);
+        let (method, client, accepted) = (parts.method, Some(client.ip), Accepted::default());
+        let asked = Asked { site, method, target, key, headers, accepted, client, interim, demand: None, end_to_end: false };
+        self.gateway.answer(asked, body)
+    }
+
+    /// The site of a request, or why it is refused.
+    fn route(&self, request: &Request<RequestBody>, client: &Client) -> Result<Routed, (StatusCode, &'static str)> {
+        let bad = |why| (StatusCode::BAD_REQUEST, why);
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let field = match (hosts.next(), hosts.next()) {
+            (h, None) => h.map(|h| h.to_str().map_err(|_| bad("Host is not a host"))).transpose()?,
+            _ => return Err(bad("there are two Host fields")),
+        };
+        let authority = match (request.uri().authority(), field) {
+            (Some(a), Some(f)) if !a.as_str().eq_ignore_ascii_case(f) => return Err(bad("Host and the target name different hosts")),
+            (Some(a), _) => a.as_str(),
+            (None, Some(f)) => f,
+            (None, None) => return Err(bad("there is no Host field")),
+        };
+        if request.version() >= Version::HTTP_2 {
+            // Over HTTP/1.1 admission has seen to it.
+            let limits = self.limits.get();
+            if request.headers().len() > limits.fields {
+                return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"));
+            }
+            if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {
+                return Err((StatusCode::URI_TOO_LONG, "the target is too long"));
+            }
+            let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+            if length.is_some_and(|l| l > limits.body) {
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, "the body of the request is too large"));
+            }
+        }
+        let (host, port) = host_and_port(authority).filter(|_| !authority.contains('@')).ok_or(bad("Host is not a host"))?;
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"));
+        }
+        if fields::loops(request.headers(), &self.gateway.node.cdn_id) {
+            return Err((
+                StatusCode::LOOP_DETECTED,
+                "this request came back to the network that sent it: the site's origin is this network itself (CDN-Loop)",
+            ));
+        }
+        let routes = Rc::clone(&self.routes.borrow());
+        let unknown = (StatusCode::MISDIRECTED_REQUEST, "no site of this network has this host");
+        let site = routes.find(&host).ok_or(unknown)?;
+        let other = |name: &String| routes.find(name).is_some_and(|s| !Rc::ptr_eq(s, site));
+        if client.server_name.as_ref().is_some_and(other) {
+            return Err((StatusCode::MISDIRECTED_REQUEST, "this connection was made for another site"));
+        }
+        Ok(Routed { site: Rc::clone(site), host, port })
+    }
+
+    fn challenge(&self, host: &str, path: &str) -> Option<Response<ResponseBody>> {
+        let answer = Bytes::copy_from_slice(self.routes.borrow().challenge(host, path)?.as_bytes());
+        let mut response = Response::new(ResponseBody::whole(answer));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.date(headers);
+        Some(response)
+    }
+
+    pub fn page(&self, status: StatusCode, why: &str) -> Response<ResponseBody> {
+        let text = format!("{status}\n\n{why}\n");
+        let mut response = Response::new(ResponseBody::whole(Bytes::from(text)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.date(headers);
+        headers.insert(header::VIA, self.gateway.node.via.clone());
+        response
+    }
+
+    /// For a client of HTTP/1.1 or HTTP/2 (RFC 7838): it may come back over HTTP/3, for a day, on the port that it has come to. Where
+    /// ports are mapped on the way, that is not the port that this edge listens on.
+    fn alt_svc(&self, port: Option<u16>) -> Option<HeaderValue> {
+        self.shared.quic.as_ref()?;
+        let port = port.unwrap_or(443);
+        let mut last = self.alt_svc.borrow_mut();
+        if let Some((_, value)) = last.as_ref().filter(|(p, _)| *p == port) {
+            return Some(value.clone());
+        }
+        let value = HeaderValue::from_maybe_shared(Bytes::from(format!("h3=\":{port}\"; ma=86400"))).ok()?;
+        *last = Some((port, value.clone()));
+        Some(value)
+    }
+
+    fn date(&self, headers: &mut HeaderMap) {
+        fields::insert(headers, header::DATE, &show_date(self.shared.clock.wall().as_secs()));
+    }
+
+    fn redirect(&self, host: &str, uri: &Uri) -> Response<ResponseBody> {
+        let port = self.shared.settings.https.first().map(|a| a.port()).filter(|p| *p != 443).map(|p| format!(":{p}")).unwrap_or_default();
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        let mut response = self.page(StatusCode::PERMANENT_REDIRECT, "this site is served over https");
+        fields::insert(response.headers_mut(), header::LOCATION, &format!("https://{host}{port}{path}"));
+        response
+    }
+
+    /// `PURGE` on a URL: the same as the API's purge by url, answered alike.
+    async fn purge(&self, site: &Site, host: &str, request: &Request<RequestBody>) -> Response<ResponseBody> {
+        let Some(token) = request.headers().get(header::AUTHORIZATION).cloned() else {
+            let mut response = self.page(StatusCode::UNAUTHORIZED, "PURGE needs a token: Authorization: Bearer tgt_...");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        };
+        let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        let body = serde_json::json!({ "type": "url", "selectors": [format!("{host}{path}")], "site": site.name() }).to_string();
+        let (links, control) = (Arc::clone(&self.shared.links), self.shared.settings.node.control.clone());
+        let asked = self.shared.background.spawn(async move {
+            for address in &control {
+                let request =
+                    Request::post("https://node/v1/purges?wait=10s").header(header::AUTHORIZATION, token.clone()).body(full(body.clone()));
+                let Ok(request) = request else { return None };
+                if let Ok(response) = links.send(address, "control", request).await {
+                    let status = response.status();
+                    let body = http_body_util::BodyExt::collect(response.into_body()).await.ok()?.to_bytes();
+                    return Some((status, body));
+                }
+            }
+            None
+        });
+        match tokio::time::timeout(PURGE_TIMEOUT, asked).await {
+            Ok(Ok(Some((status, body)))) => {
+                let mut response = Response::new(ResponseBody::whole(body));
+                *response.status_mut() = status;
+                self.date(response.headers_mut());
+                response.headers_mut().insert(
+                    header::CONTENT_TYPE,
+                    HeaderValue::from_static(if status.is_success() { "application/json" } else { "application/problem+json" }),
+                );
+                response
+            }
+            _ => self.page(StatusCode::SERVICE_UNAVAILABLE, "no control node answers; nothing is known of this purge: ask again"),
+        }
+    }
+
+    fn log(&self, started: BootTime, seen: Seen, answer: &mut Answer) {
+        let Some(log) = self.shared.log.clone() else { return };
+        let (status, how) = (answer.response.status().as_u16(), answer.status);
+        let shared = Arc::clone(&self.shared);
+        answer.response.body_mut().on_finish(Box::new(move |bytes, complete| {
+            log.line(&Line {
+                time: shared.clock.wall().0,
+                node: &shared.node,
+                site: seen.site.name(),
+                client: Some(seen.client),
+                protocol: seen.protocol,
+                method: seen.method.as_str(),
+                host: &seen.host,
+                target: &seen.target,
+                status,
+                bytes,
+                complete,
+                cache: how.forward.map_or(if how.hit { "hit" } else { "none" }, tidegate_gateway::forward_token),
+                detail: how.detail,
+                collapsed: how.collapsed,
+                milliseconds: u64::try_from(shared.clock.boot().since(started).as_millis()).unwrap_or(u64::MAX),
+            });
+        }));
+    }
+}
+
+/// With the upstream's side of a granted upgrade.
+type Tunnelled = (Response<ResponseBody>, Option<hyper::upgrade::OnUpgrade>);
+
+struct Routed {
+    site: Rc<Site>,
+    /// Lower-case, without port.
+    host: String,
+    port: Option<u16>,
+}
+
+/// What the access log says of a request.
+struct Seen {
+    site: Rc<Site>,
+    client: IpAddr,
+    protocol: &'static str,
+    method: Method,
+    host: String,
+    target: String,
+}
+
+impl Seen {
+    fn of(request: &Request<RequestBody>, client: &Client, site: &Rc<Site>, host: &str) -> Self {
+        let protocol = match (request.version(), client.https) {
+            (Version::HTTP_3, _) => "h3",
+            (Version::HTTP_2, _) => "h2",
+            (Version::HTTP_10, _) => "http/1.0",
+            (_, true) => "https/1.1",
+            (_, false) => "http/1.1",
+        };
+        let target = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        Self { site: Rc::clone(site), client: client.ip, protocol, method: request.method().clone(), host: host.to_owned(), target }
+    }
+}
+
+/// Carries bytes both ways until either side ends.
+async fn carry(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
+    let (Ok(theirs), Ok(ours)) = tokio::join!(theirs, ours) else { return };
+    let (mut a, mut b) = (hyper_util::rt::TokioIo::new(theirs), hyper_util::rt::TokioIo::new(ours));
+    let _ = tokio::io::copy_bidirectional(&mut a, &mut b).await;
+}
