@@ -25,7 +25,9 @@ const SITE_LIFE: Duration = Duration::from_secs(90 * 86_400);
 /// By which a new certificate has to last longer than the one there is.
 const WORTH_IT: Duration = Duration::from_secs(86_400);
 /// At one look.
-const MOST_ISSUED: usize = 50;
+const MOST_ISSUED: usize = 200;
+/// Where nothing has changed.
+const LOOK_AT_ALL: Duration = Duration::from_secs(60);
 const WARN_EVERY: Duration = Duration::from_secs(6 * 3600);
 const ENDS_SOON: Duration = Duration::from_secs(14 * 86_400);
 /// An authority ends after years, and what is to be done may need somebody who holds the root's key.
@@ -36,7 +38,7 @@ const BY: &str = "leader";
 pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
     let mut changed = control.changed.subscribe();
     let mut warned = None;
-    let mut resealed = None;
+    let (mut resealed, mut sites) = (None, Sites::default());
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -44,7 +46,7 @@ pub async fn run(control: Arc<Control>, mut stopping: Stopping) {
             () = stopping.stopped() => return,
         }
         if control.leads() {
-            once(&control).await;
+            once(&control, &mut sites).await;
             reseal(&control, &mut resealed).await;
             let now = control.now();
             if warned.is_none_or(|last| now.since(last) >= WARN_EVERY) {
@@ -116,14 +118,15 @@ fn warn_of_ends(control: &Control) {
     }
 }
 
-async fn once(control: &Arc<Control>) {
+async fn once(control: &Arc<Control>, sites: &mut Sites) {
     if let Err(error) = ca::look(control, BY).await {
         tracing::warn!(%error, "the network's own authority is not as it should be");
     }
     // The other duties have their turn in between.
-    for site in sites_without_certificate(control).into_iter().take(MOST_ISSUED) {
+    for site in sites.without_certificate(control).into_iter().take(MOST_ISSUED) {
         if let Err(error) = issue(control, &site).await {
             tracing::error!(site = %site, error, "no certificate could be issued");
+            sites.looked = None;
             break;
         }
     }
@@ -158,6 +161,29 @@ fn certificate_hosts(hosts: &[HostPattern]) -> Vec<String> {
             other => vec![other.to_string()],
         })
         .collect()
+}
+
+/// When all sites were looked at last.
+#[derive(Default)]
+struct Sites {
+    /// With the index of the entry that was the last then, and how long the look took.
+    looked: Option<(BootTime, u64, Duration)>,
+}
+
+impl Sites {
+    /// After a change, and now and then; where there are many sites and many changes, a twentieth of the time is spent on it.
+    fn without_certificate(&mut self, control: &Control) -> Vec<SiteName> {
+        let (now, applied) = (control.now(), control.raft.state.read().applied);
+        if let Some((at, last, took)) = self.looked {
+            let waits = if applied == last { LOOK_AT_ALL } else { took * 20 };
+            if now.since(at) < waits {
+                return Vec::new();
+            }
+        }
+        let found = sites_without_certificate(control);
+        self.looked = Some((now, applied, control.now().since(now)));
+        found
+    }
 }
 
 /// Those that have none first: what is renewed can wait.

@@ -150,9 +150,7 @@ impl<'a> Told<'a> {
         let mut events = |applied: Applied| {
             let mut events = applied.events;
             events.extend(applied.sealed.into_iter().filter_map(|sealed| match sealed {
-                Sealed::Certificate(name) => {
-                    state.certificates().find(|c| c.name == name).and_then(|c| unseal.certificate(c)).map(Event::Certificate)
-                }
+                Sealed::Certificate(name) => state.certificate(&name).and_then(|c| unseal.certificate(c)).map(Event::Certificate),
                 Sealed::TicketKeys => Some(Event::TicketKeys(state.ticket_keys().iter().filter_map(|k| unseal.ticket_key(k)).collect())),
                 Sealed::DnsKey(zone) => state.dns_key(&zone).and_then(|k| unseal.dns_key(k)).map(Event::DnsKey),
             }));
@@ -199,5 +197,95 @@ impl<'a> Told<'a> {
         }
         entries.retain(|(_, events)| !events.is_empty());
         ToNode::Entries { through: self.through, entries }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use tidegate_control_types::certificate::SealedCertificate;
+    use tidegate_control_types::{Change, Command, WallTime, site_file};
+
+    struct Opened;
+
+    impl Unseal for Opened {
+        fn certificate(&self, sealed: &SealedCertificate) -> Option<Certificate> {
+            let (name, hosts) = (sealed.name.clone(), sealed.hosts.clone());
+            Some(Certificate { name, chain: Vec::new(), key: vec![1].into(), hosts, not_after: WallTime(0) })
+        }
+        fn dns_key(&self, _: &SealedDnsKey) -> Option<DnsKey> {
+            None
+        }
+        fn ticket_key(&self, _: &SealedTicketKey) -> Option<TicketKey> {
+            None
+        }
+    }
+
+    const REGIONS: [&str; 3] = ["eu", "us", "asia"];
+
+    fn site(n: usize, regions: &[&str], certificate: &str) -> Change {
+        let regions = if regions.is_empty() { String::new() } else { format!("regions = {regions:?}\n") };
+        let text = format!(
+            "name = \"s{n}\"\nhosts = [\"s{n}.example\"]\n{regions}[origin]\nservers = [{{ url = \"http://o.example\" }}]\n[tls]\ncertificate = \"{certificate}\"\n"
+        );
+        Change::SitePut { spec: Box::new(site_file::read("s", &text).unwrap()), source: text, expected: None, vouched: true }
+    }
+
+    fn certificate(name: String) -> Change {
+        let hosts = (0..3).map(|n| format!("s{n}.example")).collect();
+        let certificate =
+            SealedCertificate { name, chain: Vec::new(), sealed_key: Vec::new(), hosts, not_before: WallTime(0), not_after: WallTime(1) };
+        Change::CertificatePut { certificate }
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        let regions = || proptest::sample::subsequence(REGIONS.to_vec(), 0..3);
+        let choice = prop_oneof![Just("auto"), Just("internal"), Just("one"), Just("two")];
+        let named = prop_oneof![
+            (0..3usize).prop_map(|n| format!("internal/s{n}")),
+            (0..3usize).prop_map(|n| format!("acme/s{n}")),
+            Just("one/ecdsa".to_owned()),
+            Just("one/rsa".to_owned()),
+            Just("two/ecdsa".to_owned()),
+        ];
+        prop_oneof![
+            4 => (0..3usize, regions(), choice).prop_map(|(n, regions, choice)| site(n, &regions, choice)),
+            3 => named.clone().prop_map(certificate),
+            1 => named.prop_map(|name| Change::CertificateRemove { name }),
+            1 => (0..3usize).prop_map(|n| Change::SiteRemove { name: format!("s{n}").parse().unwrap(), expected: None }),
+        ]
+    }
+
+    proptest! {
+        /// Whoever follows the log holds what one holds that is told of all at once: what its region needs, and nothing else.
+        #[test]
+        fn who_follows_holds_what_its_region_needs(batches in proptest::collection::vec(proptest::collection::vec(any_change(), 1..4), 1..12)) {
+            let mut state = State::nothing_yet();
+            let mut held: Vec<BTreeSet<String>> = REGIONS.map(|_| BTreeSet::new()).to_vec();
+            for batch in batches {
+                let mut applied = Vec::new();
+                for change in batch {
+                    let index = state.applied + 1;
+                    applied.push((index, state.apply(index, Command { at: WallTime(0), by: String::new(), change })));
+                }
+                let told = Told::new(&state, applied, &Opened);
+                for (region, held) in REGIONS.iter().zip(&mut held) {
+                    let audience = if told.is_regional() { *region } else { "" };
+                    let ToNode::Entries { entries, .. } = told.to(Audience::Edges(audience)) else { unreachable!() };
+                    for event in entries.into_iter().flat_map(|(_, events)| events) {
+                        match event {
+                            Event::Certificate(c) => drop(held.insert(c.name)),
+                            Event::CertificateRemoved(name) => drop(held.remove(&name)),
+                            _ => {}
+                        }
+                    }
+                    let (_, ToNode::CatchUp { missed, .. }) = Feed::open(&state, (Role::Edge, region), None, 0, &Opened).unwrap() else { unreachable!() };
+                    let needed: BTreeSet<String> = missed.certificates.into_iter().map(|c| c.name).collect();
+                    prop_assert_eq!(&*held, &needed, "{}", region);
+                }
+            }
+        }
     }
 }

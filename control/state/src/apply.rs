@@ -178,8 +178,7 @@ impl State {
             _ => before.into_iter().chain(after).filter_map(|w| w.uploaded.clone()).collect(),
         };
         let own = [internal_name(site), acme_name(site)].into_iter().filter(move |_| own);
-        let all = self.certificates.keys().filter(|name| uploaded.iter().any(|u| is_uploaded_as(name, u.as_str()))).cloned();
-        let mut all: Vec<String> = all.collect();
+        let mut all: Vec<String> = uploaded.iter().flat_map(|u| self.uploaded_as(u)).map(|c| c.name.clone()).collect();
         all.extend(own.filter(|name| self.certificates.contains_key(name)));
         all.sort_unstable();
         all.dedup();
@@ -187,11 +186,13 @@ impl State {
     }
 
     fn certificate_put(&mut self, index: u64, certificate: SealedCertificate) -> Changed {
-        if let Some((spec, host)) = self.users_of(&certificate.name).find_map(|s| Some((s, uncovered(&certificate.hosts, s)?))) {
+        let site = certificate.name.split_once('/').filter(|(source, _)| matches!(*source, "acme" | "internal")).map(|(_, site)| site);
+        // No site names one that is made for it.
+        let users = site.is_none().then(|| self.users_of(&certificate.name)).into_iter().flatten();
+        if let Some((spec, host)) = users.into_iter().find_map(|s| Some((s, uncovered(&certificate.hosts, s)?))) {
             let names = certificate.hosts.join(", ");
             return Err(Refusal::Conflict(format!("the site {} uses it for {host}, and it is for {names} alone", spec.name)));
         }
-        let site = certificate.name.split_once('/').filter(|(source, _)| matches!(*source, "acme" | "internal")).map(|(_, site)| site);
         if let Some(gone) = site.filter(|s| !self.sites.contains_key(*s)) {
             return Err(Refusal::NotFound(format!("there is no site {gone}")));
         }
@@ -211,10 +212,16 @@ impl State {
         removed(&mut self.certificates, &name, "certificate").map(|_| vec![Event::CertificateRemoved(name)])
     }
 
+    /// One for each algorithm of a key.
+    fn uploaded_as<'a>(&'a self, wanted: &'a CertificateName) -> impl Iterator<Item = &'a SealedCertificate> {
+        let from = self.certificates.range(format!("{wanted}/")..);
+        from.take_while(|(name, _)| is_uploaded_as(name, wanted.as_str())).map(|(_, (_, c))| c)
+    }
+
     /// Whether the certificate that a site wants is there, and is for its hosts.
     fn has_certificate(&self, spec: &SiteSpec) -> Result<(), Refusal> {
         let CertificateChoice::Uploaded(wanted) = &spec.tls.certificate else { return Ok(()) };
-        let mut found = self.certificates.values().map(|(_, c)| c).filter(|c| is_uploaded_as(&c.name, wanted.as_str())).peekable();
+        let mut found = self.uploaded_as(wanted).peekable();
         if found.peek().is_none() {
             return Err(Refusal::Conflict(format!(
                 "there is no certificate {wanted}: upload it first (tidegate cert upload {wanted} --chain FILE --key FILE)"
