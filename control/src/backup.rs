@@ -81,7 +81,8 @@ pub fn restore(settings: &ControlSettings, file: &Path) -> Result<Restored, Cont
         ca = Ca::open(&state.founding.root, &certificate, &key)?;
         let issuing = crate::ca::issuing(certificate, now, |name| keys.seal(&state, name, &key))?;
         let (index, change) = (state.applied + 1, Change::IssuingPut { issuing, requested: false });
-        state.apply(index, Command { at: now, by: "control restore".into(), change });
+        let applied = state.apply(index, Command { at: now, by: "control restore".into(), change });
+        applied.outcome.map_err(|e| ControlError::ClusterKey(e.to_string()))?;
     }
     enrol_first(settings, &mut state, &ca, &cluster, now, "control restore")?;
     write_first(settings, &state)?;

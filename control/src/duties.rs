@@ -4,6 +4,7 @@
 use crate::raft::Members;
 use crate::shared::{Control, NotNow};
 use crate::{acme, ca, cluster_key, enrol, holding, purge};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_certs::{CertError, seal, tickets};
@@ -24,6 +25,7 @@ const RESEAL_EVERY: Duration = Duration::from_secs(60);
 const SITE_LIFE: Duration = Duration::from_secs(90 * 86_400);
 /// By which a new certificate has to last longer than the one there is.
 const WORTH_IT: Duration = Duration::from_secs(86_400);
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// At one look.
 const MOST_ISSUED: usize = 200;
 /// Where nothing has changed.
@@ -126,8 +128,10 @@ async fn once(control: &Arc<Control>, sites: &mut Sites) {
     for site in sites.without_certificate(control).into_iter().take(MOST_ISSUED) {
         if let Err(error) = issue(control, &site).await {
             tracing::error!(site = %site, error, "no certificate could be issued");
-            sites.looked = None;
-            break;
+            sites.failed.insert(site, control.now());
+            if !control.leads() {
+                break;
+            }
         }
     }
     if let Some(id) = control.members().await.as_ref().and_then(Members::ready_learner) {
@@ -168,6 +172,8 @@ fn certificate_hosts(hosts: &[HostPattern]) -> Vec<String> {
 struct Sites {
     /// With the index of the entry that was the last then, and how long the look took.
     looked: Option<(BootTime, u64, Duration)>,
+    /// Those for which it came to nothing: they do not hold up the others.
+    failed: BTreeMap<SiteName, BootTime>,
 }
 
 impl Sites {
@@ -175,12 +181,15 @@ impl Sites {
     fn without_certificate(&mut self, control: &Control) -> Vec<SiteName> {
         let (now, applied) = (control.now(), control.raft.state.read().applied);
         if let Some((at, last, took)) = self.looked {
-            let waits = if applied == last { LOOK_AT_ALL } else { took * 20 };
+            let unchanged = if self.failed.is_empty() { LOOK_AT_ALL } else { TRY_AGAIN };
+            let waits = if applied == last { unchanged } else { took * 20 };
             if now.since(at) < waits {
                 return Vec::new();
             }
         }
-        let found = sites_without_certificate(control);
+        self.failed.retain(|_, at| now.since(*at) < TRY_AGAIN);
+        let mut found = sites_without_certificate(control);
+        found.retain(|site| !self.failed.contains_key(site));
         self.looked = Some((now, applied, control.now().since(now)));
         found
     }

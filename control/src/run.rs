@@ -33,6 +33,7 @@ use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, lis
 /// The longest message that one control node takes from another, in bytes.
 const MOST_BODY: usize = wire::MAX_FRAME;
 const API_CERTIFICATE_SECS: u64 = 86_400;
+const REPLAYED_WITHIN: Duration = Duration::from_secs(10);
 const WAITS_FOR_LOG: Duration = Duration::from_secs(1);
 
 /// The listeners of a control node, bound before anything runs.
@@ -218,8 +219,15 @@ fn api_config(control: &Control, now: u64) -> Result<rustls::ServerConfig, Contr
 async fn needs_key(control: Arc<Control>, mut stopping: Stopping) {
     let mut changed = control.changed.subscribe();
     loop {
-        let seals = KeyId(control.raft.state.read().cluster_keys.current);
-        if seals != KeyId::default() && control.cluster_keys.ring().key(seals).is_none() {
+        let missing = || {
+            let seals = KeyId(control.raft.state.read().cluster_keys.current);
+            (seals != KeyId::default() && control.cluster_keys.ring().key(seals).is_none()).then_some(seals)
+        };
+        if missing().is_some() {
+            // What has just begun applies its log first, and may be past that key then.
+            tokio::time::sleep(REPLAYED_WITHIN).await;
+        }
+        if let Some(seals) = missing().filter(|_| control.raft.leader.load(Ordering::Acquire) > 0) {
             let why = format!("the network seals with the key {seals}, which this node has not: give it the keys of another control node");
             return control.end(why);
         }
@@ -304,24 +312,28 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
         ("/raft" | "/lease" | "/relay" | "/explain" | "/standings" | "/issuer" | "/cluster-key", Some(Role::Control), Some(who)) => {
-            if was_removed(&control, &who.name).await {
-                return plain(StatusCode::GONE, "the network removed this control node");
-            }
-            control_request(&control, &path, request).await
+            control_request(&control, &path, &who, request).await
         }
         (path, Some(_), Some(_)) if path.starts_with("/v1/") => api::answer(api::router(control), request).await,
         _ => plain(StatusCode::FORBIDDEN, "this node may not ask for that"),
     }
 }
 
-/// Whether a control node is no longer part of the control plane. Only a leader knows that of one that is forgotten: a node that has just
-/// begun has not applied all that it holds, and whom it knows not yet may have to elect it.
-async fn was_removed(control: &Control, name: &str) -> bool {
-    let is_stranger = || control.raft.state.read().members().all(|m| m.1.as_str() != name);
-    if control.raft.state.read().node(name).is_some_and(|n| n.removed.is_some()) {
-        return true;
+/// Whether a control node of this log is still part of the control plane. Its id says so, for none is given twice: an id that this node's
+/// state has seen and that is no member's was removed, however old that state is; and one that it has not seen may have joined since.
+fn may_speak(control: &Control, path: &str, who: &NodeIdentity, from: Option<u64>) -> Result<(), (StatusCode, &'static str)> {
+    let state = control.raft.state.read();
+    let Some(from) = from.filter(|_| path == "/raft") else {
+        return match state.node(&who.name) {
+            Some(node) if node.removed.is_some() => Err((StatusCode::GONE, "the network removed this control node")),
+            _ => Ok(()),
+        };
+    };
+    match state.members().find(|m| m.0 == from) {
+        Some((_, name, _)) if name.as_str() != who.name => Err((StatusCode::FORBIDDEN, "this id is another control node's")),
+        None if from < state.next_member() => Err((StatusCode::GONE, "the network removed this control node")),
+        _ => Ok(()),
     }
-    is_stranger() && control.leads() && control.read_barrier().await.is_ok() && is_stranger()
 }
 
 async fn body(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
@@ -363,7 +375,7 @@ async fn renew_request(control: &Control, who: &NodeIdentity, request: Request<I
     }
 }
 
-async fn control_request(control: &Arc<Control>, path: &str, request: Request<Incoming>) -> Response<Body> {
+async fn control_request(control: &Arc<Control>, path: &str, who: &NodeIdentity, request: Request<Incoming>) -> Response<Body> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     let bytes = match body(request).await {
         Ok(b) => b,
@@ -376,10 +388,14 @@ async fn control_request(control: &Arc<Control>, path: &str, request: Request<In
     if field("log").is_none_or(|theirs| theirs != mine && theirs != none && mine != none) {
         return plain(StatusCode::CONFLICT, "this node belongs to another log: the network was restored, and it has to join anew");
     }
+    let from = field("from").and_then(|id| id.parse().ok());
+    if let Err((status, why)) = may_speak(control, path, who, from) {
+        return plain(status, why);
+    }
     match path {
         "/raft" => {
             let Some(messages) = peers::decode(&bytes) else { return bad("not Raft messages".into()) };
-            if let (Some(id), Some(address)) = (field("from").and_then(|f| f.parse().ok()), field("address")) {
+            if let (Some(id), Some(address)) = (from, field("address")) {
                 control.peers.saw(id, &address);
             }
             messages.into_iter().for_each(|m| control.message(m));

@@ -123,7 +123,9 @@ impl Session {
         let removal = match self.control.raft.state.read().node(self.name.as_str()) {
             None => return Err("the node is forgotten".into()),
             // Its certificate is of a life in which it was something else, and may have been told other keys.
-            Some(node) if node.state.role != self.role => return Err("the node has enrolled anew in another role".into()),
+            Some(node) if node.state.role != self.role || node.state.region != self.region => {
+                return Err("the node has enrolled anew in another role or region".into());
+            }
             Some(node) => node.removed.map(|r| r.index),
         };
         if let Some(removal) = removal {

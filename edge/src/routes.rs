@@ -15,8 +15,9 @@ pub const CHALLENGES: &str = "/.well-known/acme-challenge/";
 /// One worker's table.
 #[derive(Default)]
 pub struct Routes {
-    exact: HashMap<String, Rc<Site>>,
-    under: HashMap<String, Rc<Site>>,
+    /// `None`: edges of other regions answer for it, and no other site does.
+    exact: HashMap<String, Option<Rc<Site>>>,
+    under: HashMap<String, Option<Rc<Site>>>,
     any: Option<Rc<Site>>,
     /// What authorities are answered (RFC 8555 section 8.3), by host and token.
     challenges: HashMap<(String, String), String>,
@@ -28,17 +29,18 @@ impl Routes {
     #[must_use]
     pub fn new(network: &Network, region: &str, counters: &AllCounters) -> Self {
         let mut routes = Self::default();
-        for state in network.sites.values().filter(|s| s.spec.is_served_in(region)) {
-            let site = Rc::new(Site::new(Arc::clone(state), counters.get(state.spec.name.as_str())));
+        for state in network.sites.values() {
+            let is_here = state.spec.is_served_in(region);
+            let site = is_here.then(|| Rc::new(Site::new(Arc::clone(state), counters.get(state.spec.name.as_str()))));
             let age = state.spec.tls.hsts.as_secs();
             if let Some(value) = (age > 0).then(|| HeaderValue::from_str(&format!("max-age={age}")).ok()).flatten() {
                 routes.hsts.insert(state.spec.name.to_string(), value);
             }
             for host in state.spec.hosts.iter().filter(|h| !state.unshown.contains(h)) {
                 match host {
-                    HostPattern::Exact(h) => drop(routes.exact.insert(h.clone(), Rc::clone(&site))),
-                    HostPattern::Under(h) => drop(routes.under.insert(h.clone(), Rc::clone(&site))),
-                    HostPattern::Any => routes.any = Some(Rc::clone(&site)),
+                    HostPattern::Exact(h) => drop(routes.exact.insert(h.clone(), site.clone())),
+                    HostPattern::Under(h) => drop(routes.under.insert(h.clone(), site.clone())),
+                    HostPattern::Any => routes.any.clone_from(&site),
                 }
             }
         }
@@ -66,12 +68,12 @@ impl Routes {
     #[must_use]
     pub fn find(&self, host: &str) -> Option<&Rc<Site>> {
         if let Some(site) = self.exact.get(host) {
-            return Some(site);
+            return site.as_ref();
         }
         if !self.under.is_empty() {
             let mut above = host.match_indices('.').filter_map(|(at, _)| host.get(at + 1..));
             if let Some(site) = above.find_map(|base| self.under.get(base)) {
-                return Some(site);
+                return site.as_ref();
             }
         }
         self.any.as_ref()

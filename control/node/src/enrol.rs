@@ -204,14 +204,18 @@ async fn renew_once(
     for address in &settings.control {
         match links.call(address, "control", "/renew", request.clone(), CALL).await {
             Ok(bytes) => {
-                let chain: Vec<Vec<u8>> = wire::decode(&bytes).map_err(|e| NodeError::Enrolment(e.to_string()))?;
-                let renewed = Credentials::new(chain, key.clone(), current.get().trust.clone())?;
-                let is_newest = !is_by_another(told, &renewed);
-                best = Some(renewed);
-                if is_newest {
-                    break;
+                let chain = wire::decode::<Vec<Vec<u8>>>(&bytes).map_err(|e| NodeError::Enrolment(e.to_string()));
+                match chain.and_then(|chain| Credentials::new(chain, key.clone(), current.get().trust.clone())) {
+                    Ok(renewed) if is_by_another(told, &renewed) => {
+                        last = format!("{address} has not heard of the newest issuing authority yet");
+                        best = Some(renewed);
+                    }
+                    Ok(renewed) => {
+                        best = Some(renewed);
+                        break;
+                    }
+                    Err(e) => last = format!("{address}: {e}"),
                 }
-                last = format!("{address} has not heard of the newest issuing authority yet");
             }
             Err(e) => last = e.to_string(),
         }

@@ -10,6 +10,7 @@ use raft::eraftpb::ConfChangeType;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tidegate_control_state::{NodeRecord, State as Machine};
 use tidegate_control_types::api::NodeView;
 use tidegate_control_types::token::Verb;
@@ -79,6 +80,8 @@ async fn set_drained(control: &Control, caller: &Caller, name: &str, drained: bo
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
 #[derive(Deserialize)]
 pub struct Removal {
     #[serde(default)]
@@ -99,12 +102,40 @@ pub async fn remove(
             let why = format!("{name} leads the control plane: stop it first, so that another one leads, then remove it");
             return Err(ApiError::new(StatusCode::CONFLICT, "conflict", why));
         }
+        still_decides(&control, id).await?;
         // Each step may be made again.
         control.change_members(member_change(ConfChangeType::RemoveNode, id)).await?;
         control.change(&caller.name(), Change::MemberRemove { id }).await?;
     }
     // A control node answers no client by what it knows.
-    let dead = how.dead || member.is_some();
+    let is_control = control.raft.state.read().node(name.as_str()).is_some_and(|n| n.state.role == Role::Control);
+    let dead = how.dead || is_control;
     control.change(&caller.name(), Change::NodeRemove { name, dead }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Whether the control plane can remove this voter, and decide anything without it.
+async fn still_decides(control: &Arc<Control>, gone: u64) -> Result<(), ApiError> {
+    let voters = control.members().await.map(|m| m.voters).unwrap_or_default();
+    let names: Vec<_> = control.raft.state.read().members().map(|(id, name, address)| (id, name.to_string(), address.to_owned())).collect();
+    let (mut answer, mut silent) = (vec![control.raft.id], Vec::new());
+    for (id, name, address) in names.into_iter().filter(|(id, ..)| *id != control.raft.id && voters.contains(id)) {
+        let path = format!("/issuer?log={}", control.log());
+        match control.links.call(&address, "control", &path, Vec::new(), ANSWERS_WITHIN).await {
+            Ok(_) => answer.push(id),
+            Err(_) => silent.push(name),
+        }
+    }
+    let is_majority = |voters: &[u64]| voters.iter().filter(|id| answer.contains(id)).count() > voters.len() / 2;
+    let left: Vec<u64> = voters.iter().copied().filter(|id| *id != gone).collect();
+    if is_majority(&voters) && is_majority(&left) {
+        return Ok(());
+    }
+    let why = format!(
+        "{} of {} control nodes do not answer ({}): those that would be left could decide nothing. Start them again, or restore the network from a backup",
+        silent.len(),
+        voters.len(),
+        silent.join(", ")
+    );
+    Err(ApiError::new(StatusCode::CONFLICT, "conflict", why))
 }
