@@ -249,6 +249,15 @@ fn no_file_of_any_node_holds_a_key_or_a_token() {
     }
     assert!(secrets.iter().all(|s| s.len() >= 20), "{secrets:?}");
     assert_eq!(holding(dir.path(), &secrets), Vec::<PathBuf>::new());
+    // Nor are cluster keys anywhere but in the control nodes' own files, the first one and the one that follows it.
+    let out = a.network.tidegate(&["control", "rotate-key"]);
+    assert!(out.status.success(), "{}", error_of(&out));
+    let lines = std::fs::read_to_string(dir.path().join("control-1.cluster.key")).unwrap();
+    let keys: Vec<Vec<u8>> =
+        lines.lines().flat_map(|hex| [hex.as_bytes().to_vec(), data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap()]).collect();
+    let mut held = holding(dir.path(), &keys);
+    held.sort();
+    assert_eq!((keys.len(), held), (4, (1..=3).map(|n| dir.path().join(format!("control-{n}.cluster.key"))).collect()));
     // The search finds what is there.
     std::fs::write(dir.path().join("control-1/planted"), pem).unwrap();
     assert_eq!(holding(dir.path(), &secrets).len(), 1);

@@ -258,6 +258,58 @@ fn keys_may_come_from_a_command_and_all_control_nodes_have_them_before_they_seal
 }
 
 #[test]
+fn a_shield_answers_edges_of_its_region_until_they_are_removed() {
+    use tidegate_certs::SealingKey;
+    use tidegate_node::{Credentials, link};
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan { shields: 1, edges: 2, regions: &["eu", "us"], ..Plan::default() });
+    let nginx = origin(dir.path());
+    network.site("s", "\"s.example\"", &nginx.url(), "");
+    let shield = network.nodes.iter().find(|n| n.role == "shield").unwrap().address().to_string();
+    // What an edge would ask, with what it has on its disk.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let asks = |edge: &str| {
+        let key = SealingKey::load(&dir.path().join(format!("{edge}.key"))).unwrap();
+        let credentials = Credentials::load(&dir.path().join(edge), &key).unwrap().unwrap();
+        runtime.block_on(async {
+            let name = "shield.main.tidegate.internal";
+            let mut connection =
+                link::connect(&shield, name, std::sync::Arc::clone(&credentials.client)).await.map_err(|e| e.to_string())?;
+            let request = http::Request::get("https://s.example/page").header("tidegate-site", "s").header("tidegate-scheme", "http");
+            let request = request.body(link::full("")).unwrap();
+            connection.send(request).await.map(|answer| answer.status().as_u16())
+        })
+    };
+    wait_for("the shield to know the edge", || (asks("edge-1") == Ok(200)).then_some(()));
+    let elsewhere = asks("edge-2");
+    assert!(elsewhere.is_err(), "an edge of another region: {elsewhere:?}");
+    // It is told nothing of its removal, as if it were in a thief's hands.
+    network.node("edge-1").kill();
+    done(&network.tidegate(&["node", "remove", "edge-1", "--dead"]));
+    wait_for("the end of its answers", || (asks("edge-1") == Ok(421)).then_some(()));
+}
+
+#[test]
+fn a_clock_that_is_off_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan::default());
+    let day = 86_400;
+    // Of its certificate, or of the other side's, one is not valid yet or no more.
+    for days in [-30, 400] {
+        network.node("edge-1").kill();
+        network.node("edge-1").start_later(days * day);
+        let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_for("its words", || network.node_logged("edge-1").contains("look at the clocks of both machines").then_some(()));
+        }));
+        assert!(said.is_ok(), "{days}: {}", network.node_logged("edge-1"));
+    }
+    // With the right time it is as it was.
+    network.node("edge-1").kill();
+    network.node("edge-1").start();
+    network.attached();
+}
+
+#[test]
 fn a_control_node_that_is_lost_is_removed_and_another_takes_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let mut network = Network::planned(dir.path(), Plan { controls: 3, ..Plan::default() });

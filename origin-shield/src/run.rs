@@ -76,18 +76,34 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
     let (workers, outbox) = Workers::start("shield", bound.workers, {
         let caches = Caches { store: Arc::clone(&store), fills: Arc::clone(&fills), coder: None };
         let (counters, pools, watched) = (Arc::clone(&counters), Arc::clone(&pools), Arc::clone(&watched));
-        let (clock, stopping, tls, drain, name) =
-            (Arc::clone(&clock), stopping.clone(), MutualTls::new(credentials.clone(), false), settings.drain, name.clone());
+        let (clock, stopping, tls, drain, name, region) = (
+            Arc::clone(&clock),
+            stopping.clone(),
+            MutualTls::new(credentials.clone(), false),
+            settings.drain,
+            name.clone(),
+            node.region.clone(),
+        );
         move |listeners, inbox| {
             let node =
                 Node { name: name.clone(), tier: Tier::Shield, via: worker::via(&name), cdn_id: HeaderValue::from_static("tidegate") };
             let upstream = (Arc::clone(&pools), Arc::clone(&clock));
             let (caches, clock, watched) = (caches.clone(), Arc::clone(&clock), Arc::clone(&watched));
-            let (counters, tls, stopping) = (Arc::clone(&counters), tls.clone(), stopping.clone());
+            let (counters, tls, stopping, region) = (Arc::clone(&counters), tls.clone(), stopping.clone(), region.clone());
             async move {
                 let upstream = OriginUpstream::new(upstream.0, upstream.1);
                 let gateway = Gateway::new(Rc::new(node), caches, clock, Arc::clone(&watched.lease), upstream, MOST_SELECTORS);
-                let worker = Rc::new(Worker { gateway, sites: RefCell::default(), counters, tls, stopping, drain, open: Cell::new(0) });
+                let worker = Rc::new(Worker {
+                    gateway,
+                    sites: RefCell::default(),
+                    counters,
+                    tls,
+                    stopping,
+                    drain,
+                    open: Cell::new(0),
+                    region,
+                    edges: RefCell::default(),
+                });
                 worker::run(worker, listeners, watched.begun.subscribe(), inbox).await;
             }
         }

@@ -4,10 +4,11 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_control_types::Role;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::interim::Interim;
 use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, RequestBody, ResponseBody, Site, fields};
@@ -36,6 +37,9 @@ pub struct Worker {
     pub stopping: Stopping,
     pub drain: Duration,
     pub open: Cell<usize>,
+    pub region: String,
+    /// Edges of this region that are enrolled and not removed.
+    pub edges: RefCell<Rc<HashSet<String>>>,
 }
 
 /// Runs until the shield has drained.
@@ -107,9 +111,9 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         return tracing::debug!("a TLS handshake failed");
     };
     let who = identity_of(tls.get_ref().1);
-    if who.as_ref().is_none_or(|w| w.role != "edge") {
-        return tracing::warn!(who = ?who.map(|w| w.to_string()), "only edges may ask a shield");
-    }
+    let Some(who) = who.as_ref().filter(|w| w.role == "edge" && w.region == worker.region) else {
+        return tracing::warn!(who = ?who.map(|w| w.to_string()), "only edges of its region may ask a shield");
+    };
     let settings = ServerSettings {
         streams: MOST_STREAMS,
         head: 128 << 10,
@@ -123,7 +127,7 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         drain: worker.drain,
     };
     let ends = worker.tls.ends(tls.get_ref().1, worker.stopping.clone());
-    if let Err(error) = tidegate_http2::serve(tls, &settings, |request, interim| worker.answer(request, interim), ends).await {
+    if let Err(error) = tidegate_http2::serve(tls, &settings, |request, interim| worker.answer(&who.name, request, interim), ends).await {
         tracing::debug!(%error, "an edge's connection ended");
     }
 }
@@ -154,21 +158,25 @@ impl Worker {
                 (name, Rc::new(Site::new(Arc::clone(s), counters)))
             };
             *self.sites.borrow_mut() = Rc::new(u.network.sites.values().map(site).collect());
+            let of_region = u.network.nodes.values().filter(|n| n.role == Role::Edge && n.region == self.region);
+            *self.edges.borrow_mut() = Rc::new(of_region.map(|n| n.name.to_string()).collect());
         }
         let _ = delivery.applied.send(());
     }
 
-    fn answer(&self, request: Request<Received>, interim: Interim) -> Answering<Response<ResponseBody>> {
+    fn answer(&self, edge: &str, request: Request<Received>, interim: Interim) -> Answering<Response<ResponseBody>> {
         let (parts, body) = request.into_parts();
         let sites = Rc::clone(&self.sites.borrow());
-        match asked(parts, &sites) {
+        // One that was removed is answered nothing; one that has just enrolled may be known in a moment.
+        let is_known = self.edges.borrow().contains(edge);
+        match asked(parts, &sites).filter(|_| is_known) {
             Some(asked) => {
                 let asked = Asked { interim: Some(interim), ..asked };
                 self.gateway.answer(asked, RequestBody::of(body, u64::MAX)).then(|answer| answer.response)
             }
             None => {
-                // A site that this shield does not know yet, most likely: the edge asks the origin itself.
-                let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here\n")));
+                // A site, or an edge, that this shield does not know yet, most likely: the edge asks the origin itself.
+                let mut response = Response::new(ResponseBody::whole(Bytes::from_static(b"no such site here, or no such edge\n")));
                 *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
                 Answering::now(response)
             }

@@ -144,7 +144,7 @@ pub async fn connect(address: &str, name: &str, config: Arc<ClientConfig>) -> Re
         let tcp = TcpStream::connect(address).await.map_err(|e| fail(e.to_string()))?;
         tcp.set_nodelay(true).map_err(|e| fail(e.to_string()))?;
         let name = ServerName::try_from(name.to_owned()).map_err(|e| fail(e.to_string()))?;
-        let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|e| fail(e.to_string()))?;
+        let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|e| fail(words(&e)))?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE).keep_alive_while_idle(true);
         builder.initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
@@ -174,6 +174,10 @@ fn words(error: &dyn std::error::Error) -> String {
             words = format!("{words}: {cause_words}");
         }
         source = cause.source();
+    }
+    // What rustls says of a certificate's dates, here or in the alert of the other side.
+    if ["NotValidYet", "not valid yet", "xpired"].iter().any(|said| words.contains(said)) {
+        words.push_str(": look at the clocks of both machines");
     }
     words
 }
