@@ -323,12 +323,13 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
 /// state has seen and that is no member's was removed, however old that state is; and one that it has not seen may have joined since.
 fn may_speak(control: &Control, path: &str, who: &NodeIdentity, from: Option<u64>) -> Result<(), (StatusCode, &'static str)> {
     let state = control.raft.state.read();
-    let Some(from) = from.filter(|_| path == "/raft") else {
+    if path != "/raft" {
         return match state.node(&who.name) {
             Some(node) if node.removed.is_some() => Err((StatusCode::GONE, "the network removed this control node")),
             _ => Ok(()),
         };
-    };
+    }
+    let from = from.ok_or((StatusCode::BAD_REQUEST, "Raft messages come with the id of their sender"))?;
     match state.members().find(|m| m.0 == from) {
         Some((_, name, _)) if name.as_str() != who.name => Err((StatusCode::FORBIDDEN, "this id is another control node's")),
         None if from < state.next_member() => Err((StatusCode::GONE, "the network removed this control node")),
