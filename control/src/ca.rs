@@ -13,8 +13,9 @@ use tidegate_control_types::authority::{Fingerprint, Issuing, RequestedIssuing, 
 use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{Change, Clock, WallTime, wire};
 
-/// The next one is made when less than this is left of an issuing authority's three years.
+/// By which a new one has to last longer than the last.
 const WORTH_IT: Duration = Duration::from_secs(30 * 86_400);
+/// The next one is made when less than this is left of an issuing authority's three years.
 const RENEW_LEFT: Duration = Duration::from_secs(2 * 365 * 86_400);
 
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,7 @@ pub fn newest(control: &Control) -> Result<Ca, ControlError> {
         let state = control.raft.state.read();
         (state.founding.root.clone(), state.authority.issuing.last().cloned())
     };
-    let newest = newest.ok_or_else(|| ControlError::NoCa)?;
+    let newest = newest.ok_or(ControlError::NoCa)?;
     let key = control.cluster_keys.open(&SealedName::IssuingKey(newest.fingerprint), &newest.sealed_key)?;
     Ok(Ca::open(&root, &newest.certificate, &key)?)
 }

@@ -7,6 +7,7 @@ use crate::{acme, ca, cluster_key, enrol, holding, purge};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_certs::ca::SITE_DAYS;
 use tidegate_certs::{CertError, seal, tickets};
 use tidegate_control_types::certificate::{SealedCertificate, internal_name};
 use tidegate_control_types::command::SealedTicketKey;
@@ -22,7 +23,7 @@ const RENEW_LEFT: Duration = Duration::from_secs(30 * 86_400);
 /// Tickets are good for that long, and as long again (RFC 8446 section C.4 wants them short).
 const NEW_TICKET_KEY: Duration = Duration::from_secs(12 * 3600);
 const RESEAL_EVERY: Duration = Duration::from_secs(60);
-const SITE_LIFE: Duration = Duration::from_secs(90 * 86_400);
+const SITE_LIFE: Duration = Duration::from_secs(SITE_DAYS.unsigned_abs() * 86_400);
 /// By which a new certificate has to last longer than the one there is.
 const WORTH_IT: Duration = Duration::from_secs(86_400);
 const TRY_AGAIN: Duration = Duration::from_secs(10);

@@ -50,7 +50,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 const CALL: Duration = Duration::from_secs(20);
 const TRIES: u32 = 30;
 const SPREAD_MS: u64 = 2000;
-const WEEK: u64 = 7 * 86_400;
+const LIFE_SECS: u64 = ca::NODE_DAYS.unsigned_abs() * 86_400;
+/// However little is left of its authority's own life.
 const LEAST_BETWEEN: Duration = Duration::from_secs(3600);
 
 /// A join token from its file.
@@ -160,8 +161,7 @@ pub async fn renew(settings: NodeSettings, current: CurrentCredentials, node_key
         }
         let (now, credentials) = (SystemClock.wall().as_secs(), current.get());
         let (not_after, is_old) = (credentials.not_after, is_by_another(&told, &credentials));
-        // One that is young is not renewed again and again, however little is left of its authority's life.
-        let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(WEEK).max(not_before);
+        let renew_at = (not_after + RENEW_AFTER.as_secs()).saturating_sub(LIFE_SECS).max(not_before);
         if now < renew_at && !is_old {
             let waits = if saved { Duration::from_secs((renew_at - now).min(3600)) } else { backoff.next(random_u64()) };
             let _ = tokio::time::timeout(waits, issuers.changed()).await;

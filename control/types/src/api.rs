@@ -282,7 +282,8 @@ pub struct TokenView {
     pub token: Option<String>,
 }
 
-/// The network's own authority. Times in milliseconds since 1970, fingerprints in hexadecimal digits (SHA-256).
+/// The network's own authority. Times in milliseconds since 1970, fingerprints in hexadecimal digits: of the root's certificate, of
+/// issuing authorities' public keys (SHA-256 of the SubjectPublicKeyInfo).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CaView {
     pub root: String,
