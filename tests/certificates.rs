@@ -631,6 +631,22 @@ fn an_origin_gets_certificates_of_its_own_through_the_network() {
 }
 
 #[test]
+fn what_ends_soon_is_said_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan { edges: 0, ..Plan::default() });
+    let authority = Authority::new(dir.path());
+    let (chain, key) = authority.make("shop", "DNS:www.shop.example", &EC, "20");
+    assert!(network.tidegate(&["cert", "upload", "shop", "--chain", &chain, "--key", &key]).status.success());
+    network.node("control-1").kill();
+    assert!(!network.node_logged("control-1").contains("ends soon"));
+    network.node("control-1").start_later(18 * 86_400);
+    wait_for("the warning", || {
+        let log = network.node_logged("control-1");
+        log.lines().any(|l| l.contains("a certificate ends soon") && l.contains("shop/ecdsa") && l.contains("days=1")).then_some(())
+    });
+}
+
+#[test]
 fn the_authority_says_when_to_renew() {
     let dir = tempfile::tempdir().unwrap();
     // Certificates of 30 days, to be renewed within an hour from the middle of their life on; without a word it would be after 19 or 20.

@@ -310,6 +310,21 @@ fn a_clock_that_is_off_is_named() {
 }
 
 #[test]
+fn a_node_that_was_away_for_too_long_is_refused_and_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut network = Network::planned(dir.path(), Plan::default());
+    // Its certificate ended 113 days ago: it is good for nothing, not even for its own renewal.
+    for name in ["edge-1", "control-1"] {
+        network.node(name).kill();
+        network.node(name).start_later(120 * 86_400);
+    }
+    wait_for("the refusal", || network.node_logged("edge-1").contains("CertificateExpired").then_some(()));
+    let nodes = network.json(&["node", "list"]);
+    let edge = nodes.as_array().unwrap().iter().find(|n| n["name"] == "edge-1").unwrap();
+    assert_eq!(edge["state"], "detached", "{nodes}");
+}
+
+#[test]
 fn a_control_node_that_is_lost_is_removed_and_another_takes_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let mut network = Network::planned(dir.path(), Plan { controls: 3, ..Plan::default() });
