@@ -650,7 +650,7 @@ fn what_ends_soon_is_said_in_the_log() {
 fn the_authority_says_when_to_renew() {
     let dir = tempfile::tempdir().unwrap();
     // Certificates of 30 days, to be renewed within an hour from the middle of their life on; without a word it would be after 19 or 20.
-    let ari = Ari::start(dir.path(), "renewalthreshold_pctg: 50\nrenewal_window_duration: 3600");
+    let mut ari = Ari::start(dir.path(), "renewalthreshold_pctg: 50\nrenewal_window_duration: 3600");
     let mut network = Network::planned(dir.path(), Plan { control_more: &ari.acme(), ..Plan::default() });
     let nginx = origin(dir.path());
     apply(&network, "shop", "\"www.shop.example\"", &nginx.url(), "auto").unwrap();
@@ -667,10 +667,12 @@ fn the_authority_says_when_to_renew() {
         let next = c["next"].as_str()?.to_owned();
         ["in 14 d", "in 15 d"].iter().any(|n| next.contains(n)).then_some(c)
     });
-    // Another certificate is due at once now, as after a mistake of the authority's own; whoever asks next is told so.
-    ari.says("renewal_force: True");
+    // Another certificate is due at once now, as after a mistake of the authority's own; it is away when the next leader asks.
+    ari.ends();
     network.node("control-1").kill();
     network.node("control-1").start();
+    wait_for("word of its silence", || network.node_logged("control-1").contains("does not say when to renew").then_some(()));
+    ari.comes_back("renewal_force: True");
     let renewed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for("the renewal", || {
             let now = certificate(&network);
@@ -684,5 +686,4 @@ fn the_authority_says_when_to_renew() {
         "{}",
         network.node_logged("control-1")
     );
-    ari.says("renewal_force: False");
 }

@@ -26,14 +26,7 @@ impl Ari {
         run("openssl", &[&["req", "-x509", "-subj", "/CN=own"][..], &key, &own, &["-keyout", &tls_key, "-out", &tls_cert]].concat());
         let port = free_port();
         settings(&dir, renewal);
-        // Installed by tests/run.
-        let python = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ari");
-        let mut command = Command::new(python.join("bin/gunicorn"));
-        command.args(["--worker-class", "gthread", "--threads", "4", "--no-control-socket", "-b", &format!("127.0.0.1:{port}")]);
-        command.args(["--certfile", &tls_cert, "--keyfile", &tls_key, "acme2certifier.share.acme2certifier_wsgi:application"]);
-        command.env("PYTHONPATH", &python).env("ACME_SRV_CONFIGFILE", at("settings")).env("ACME2CERTIFIER_I_KNOW_THE_RISK", "1");
-        command.current_dir(&dir);
-        let process = Process::start(&mut command, &dir.join("log"));
+        let process = gunicorn(&dir, port);
         let ari = Self { port, dir, process };
         ari.answers();
         ari
@@ -47,10 +40,15 @@ impl Ari {
         });
     }
 
-    /// It says something else from now on.
-    pub fn says(&self, renewal: &str) {
+    pub fn ends(&mut self) {
+        self.process.signal("TERM");
+        self.process.ended();
+    }
+
+    /// Comes back, and says something else from then on.
+    pub fn comes_back(&mut self, renewal: &str) {
         settings(&self.dir, renewal);
-        self.process.signal("HUP");
+        self.process = gunicorn(&self.dir, self.port);
         self.answers();
     }
 
@@ -71,6 +69,18 @@ impl Ari {
             self.tls()
         )
     }
+}
+
+/// Installed by tests/run.
+fn gunicorn(dir: &Path, port: u16) -> Process {
+    let at = |name: &str| dir.join(name).display().to_string();
+    let python = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ari");
+    let mut command = Command::new(python.join("bin/gunicorn"));
+    command.args(["--worker-class", "gthread", "--threads", "4", "--no-control-socket", "-b", &format!("127.0.0.1:{port}")]);
+    command.args(["--certfile", &at("tls.pem"), "--keyfile", &at("tls.key"), "acme2certifier.share.acme2certifier_wsgi:application"]);
+    command.env("PYTHONPATH", &python).env("ACME_SRV_CONFIGFILE", at("settings")).env("ACME2CERTIFIER_I_KNOW_THE_RISK", "1");
+    command.current_dir(dir);
+    Process::start(&mut command, &dir.join("log"))
 }
 
 fn settings(dir: &Path, renewal: &str) {

@@ -28,8 +28,10 @@ const BUDGET: usize = 10;
 const BUDGET_OF: Duration = Duration::from_secs(3600);
 /// Orders under way at once.
 const MOST_AT_ONCE: usize = 8;
-/// Where an authority has no opinion on renewals, or gave no answer.
+/// Where an authority has no opinion on renewals, and at most where it gives no answer.
 const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
+/// The first wait where it gives no answer (RFC 9773 section 4.3.3); it doubles from there.
+const ASK_AGAIN_SOON: Duration = Duration::from_secs(5);
 
 /// What is not in the log: it is made anew after a change of leader.
 #[derive(Default)]
@@ -54,6 +56,8 @@ struct Renewal {
     leaf: Vec<u8>,
     at: Option<WallTime>,
     ask_again: WallTime,
+    /// Askings without an answer since the last one.
+    failures: u32,
 }
 
 impl Acme {
@@ -207,10 +211,21 @@ impl Acme {
         if known.is_some_and(|r| now < r.ask_again) || soft.asking >= MOST_AT_ONCE {
             return false;
         }
-        let at = known.and_then(|r| r.at);
+        let (at, failures) = known.map_or((None, 0), |r| (r.at, r.failures));
         soft.asking += 1;
-        soft.renewals.insert(site.clone(), Renewal { leaf: leaf.clone(), at, ask_again: now + ASK_AGAIN });
+        soft.renewals.insert(site.clone(), Renewal { leaf: leaf.clone(), at, ask_again: now + ASK_AGAIN, failures });
         true
+    }
+
+    /// The authority did not say when to renew. Gives the wait until it is asked again.
+    fn was_not_told(&self, site: &SiteName, leaf: &[u8], why: &Stop, now: WallTime) -> Duration {
+        let is_rate_limited = matches!(why, Stop::Failed { is_rate_limited: true, .. });
+        let mut soft = self.soft.lock();
+        let Some(known) = soft.renewals.get_mut(site).filter(|r| r.leaf == leaf) else { return ASK_AGAIN };
+        known.failures = known.failures.saturating_add(1);
+        let wait = due::next_try(known.failures, ASK_AGAIN_SOON, is_rate_limited, random_u64()).min(ASK_AGAIN);
+        known.ask_again = now + wait;
+        wait
     }
 }
 
@@ -219,21 +234,30 @@ async fn ask_renewal(control: &Control, site: SiteName, certificate: SealedCerti
     let Some(leaf) = certificate.chain.first().cloned() else { return };
     let der = CertificateDer::from(leaf.clone());
     let Ok(id) = CertificateIdentifier::try_from(&der) else { return };
-    let Ok(account) = account(control).await else { return };
-    match account.renewal_info(&id).await {
+    let told = match account(control).await {
+        Ok(account) => match account.renewal_info(&id).await {
+            Err(instant_acme::Error::Unsupported(_)) => return,
+            told => told.map_err(Stop::from),
+        },
+        Err(stop) => Err(stop),
+    };
+    let now = control.clock.wall();
+    match told {
         Ok((info, ask_again)) => {
             let millis = |t: time::OffsetDateTime| u64::try_from(t.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
             let (start, end) = (millis(info.suggested_window.start), millis(info.suggested_window.end));
             let at = WallTime(start + random_u64() % end.saturating_sub(start).max(1));
-            let ask_again = control.clock.wall() + ask_again.clamp(Duration::from_secs(60), ASK_AGAIN * 4);
+            let ask_again = now + ask_again.clamp(Duration::from_secs(60), ASK_AGAIN * 4);
             let mut soft = control.acme.soft.lock();
             // One that was drawn before stays, while the window holds it.
             let before = soft.renewals.get(&site).filter(|r| r.leaf == leaf).and_then(|r| r.at);
             let at = before.filter(|b| (start..end).contains(&b.0)).unwrap_or(at);
-            soft.renewals.insert(site, Renewal { leaf, at: Some(at), ask_again });
+            soft.renewals.insert(site, Renewal { leaf, at: Some(at), ask_again, failures: 0 });
         }
-        Err(instant_acme::Error::Unsupported(_)) => {}
-        Err(error) => tracing::warn!(%site, error = authority::words(&error), "the authority does not say when to renew"),
+        Err(error) => {
+            let wait = control.acme.was_not_told(&site, &leaf, &error, now);
+            tracing::warn!(%site, %error, seconds = wait.as_secs(), "the authority does not say when to renew; it is asked again");
+        }
     }
 }
 
