@@ -12,6 +12,10 @@ use std::time::Duration;
 use support::https::{Https, Trusting};
 use support::network::{Network, Plan};
 use support::{Nginx, Process, binary, command_on, error_of, text, tidegate, wait_for};
+use tidegate_certs::SealingKey;
+use tidegate_control_types::{NodeState, Role, wire};
+use tidegate_node::enrol::EnrolRequest;
+use tidegate_node::{Credentials, link};
 
 fn origin(dir: &Path) -> Nginx {
     let root = dir.join("www");
@@ -23,6 +27,12 @@ fn origin(dir: &Path) -> Nginx {
 fn done(out: &Output) -> String {
     assert!(out.status.success(), "{}{}", text(&out.stdout), error_of(out));
     text(&out.stdout)
+}
+
+/// Where nodes reach the first control node.
+fn control_address(network: &Network) -> String {
+    let file: toml::Table = std::fs::read_to_string(&network.edges()[0].config).unwrap().parse().unwrap();
+    file["control"][0].as_str().unwrap().trim_start_matches("https://").to_owned()
 }
 
 /// The issuing authorities that are believed, the newest first, once every node shows a certificate of that.
@@ -258,9 +268,7 @@ fn keys_may_come_from_a_command_and_all_control_nodes_have_them_before_they_seal
 }
 
 #[test]
-fn a_shield_answers_edges_of_its_region_until_they_are_removed() {
-    use tidegate_certs::SealingKey;
-    use tidegate_node::{Credentials, link};
+fn a_node_is_answered_until_it_is_removed_whoever_has_its_name_then() {
     let dir = tempfile::tempdir().unwrap();
     let mut network = Network::planned(dir.path(), Plan { shields: 1, edges: 2, regions: &["eu", "us"], ..Plan::default() });
     let nginx = origin(dir.path());
@@ -268,18 +276,25 @@ fn a_shield_answers_edges_of_its_region_until_they_are_removed() {
     let shield = network.nodes.iter().find(|n| n.role == "shield").unwrap().address().to_string();
     // What an edge would ask, with what it has on its disk.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let asks = |edge: &str| {
-        let key = SealingKey::load(&dir.path().join(format!("{edge}.key"))).unwrap();
-        let credentials = Credentials::load(&dir.path().join(edge), &key).unwrap().unwrap();
+    let posts = |who: &str, role: &str, address: &str, request: http::request::Builder, body: Vec<u8>| {
+        let key = SealingKey::load(&dir.path().join(format!("{who}.key"))).unwrap();
+        let credentials = Credentials::load(&dir.path().join(who), &key).unwrap().unwrap();
         runtime.block_on(async {
-            let name = "shield.main.tidegate.internal";
-            let mut connection =
-                link::connect(&shield, name, std::sync::Arc::clone(&credentials.client)).await.map_err(|e| e.to_string())?;
-            let request = http::Request::get("https://s.example/page").header("tidegate-site", "s").header("tidegate-scheme", "http");
-            let request = request.body(link::full("")).unwrap();
-            connection.send(request).await.map(|answer| answer.status().as_u16())
+            let (name, tls) = (format!("{role}.main.tidegate.internal"), std::sync::Arc::clone(&credentials.client));
+            let mut connection = link::connect(address, &name, tls).await.map_err(|e| e.to_string())?;
+            connection.send(request.body(link::full(body)).unwrap()).await.map(|answer| answer.status().as_u16())
         })
     };
+    let asks = |edge: &str| {
+        let request = http::Request::get("https://s.example/page").header("tidegate-site", "s").header("tidegate-scheme", "http");
+        posts(edge, "shield", &shield, request, Vec::new())
+    };
+    let control = control_address(&network);
+    let renews = |edge: &str| {
+        let (_, request) = tidegate_certs::ca::request().unwrap();
+        posts(edge, "control", &control, http::Request::post("https://node/renew"), request)
+    };
+    let watches = |edge: &str| posts(edge, "control", &control, http::Request::post("https://node/watch"), Vec::new());
     wait_for("the shield to know the edge", || (asks("edge-1") == Ok(200)).then_some(()));
     let elsewhere = asks("edge-2");
     assert!(elsewhere.is_err(), "an edge of another region: {elsewhere:?}");
@@ -287,6 +302,15 @@ fn a_shield_answers_edges_of_its_region_until_they_are_removed() {
     network.node("edge-1").kill();
     done(&network.tidegate(&["node", "remove", "edge-1", "--dead"]));
     wait_for("the end of its answers", || (asks("edge-1") == Ok(421)).then_some(()));
+    assert_eq!(renews("edge-1"), Ok(403));
+    // Another machine gets its name.
+    let forgotten = || !text(&network.tidegate(&["node", "list"]).stdout).contains("edge-1");
+    wait_for("its name to be free", || forgotten().then_some(()));
+    let token = done(&network.tidegate(&["token", "create", "--join", "edge"])).trim().to_owned();
+    assert!(enrols(&network, "edge-1", "another", &token).contains("this edge serves"));
+    wait_for("the shield to know the other", || (asks("another") == Ok(200)).then_some(()));
+    assert_eq!((renews("another"), watches("another")), (Ok(200), Ok(200)));
+    assert_eq!((asks("edge-1"), renews("edge-1"), watches("edge-1")), (Ok(421), Ok(403), Ok(410)));
 }
 
 #[test]
@@ -446,16 +470,41 @@ fn whoever_may_not_enrol_is_told_why() {
         assert!(log.contains(why) && !log.contains("this edge serves"), "{name}: {log}");
     }
     // Twice at once: one gets in.
-    let token = token(&network, &["edge"]);
+    let for_both = token(&network, &["edge"]);
     let logs = std::thread::scope(|scope| {
         let all = ["twin-1", "twin-2"].map(|name| {
-            let (n, t) = (&network, &token);
+            let (n, t) = (&network, &for_both);
             scope.spawn(move || enrols(n, name, name, t))
         });
         all.map(|t| t.join().unwrap())
     });
     assert_eq!(logs.iter().filter(|l| l.contains("this edge serves")).count(), 1, "{logs:?}");
     assert_eq!(logs.iter().filter(|l| l.contains(no_more)).count(), 1, "{logs:?}");
+    // A node that did not hear the answer asks once more, and gets it. Whoever else has read its token gets nothing.
+    let token = tidegate_certs::token::JoinToken::parse(&token(&network, &["edge"])).unwrap();
+    let control = control_address(&network);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let asks = |request: &[u8]| {
+        let node = NodeState {
+            name: "deaf".parse().unwrap(),
+            role: Role::Edge,
+            region: "eu".into(),
+            address: None,
+            advertise: Vec::new(),
+            drained: false,
+            since: 0,
+        };
+        let body = EnrolRequest { join_id: token.id.clone(), join_secret: token.secret, node, request: request.to_vec() };
+        runtime.block_on(async {
+            let tls = std::sync::Arc::new(tidegate_certs::tls::enrolling_client(&token));
+            let mut connection = link::connect(&control, "control.main.tidegate.internal", tls).await.unwrap();
+            let request = http::Request::post("https://node/enrol").body(link::full(wire::encode(&body))).unwrap();
+            connection.send(request).await.unwrap().status().as_u16()
+        })
+    };
+    let request = || tidegate_certs::ca::request().unwrap().1;
+    let mine = request();
+    assert_eq!([asks(&mine), asks(&mine), asks(&request()), asks(&mine)], [200, 200, 403, 200]);
     // A node that was removed is told so when it comes back.
     done(&network.tidegate(&["node", "remove", "good", "--dead"]));
     let mut command = command_on(None, binary());

@@ -4,6 +4,7 @@
 use crate::CertError;
 use crate::identity::{NodeIdentity, node_name, not_after, role_name};
 use crate::seal::{random, to_hex};
+use crate::token::sha256;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
@@ -156,7 +157,7 @@ impl Ca {
         let mut request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
         let mut params = CertificateParams::new(vec![
             role_name(&identity.cluster, &identity.role),
-            node_name(&identity.cluster, &identity.role, &identity.name),
+            node_name(&identity.cluster, &identity.role, &identity.name, identity.enrolled),
         ])?;
         let uri = identity.to_string().try_into().map_err(|_| CertError::Identity { why: "its names are not ASCII" })?;
         params.subject_alt_names.push(SanType::URI(uri));
@@ -200,6 +201,15 @@ pub fn request() -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), CertError> {
     let key = KeyPair::generate()?;
     let request = CertificateParams::default().serialize_request(&key)?;
     Ok((Zeroizing::new(key.serialize_der()), request.der().to_vec()))
+}
+
+/// Which key a request is for, as [`crate::identity::key_fingerprint`] says it; whoever made the request has that key.
+///
+/// # Errors
+/// The request is damaged, or its signature is not by its key.
+pub fn requested_key(request: &[u8]) -> Result<[u8; 32], CertError> {
+    let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))?;
+    Ok(sha256(&request.public_key.subject_public_key_info()))
 }
 
 /// The request for a certificate for these names over a key in PKCS #8 DER.

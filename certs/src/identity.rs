@@ -11,11 +11,13 @@ pub struct NodeIdentity {
     pub role: String,
     pub region: String,
     pub name: String,
+    /// The index at which it enrolled: after a removal another node may have its name.
+    pub enrolled: u64,
 }
 
 impl fmt::Display for NodeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tidegate://{}/{}/{}/{}", self.cluster, self.role, self.region, self.name)
+        write!(f, "tidegate://{}/{}/{}/{}/{}", self.cluster, self.role, self.region, self.name, self.enrolled)
     }
 }
 
@@ -25,10 +27,10 @@ pub fn role_name(cluster: &str, role: &str) -> String {
     format!("{role}.{cluster}.tidegate.internal")
 }
 
-/// The name under which TLS asks for one node.
+/// The name under which TLS asks for one node, of one enrolment.
 #[must_use]
-pub fn node_name(cluster: &str, role: &str, name: &str) -> String {
-    format!("{name}.{role}.{cluster}.tidegate.internal")
+pub fn node_name(cluster: &str, role: &str, name: &str, enrolled: u64) -> String {
+    format!("{name}.{enrolled}.{role}.{cluster}.tidegate.internal")
 }
 
 impl NodeIdentity {
@@ -45,11 +47,13 @@ impl NodeIdentity {
             _ => None,
         });
         let mut parts = uri.ok_or(CertError::Identity { why: "it has no tidegate:// name" })?.split('/');
-        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(cluster), Some(role), Some(region), Some(name), None) => {
-                Ok(Self { cluster: cluster.into(), role: role.into(), region: region.into(), name: name.into() })
-            }
-            _ => Err(CertError::Identity { why: "its tidegate:// name has not four parts" }),
+        let mut next =
+            || parts.next().filter(|p| !p.is_empty()).ok_or(CertError::Identity { why: "its tidegate:// name has not five parts" });
+        let (cluster, role, region, name) = (next()?.into(), next()?.into(), next()?.into(), next()?.into());
+        let enrolled = next()?.parse().map_err(|_| CertError::Identity { why: "its tidegate:// name does not say when it enrolled" })?;
+        match parts.next() {
+            None => Ok(Self { cluster, role, region, name, enrolled }),
+            Some(_) => Err(CertError::Identity { why: "its tidegate:// name has more than five parts" }),
         }
     }
 }

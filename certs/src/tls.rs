@@ -280,7 +280,7 @@ mod tests {
 
     fn node_since(ca: &Ca, role: &str, since: u64) -> (Vec<Vec<u8>>, Zeroizing<Vec<u8>>) {
         let (key, request) = ca::request().unwrap();
-        let id = NodeIdentity { cluster: "main".into(), role: role.into(), region: "eu".into(), name: "n-1".into() };
+        let id = NodeIdentity { cluster: "main".into(), role: role.into(), region: "eu".into(), name: "n-1".into(), enrolled: 7 };
         (ca.sign_node(&request, &id, since).unwrap(), key)
     }
 

@@ -5,9 +5,10 @@ use crate::raft::member_change;
 use crate::shared::{Control, NotNow};
 use raft::eraftpb::ConfChangeType;
 use std::sync::Arc;
+use tidegate_certs::ca::requested_key;
 use tidegate_certs::token::hash_matches;
 use tidegate_certs::{CertError, NodeIdentity};
-use tidegate_control_state::{NodeRecord, Refusal};
+use tidegate_control_state::{Enrolment, Refusal};
 use tidegate_control_types::{Change, Clock, Role, wire};
 use tidegate_node::enrol::{ControlSecrets, EnrolAnswer, EnrolRequest};
 use zeroize::Zeroizing;
@@ -50,18 +51,21 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
         }
     }
     let ca = ca::newest(control)?;
-    let identity = NodeIdentity {
-        cluster: control.raft.state.read().founding.cluster.clone(),
-        role: asked.node.role.to_string(),
-        region: asked.node.region.clone(),
-        name: asked.node.name.to_string(),
+    let key = requested_key(&asked.request)?;
+    let by = format!("join token {}", asked.join_id);
+    let node = asked.node.clone();
+    control.change(&by, Change::NodeEnrol { node: asked.node, join: asked.join_id, key }).await?;
+    let (name, role) = (node.name.clone(), node.role);
+    let identity = {
+        let state = control.raft.state.read();
+        let record = state.node(name.as_str()).filter(|n| n.removed.is_none());
+        let record = record.ok_or_else(|| NotNow::Refused(Refusal::NotFound(format!("{name} was removed as soon as it had enrolled"))))?;
+        let cluster = state.founding.cluster.clone();
+        NodeIdentity { cluster, role: role.to_string(), region: node.region, name: name.to_string(), enrolled: record.state.since }
     };
     let chain = ca.sign_node(&asked.request, &identity, control.clock.wall().as_secs())?;
-    let by = format!("join token {}", asked.join_id);
-    let (name, role, address) = (asked.node.name.clone(), asked.node.role, asked.node.address.clone());
-    control.change(&by, Change::NodeEnrol { node: asked.node, join: asked.join_id }).await?;
     let secrets = match role {
-        Role::Control => Some(add_member(control, &by, name, address.unwrap_or_default()).await?),
+        Role::Control => Some(add_member(control, &by, name, node.address.unwrap_or_default()).await?),
         Role::Edge | Role::Shield | Role::Dns => None,
     };
     Ok(EnrolAnswer { chain, retired: control.raft.state.read().authority.issuers().retired, control: secrets })
@@ -74,9 +78,20 @@ async fn add_member(
     name: tidegate_control_types::NodeName,
     address: String,
 ) -> Result<ControlSecrets, EnrolError> {
-    let id = control.raft.state.read().next_member();
-    control.change(by, Change::MemberPut { id, name, address }).await?;
-    control.change_members(member_change(ConfChangeType::AddLearnerNode, id)).await?;
+    let (there, next) = {
+        let state = control.raft.state.read();
+        let there = state.members().find(|m| *m.1 == name).map(|m| m.0);
+        (there, state.next_member())
+    };
+    // It is there where the node asks once more, having heard no answer.
+    let id = there.unwrap_or(next);
+    if there.is_none() {
+        control.change(by, Change::MemberPut { id, name, address }).await?;
+    }
+    let members = control.members().await.ok_or(NotNow::Unknown)?;
+    if !members.voters.contains(&id) && members.learners.iter().all(|l| l.0 != id) {
+        control.change_members(member_change(ConfChangeType::AddLearnerNode, id)).await?;
+    }
     // Read after its place is in the log: a rotation gives its key to all who have one, before it reads who has.
     let cluster_keys = control.cluster_keys.ring().keys().map(|k| Zeroizing::new(*k.as_bytes())).collect();
     Ok(ControlSecrets { raft_id: id, cluster_keys })
@@ -86,11 +101,14 @@ pub async fn promote(control: &Control, id: u64) -> Result<(), NotNow> {
     control.change_members(member_change(ConfChangeType::AddNode, id)).await
 }
 
+/// How a node stands, as far as this control node has applied the log.
+pub fn enrolment(control: &Control, who: &NodeIdentity) -> Enrolment {
+    control.raft.state.read().enrolment((&who.name, &who.role, &who.region), who.enrolled)
+}
+
 /// A new certificate for a node that shows its old one.
 pub fn renew(control: &Control, who: &NodeIdentity, request: &[u8]) -> Result<Vec<Vec<u8>>, EnrolError> {
-    // What it is stands in the log; its certificate has to say the same.
-    let is_known = |n: &NodeRecord| n.removed.is_none() && n.state.role.as_str() == who.role && n.state.region == who.region;
-    if !control.raft.state.read().node(&who.name).is_some_and(is_known) {
+    if enrolment(control, who) != Enrolment::Stands {
         return Err(NotNow::Refused(Refusal::NotFound(format!("{} is not, or no longer, a node of this network", who.name))).into());
     }
     Ok(ca::newest(control)?.sign_node(request, who, control.clock.wall().as_secs())?)

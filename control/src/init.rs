@@ -8,7 +8,7 @@ use crate::settings::ControlSettings;
 use raft::eraftpb::{HardState, Snapshot};
 use std::path::Path;
 use std::time::Duration;
-use tidegate_certs::ca::request;
+use tidegate_certs::ca::{request, requested_key};
 use tidegate_certs::tls::Trust;
 use tidegate_certs::token::{ApiToken, JoinToken, sha256};
 use tidegate_certs::{Ca, Keyring, NodeIdentity, Root, SealingKey};
@@ -116,18 +116,20 @@ pub fn enrol_first(
     let id = join.id.clone();
     let mut apply = |change| {
         let index = state.applied + 1;
-        state.apply(index, Command { at: now, by: by.into(), change })
+        state.apply(index, Command { at: now, by: by.into(), change });
+        index
     };
+    let (key, request) = request()?;
     apply(Change::JoinCreate { join });
-    apply(Change::NodeEnrol { node: node_state(settings), join: id });
+    let enrolled = apply(Change::NodeEnrol { node: node_state(settings), join: id, key: requested_key(&request)? });
     apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() });
     let identity = NodeIdentity {
         cluster: cluster.to_owned(),
         role: Role::Control.to_string(),
         region: settings.region.clone(),
         name: settings.name.to_string(),
+        enrolled,
     };
-    let (key, request) = request()?;
     let trust = Trust { root: state.founding.root.clone(), retired: state.authority.issuers().retired };
     let credentials = Credentials::new(ca.sign_node(&request, &identity, now.as_secs())?, key, trust)?;
     Ok(credentials.save(&settings.data, &node_key)?)
@@ -164,7 +166,8 @@ pub fn join_record(
     ttl: Duration,
 ) -> Result<(JoinRecord, String), ControlError> {
     let token = JoinToken::generate(cluster, root, retired)?;
-    let record = JoinRecord { id: token.id.clone(), hash: sha256(&token.secret), role, region, created: now, expires: now + ttl };
+    let record =
+        JoinRecord { id: token.id.clone(), hash: sha256(&token.secret), role, region, created: now, expires: now + ttl, used: None };
     Ok((record, token.reveal()))
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tidegate_certs::{KeyId, NodeIdentity, SealingKey, ca, site};
-use tidegate_control_state::State;
+use tidegate_control_state::{Enrolment, State};
 use tidegate_control_types::authority::Fingerprint;
 use tidegate_control_types::explain::Asked;
 use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
@@ -304,10 +304,14 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
         ("/enrol", _, _) => enrol_request(&control, request).await,
         ("/watch", Some(role), Some(who)) if role.follows() => match who.name.parse::<NodeName>() {
             // A leader of yesterday, or one that has not applied all yet, may not know a node that has just enrolled.
-            Ok(name) if !watch::is_known(&control, &name) && control.read_barrier().await.is_err() => {
+            Ok(_) if enrol::enrolment(&control, &who) == Enrolment::Ahead && control.read_barrier().await.is_err() => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "this node is not known here")
             }
-            Ok(name) => watch::open(&control, name, (role, who.region), request.into_body(), stopping),
+            // One that was removed is told so, and says when it has ended.
+            Ok(name) => match enrol::enrolment(&control, &who) {
+                Enrolment::Stands | Enrolment::Removed(_) => watch::open(&control, name, (role, who), request.into_body(), stopping),
+                Enrolment::Over | Enrolment::Ahead => plain(StatusCode::GONE, "the network removed this node"),
+            },
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
         ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
@@ -322,13 +326,13 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
 /// Whether a control node of this log is still part of the control plane. Its id says so, for none is given twice: an id that this node's
 /// state has seen and that is no member's was removed, however old that state is; and one that it has not seen may have joined since.
 fn may_speak(control: &Control, path: &str, who: &NodeIdentity, from: Option<u64>) -> Result<(), (StatusCode, &'static str)> {
-    let state = control.raft.state.read();
-    if path != "/raft" {
-        return match state.node(&who.name) {
-            Some(node) if node.removed.is_some() => Err((StatusCode::GONE, "the network removed this control node")),
-            _ => Ok(()),
-        };
+    if matches!(enrol::enrolment(control, who), Enrolment::Removed(_) | Enrolment::Over) {
+        return Err((StatusCode::GONE, "the network removed this control node"));
     }
+    if path != "/raft" {
+        return Ok(());
+    }
+    let state = control.raft.state.read();
     let from = from.ok_or((StatusCode::BAD_REQUEST, "Raft messages come with the id of their sender"))?;
     match state.members().find(|m| m.0 == from) {
         Some((_, name, _)) if name.as_str() != who.name => Err((StatusCode::FORBIDDEN, "this id is another control node's")),

@@ -1,21 +1,24 @@
 //! Watch streams of cache nodes, at any control node: what a node missed, then every entry as it is applied; its
 //! acknowledgements and askings for a lease go on to the leader.
 
+use crate::enrol;
 use crate::feed::{Audience, Feed};
 use crate::shared::{Broadcast, Control};
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::Response;
 use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper::body::Incoming;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tidegate_certs::NodeIdentity;
+use tidegate_control_state::Enrolment;
 use tidegate_control_types::lease::Grant;
 use tidegate_control_types::wire::{self, Deframer};
 use tidegate_control_types::{Clock, EdgeStanding, FromNode, NodeName, NodeReport, Role, ToNode};
 use tidegate_node::lifecycle::Stopping;
-use tidegate_node::link::{BoxError, full};
+use tidegate_node::link::BoxError;
 use tidegate_node::{Body, VERSION};
 use tokio::sync::{broadcast, mpsc};
 
@@ -24,22 +27,18 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A stream that takes nothing for this long is cut.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the stream of `name`, which is known here or, by a read that just ended, nowhere.
+/// Opens the stream of a node that is enrolled, or was removed and may not know it.
 pub fn open(
     control: &Arc<Control>,
     name: NodeName,
-    (role, region): (Role, String),
+    (role, who): (Role, NodeIdentity),
     incoming: Incoming,
     stopping: Stopping,
 ) -> Response<Body> {
-    // One that was removed too: it is told so, and says when it has ended.
-    if !is_known(control, &name) {
-        return status(StatusCode::GONE);
-    }
     let (out, body) = Channel::<Bytes, BoxError>::new(16);
     let control = Arc::clone(control);
     tokio::spawn(async move {
-        let session = Session { control, name, role, region };
+        let session = Session { control, name, role, who };
         if let Err(why) = session.run(incoming, out, stopping).await {
             tracing::info!(node = %session.name, why, "a watch stream ended");
         }
@@ -47,22 +46,12 @@ pub fn open(
     Response::new(body.boxed_unsync())
 }
 
-/// Whether `name` is enrolled, as far as this control node has applied the log.
-pub fn is_known(control: &Control, name: &NodeName) -> bool {
-    control.raft.state.read().node(name.as_str()).is_some()
-}
-
-fn status(code: StatusCode) -> Response<Body> {
-    let mut response = Response::new(full(Bytes::new()));
-    *response.status_mut() = code;
-    response
-}
-
 struct Session {
     control: Arc<Control>,
     name: NodeName,
     role: Role,
-    region: String,
+    /// As its certificate says it.
+    who: NodeIdentity,
 }
 
 impl Session {
@@ -78,7 +67,8 @@ impl Session {
         if !self.is_removed(&mut out).await? {
             let missed = {
                 let state = self.control.raft.state.read();
-                Feed::open(&state, (self.role, self.region.as_str()), applied, purges_after, &*self.control).map_err(|e| e.to_string())?
+                Feed::open(&state, (self.role, self.who.region.as_str()), applied, purges_after, &*self.control)
+                    .map_err(|e| e.to_string())?
             };
             feed = Some(missed.0);
             send(&mut out, wire::frame(&missed.1).into()).await?;
@@ -91,7 +81,7 @@ impl Session {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) if self.is_removed(&mut out).await? => feed = None,
                     Ok(Broadcast::Entries { through, for_edges, for_dns, for_others }) => {
                         if feed.as_mut().is_some_and(|f| f.is_news(through)) {
-                            let frame = match Audience::of(self.role, &self.region) {
+                            let frame = match Audience::of(self.role, &self.who.region) {
                                 Audience::Edges(region) => for_edges.of(region).ok_or("its region was not known: it begins anew")?,
                                 Audience::Dns => for_dns,
                                 Audience::Others => for_others,
@@ -120,18 +110,14 @@ impl Session {
 
     /// Whether the node was removed; it is told so then, before anything that came after.
     async fn is_removed(&self, out: &mut Sender<Bytes, BoxError>) -> Result<bool, String> {
-        let removal = match self.control.raft.state.read().node(self.name.as_str()) {
-            None => return Err("the node is forgotten".into()),
-            // Its certificate is of a life in which it was something else, and may have been told other keys.
-            Some(node) if node.state.role != self.role || node.state.region != self.region => {
-                return Err("the node has enrolled anew in another role or region".into());
+        match enrol::enrolment(&self.control, &self.who) {
+            Enrolment::Stands => Ok(false),
+            Enrolment::Removed(removal) => {
+                send(out, wire::frame(&ToNode::Removed { removal }).into()).await?;
+                Ok(true)
             }
-            Some(node) => node.removed.map(|r| r.index),
-        };
-        if let Some(removal) = removal {
-            send(out, wire::frame(&ToNode::Removed { removal }).into()).await?;
+            Enrolment::Over | Enrolment::Ahead => Err("the node is forgotten".into()),
         }
-        Ok(removal.is_some())
     }
 
     fn hear(&self, message: FromNode, leases: &mpsc::Sender<ToNode>) -> Result<(), String> {

@@ -253,7 +253,7 @@ fn prepare(
         let mine = network.nodes.values().filter(|n| n.role == Role::Shield && n.region == region && !n.drained);
         let shield = |n: &NodeState| {
             let address = n.address.clone()?;
-            Some(Shield::new(n.name.to_string(), address, identity::node_name(&cluster, "shield", n.name.as_str())))
+            Some(Shield::new(n.name.to_string(), address, identity::node_name(&cluster, "shield", n.name.as_str(), n.since)))
         };
         shields.set(mine.filter_map(shield).collect());
     }

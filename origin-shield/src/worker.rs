@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +38,8 @@ pub struct Worker {
     pub drain: Duration,
     pub open: Cell<usize>,
     pub region: String,
-    /// Edges of this region that are enrolled and not removed.
-    pub edges: RefCell<Rc<HashSet<String>>>,
+    /// Edges of this region that are enrolled and not removed, with the index at which they enrolled.
+    pub edges: RefCell<Rc<HashMap<String, u64>>>,
 }
 
 /// Runs until the shield has drained.
@@ -127,7 +127,9 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         drain: worker.drain,
     };
     let ends = worker.tls.ends(tls.get_ref().1, worker.stopping.clone());
-    if let Err(error) = tidegate_http2::serve(tls, &settings, |request, interim| worker.answer(&who.name, request, interim), ends).await {
+    if let Err(error) =
+        tidegate_http2::serve(tls, &settings, |request, interim| worker.answer((&who.name, who.enrolled), request, interim), ends).await
+    {
         tracing::debug!(%error, "an edge's connection ended");
     }
 }
@@ -159,16 +161,16 @@ impl Worker {
             };
             *self.sites.borrow_mut() = Rc::new(u.network.sites.values().map(site).collect());
             let of_region = u.network.nodes.values().filter(|n| n.role == Role::Edge && n.region == self.region);
-            *self.edges.borrow_mut() = Rc::new(of_region.map(|n| n.name.to_string()).collect());
+            *self.edges.borrow_mut() = Rc::new(of_region.map(|n| (n.name.to_string(), n.since)).collect());
         }
         let _ = delivery.applied.send(());
     }
 
-    fn answer(&self, edge: &str, request: Request<Received>, interim: Interim) -> Answering<Response<ResponseBody>> {
+    fn answer(&self, (edge, enrolled): (&str, u64), request: Request<Received>, interim: Interim) -> Answering<Response<ResponseBody>> {
         let (parts, body) = request.into_parts();
         let sites = Rc::clone(&self.sites.borrow());
         // One that was removed is answered nothing; one that has just enrolled may be known in a moment.
-        let is_known = self.edges.borrow().contains(edge);
+        let is_known = self.edges.borrow().get(edge) == Some(&enrolled);
         match asked(parts, &sites).filter(|_| is_known) {
             Some(asked) => {
                 let asked = Asked { interim: Some(interim), ..asked };

@@ -44,7 +44,7 @@ fn join_view(j: &JoinRecord) -> TokenView {
 pub async fn list(State(control): State<Arc<Control>>, caller: Caller) -> Result<Response, ApiError> {
     caller.may(Verb::Token, None)?;
     let state = control.raft.state.read();
-    let all: Vec<_> = state.tokens().map(token_view).chain(state.joins().map(join_view)).collect();
+    let all: Vec<_> = state.tokens().map(token_view).chain(state.joins().filter(|j| j.used.is_none()).map(join_view)).collect();
     Ok(reply(StatusCode::OK, &all))
 }
 

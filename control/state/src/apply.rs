@@ -6,10 +6,11 @@ use crate::{
     AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TICKET_KEYS, MOST_TOKENS, MOST_TXT, MOST_ZONES,
     NodeRecord, Removal, State,
 };
-use tidegate_control_types::authority::hex;
+use tidegate_control_types::authority::{Fingerprint, hex};
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{CertificateChoice, Hold, HostPattern, Shown, SiteSpec, WhenDetached};
+use tidegate_control_types::token::Joined;
 use tidegate_control_types::{CertificateName, Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
 
 /// Why a command changed nothing.
@@ -73,7 +74,7 @@ impl State {
             Change::HostPut { site, host, hold } => self.host_put(index, &site, host, hold),
             Change::SiteRemove { name, expected } => self.site_remove(index, &name, expected),
             Change::Purge { orders } => self.record_purge(index, &by, orders),
-            Change::NodeEnrol { node, join } => self.node_enrol(index, node, &join),
+            Change::NodeEnrol { node, join, key } => self.node_enrol(index, node, &join, key),
             Change::NodeUpdate { node } => self.node_update(index, node),
             Change::NodeDrain { name, drained } => self.node_drain(index, &name, drained),
             Change::NodeRemove { name, dead } => self.node_remove(index, &name, dead),
@@ -404,8 +405,14 @@ impl State {
         Ok(())
     }
 
-    fn node_enrol(&mut self, index: u64, mut node: NodeState, join: &str) -> Changed {
-        let record = self.joins.get(join).filter(|j| self.now < j.expires && j.role == node.role).ok_or(Refusal::JoinToken)?;
+    fn node_enrol(&mut self, index: u64, mut node: NodeState, join: &str, key: Fingerprint) -> Changed {
+        let joined = Joined { node: node.name.clone(), key };
+        let record = self.joins.get_mut(join).filter(|j| self.now < j.expires && j.role == node.role).ok_or(Refusal::JoinToken)?;
+        if record.used.is_some() {
+            // It did not hear the answer.
+            let again = record.used.as_ref() == Some(&joined) && self.nodes.get(&node.name).is_some_and(|n| n.removed.is_none());
+            return if again { Ok(Vec::new()) } else { Err(Refusal::JoinToken) };
+        }
         if record.region.as_ref().is_some_and(|r| *r != node.region) {
             return Err(Refusal::Conflict(format!("the join token is for another region than {}", node.region)));
         }
@@ -415,7 +422,7 @@ impl State {
         if self.nodes.len() >= MOST_NODES {
             return Err(Refusal::Limit(format!("there are {MOST_NODES} nodes already")));
         }
-        self.joins.remove(join);
+        record.used = Some(joined);
         node.since = index;
         Ok(self.put_node(index, node))
     }

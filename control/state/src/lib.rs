@@ -84,6 +84,18 @@ pub struct NodeRecord {
     pub removed: Option<Removal>,
 }
 
+/// How an enrolment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    Stands,
+    /// At this index; it may not know yet.
+    Removed(u64),
+    /// Removed and forgotten: the name may be another's.
+    Over,
+    /// Of a later index than has been applied here.
+    Ahead,
+}
+
 /// A removed node counts until it can no longer answer anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
@@ -204,6 +216,19 @@ impl State {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeRecord> {
         self.nodes.get(name)
+    }
+
+    /// How a node stands that shows a certificate of the enrolment at index `since`.
+    #[must_use]
+    pub fn enrolment(&self, (name, role, region): (&str, &str, &str), since: u64) -> Enrolment {
+        match self.nodes.get(name) {
+            // What it is stands here; its certificate has to say the same.
+            Some(n) if n.state.since == since && n.state.role.as_str() == role && n.state.region == region => {
+                n.removed.map_or(Enrolment::Stands, |r| Enrolment::Removed(r.index))
+            }
+            _ if since <= self.applied => Enrolment::Over,
+            _ => Enrolment::Ahead,
+        }
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {

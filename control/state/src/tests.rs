@@ -45,6 +45,7 @@ impl Log {
             region: None,
             created: WallTime(0),
             expires: WallTime(u64::MAX),
+            used: None,
         };
         let id = join.id.clone();
         self.apply(Change::JoinCreate { join });
@@ -57,7 +58,7 @@ impl Log {
             drained: false,
             since: 0,
         };
-        self.apply(Change::NodeEnrol { node, join: id })
+        self.apply(Change::NodeEnrol { node, join: id, key: [1; 32] })
     }
 }
 
@@ -254,22 +255,50 @@ fn what_was_missed_is_complete_or_the_floor_says_so() {
 #[test]
 fn a_join_token_enrols_one_node_and_names_are_unique_until_forgotten() {
     let mut log = Log::new();
+    let how = |log: &Log, since| log.state.enrolment(("fra-1", "edge", "eu"), since);
     assert_eq!(log.enrol("fra-1").outcome, Ok(()));
     assert!(matches!(log.enrol("fra-1").outcome, Err(Refusal::Conflict(_))));
     let name: NodeName = "fra-1".parse().unwrap();
-    let node = log.state.node("fra-1").unwrap().state.clone();
-    assert_eq!(
-        log.apply(Change::NodeEnrol { node, join: "j-fra-1".into() }).outcome,
-        Err(Refusal::Conflict("there is a node fra-1 already: remove it first, or choose another name".into()))
-    );
+    let first = log.state.node("fra-1").unwrap().state.since;
+    let is_there = Refusal::Conflict("there is a node fra-1 already: remove it first, or choose another name".into());
+    assert_eq!(log.enrol("fra-1").outcome, Err(is_there));
+    assert_eq!(how(&log, first), Enrolment::Stands);
+    assert_eq!(how(&log, first + 1), Enrolment::Over);
+    assert_eq!(how(&log, log.state.applied + 1), Enrolment::Ahead);
+    assert_eq!(log.state.enrolment(("fra-1", "edge", "us"), first), Enrolment::Over, "its certificate says something else");
     assert_eq!(log.apply(Change::NodeRemove { name: name.clone(), dead: false }).outcome, Ok(()));
     assert!(log.state.node("fra-1").unwrap().removed.is_some(), "it counts until it can no longer answer");
+    assert!(matches!(how(&log, first), Enrolment::Removed(_)));
     assert!(matches!(log.apply(Change::NodeDrain { name: name.clone(), drained: true }).outcome, Err(Refusal::NotFound(_))));
     let removal = log.state.node("fra-1").unwrap().removed.unwrap().index;
     log.apply(Change::NodeForget { name: name.clone(), removal: removal + 1 });
     assert!(log.state.node("fra-1").is_some(), "that is another removal");
     log.apply(Change::NodeForget { name, removal });
+    assert_eq!(how(&log, first), Enrolment::Over);
     assert_eq!(log.enrol("fra-1").outcome, Ok(()));
+    assert_eq!((how(&log, first), how(&log, log.index)), (Enrolment::Over, Enrolment::Stands), "the name is another's");
+}
+
+#[test]
+fn who_did_not_hear_that_it_is_enrolled_asks_once_more() {
+    let mut log = Log::new();
+    assert_eq!(log.enrol("fra-1").outcome, Ok(()));
+    let node = log.state.node("fra-1").unwrap().state.clone();
+    let mut again = |name: &str, key| {
+        let node = NodeState { name: name.parse().unwrap(), since: 0, ..node.clone() };
+        log.apply(Change::NodeEnrol { node, join: "j-fra-1".into(), key })
+    };
+    let same = again("fra-1", [1; 32]);
+    assert_eq!((same.outcome, same.events), (Ok(()), vec![]));
+    assert_eq!(again("fra-1", [2; 32]).outcome, Err(Refusal::JoinToken), "somebody else has read the token");
+    assert_eq!(again("fra-2", [1; 32]).outcome, Err(Refusal::JoinToken));
+    assert_eq!(log.state.node("fra-1").unwrap().state, node);
+    log.apply(Change::NodeRemove { name: node.name.clone(), dead: true });
+    let removal = log.index;
+    let enrol = Change::NodeEnrol { node: node.clone(), join: "j-fra-1".into(), key: [1; 32] };
+    assert_eq!(log.apply(enrol.clone()).outcome, Err(Refusal::JoinToken));
+    log.apply(Change::NodeForget { name: node.name, removal });
+    assert_eq!(log.apply(enrol).outcome, Err(Refusal::JoinToken));
 }
 
 #[test]

@@ -39,10 +39,13 @@ pub enum Change {
     Purge {
         orders: Vec<PurgeOrder>,
     },
-    /// Uses up the join token named. A node of the same name that is not removed refuses.
+    /// Uses up the join token named; the same once more, over the same key, changes nothing. A node of that name refuses, until it is
+    /// removed and forgotten.
     NodeEnrol {
         node: NodeState,
         join: String,
+        /// Of the public key that its certificate is to be for.
+        key: Fingerprint,
     },
     NodeUpdate {
         node: NodeState,

@@ -1,6 +1,7 @@
 //! Who may do what through the API.
 
-use crate::name::SiteName;
+use crate::authority::Fingerprint;
+use crate::name::{NodeName, SiteName};
 use crate::time::WallTime;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -97,6 +98,15 @@ pub struct JoinRecord {
     pub region: Option<String>,
     pub created: WallTime,
     pub expires: WallTime,
+    pub used: Option<Joined>,
+}
+
+/// Who has used up a join token. It is kept until it would have expired: a node that did not hear the answer asks for it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    pub node: NodeName,
+    /// Of the public key that it asked a certificate for.
+    pub key: Fingerprint,
 }
 
 #[cfg(test)]

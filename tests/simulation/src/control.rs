@@ -153,7 +153,15 @@ pub fn founding(setup: &Setup) -> Snapshot {
         let (role, name) = if shield { (Role::Shield, format!("s{}", n + 1)) } else { (Role::Edge, format!("e{}", n - setup.shields + 1)) };
         let id = format!("join-{n}");
         apply(Change::JoinCreate {
-            join: JoinRecord { id: id.clone(), hash: [0; 32], role, region: None, created: WallTime(0), expires: WallTime(u64::MAX) },
+            join: JoinRecord {
+                id: id.clone(),
+                hash: [0; 32],
+                role,
+                region: None,
+                created: WallTime(0),
+                expires: WallTime(u64::MAX),
+                used: None,
+            },
         });
         let node = NodeState {
             name: name.parse().unwrap_or_else(|e| panic!("{e}")),
@@ -164,7 +172,7 @@ pub fn founding(setup: &Setup) -> Snapshot {
             drained: false,
             since: 0,
         };
-        apply(Change::NodeEnrol { node, join: id });
+        apply(Change::NodeEnrol { node, join: id, key: [0; 32] });
     }
     for (name, detached) in SITES.iter().zip(setup.detached) {
         apply(Change::SitePut { spec: Box::new(site(name, detached)), source: String::new(), expected: None, vouched: true });
