@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::network::{Network, Node, Plan};
-use support::{Nginx, Process, error_of, free_port, text, wait_for};
+use support::{Http, Nginx, Process, error_of, free_port, text, wait_for};
 
 /// What dig says of a question, each answer's line in order.
 fn dig(port: u16, arguments: &[&str]) -> Vec<String> {
@@ -133,6 +133,50 @@ fn edges_that_drain_die_or_hang_leave_the_answers_and_come_back() {
     dns.kill();
     dns.start();
     until(port, "it to answer after a restart", &["127.0.1.1", "127.0.1.2"]);
+}
+
+#[test]
+fn where_a_node_is_reached_is_what_its_settings_say_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut network, nginx) = start(dir.path(), Plan { controls: 3, shields: 1, edges: 2, dns: 1, ..Plan::default() });
+    network.site("shop", "\"www.shop.example\"", &nginx.url(), "");
+    let port = server(&network).port;
+    until(port, "both edges", &["127.0.1.1", "127.0.1.2"]);
+    let again = |network: &mut Network, name: &str, old: &str, new: &str| {
+        let node = network.node(name);
+        node.kill();
+        let config = std::fs::read_to_string(&node.config).unwrap();
+        assert!(config.contains(old), "{config}");
+        std::fs::write(&node.config, config.replace(old, new)).unwrap();
+        node.start();
+    };
+    again(&mut network, "edge-1", "\"127.0.1.1\"", "\"127.0.1.9\"");
+    until(port, "the edge at its new address", &["127.0.1.2", "127.0.1.9"]);
+    assert!(text(&network.tidegate(&["audit"]).stdout).contains("node edge-1 is reached at 127.0.1.9, ::1"));
+    // It was drained by hand, and stays so.
+    assert!(network.tidegate(&["node", "drain", "edge-1"]).status.success());
+    again(&mut network, "edge-1", "\"127.0.1.9\"", "\"127.0.1.10\"");
+    wait_for("the next address", || text(&network.tidegate(&["audit"]).stdout).contains("127.0.1.10").then_some(()));
+    assert_eq!(named(port), ["127.0.1.2"]);
+    // Edges find a shield that has moved.
+    let (old, new) = (network.node("shield-1").port, free_port());
+    again(&mut network, "shield-1", &format!(":{old}\""), &format!(":{new}\""));
+    let admin = SocketAddr::from(([127, 0, 0, 1], network.node("shield-1").admin));
+    let mut n = 0;
+    wait_for("a miss over the shield", || {
+        n += 1;
+        let page = format!("/page?{n}");
+        let mut http = Http::connect(network.edges()[1].address()).ok()?;
+        let answer = http.ask("GET", "www.shop.example", &page, &[]).ok()?;
+        assert_eq!(answer.status, 200);
+        let figures = Http::connect(admin).ok()?.ask("GET", "localhost", "/metrics", &[]).ok()?.text();
+        figures.lines().any(|l| l.starts_with("tidegate_site_requests_total") && !l.ends_with(" 0")).then_some(())
+    });
+    // What it is was fixed when it enrolled.
+    again(&mut network, "edge-2", "region = \"eu\"", "region = \"us\"");
+    let edge = network.node("edge-2");
+    wait_for("it to end", || edge.has_ended().then_some(()));
+    assert!(edge.logged().contains("is that of edge edge-2 in eu, and the settings are of edge edge-2 in us"), "{}", edge.logged());
 }
 
 /// Two edges in the region eu, and one in us; a client subnet's edges once `subnet` is sent to the one in us.

@@ -9,7 +9,7 @@ use tidegate_certs::ca::requested_key;
 use tidegate_certs::token::hash_matches;
 use tidegate_certs::{CertError, NodeIdentity};
 use tidegate_control_state::{Enrolment, Refusal};
-use tidegate_control_types::{Change, Clock, Role, wire};
+use tidegate_control_types::{Change, Clock, NodeState, Role, wire};
 use tidegate_node::enrol::{ControlSecrets, EnrolAnswer, EnrolRequest};
 use zeroize::Zeroizing;
 
@@ -104,6 +104,14 @@ pub async fn promote(control: &Control, id: u64) -> Result<(), NotNow> {
 /// How a node stands, as far as this control node has applied the log.
 pub fn enrolment(control: &Control, who: &NodeIdentity) -> Enrolment {
     control.raft.state.read().enrolment((&who.name, &who.role, &who.region), who.enrolled)
+}
+
+/// Where a node is reached, as it says itself, into the log of this leader, if that is new.
+pub async fn announced(control: &Control, node: NodeState) -> Result<(), NotNow> {
+    control.read_barrier().await?;
+    let is_news = control.raft.state.read().node(node.name.as_str()).is_some_and(|n| n.state.is_elsewhere(&node));
+    let by = format!("node {}", node.name);
+    if is_news { control.change(&by, Change::NodeUpdate { node }).await.map(drop) } else { Ok(()) }
 }
 
 /// A new certificate for a node that shows its old one.

@@ -33,7 +33,7 @@ pub struct Founded {
 }
 
 /// This node's member id in the control plane, and how it is reached.
-fn node_state(settings: &ControlSettings) -> NodeState {
+pub fn node_state(settings: &ControlSettings) -> NodeState {
     NodeState {
         name: settings.name.clone(),
         role: Role::Control,

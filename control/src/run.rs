@@ -4,7 +4,7 @@ use crate::cluster_key::ClusterKeys;
 use crate::heard::Relayed;
 use crate::raft::{Driver, DriverSettings, RedbDisk};
 use crate::settings::ControlSettings;
-use crate::shared::Control;
+use crate::shared::{Control, NotNow};
 use crate::{ControlError, api, ca as authority, cluster_key, duties, enrol, init, peers, questions, watch};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -23,9 +23,9 @@ use tidegate_certs::{KeyId, NodeIdentity, SealingKey, ca, site};
 use tidegate_control_state::{Enrolment, State};
 use tidegate_control_types::authority::Fingerprint;
 use tidegate_control_types::explain::Asked;
-use tidegate_control_types::{Clock, Incarnation, NodeName, Role, wire};
+use tidegate_control_types::{Clock, Incarnation, NodeName, NodeState, Role, wire};
 use tidegate_node::lifecycle::{Stopping, notify_systemd};
-use tidegate_node::link::full;
+use tidegate_node::link::{LinkError, full};
 use tidegate_node::metrics::Metrics;
 use tidegate_node::serve::{CurrentTls, MutualTls, Peer, Transport, serve};
 use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, listen};
@@ -93,6 +93,7 @@ pub async fn run(mut settings: ControlSettings, bound: Bound, mut stopping: Stop
     let id = init::read_raft_id(&settings)?;
     let credentials =
         Credentials::load(&settings.data, &node_key)?.ok_or_else(|| ControlError::NoLog(settings.data.display().to_string()))?;
+    credentials.check(&init::node_state(&settings), &settings.data)?;
     let credentials = CurrentCredentials::new(credentials);
     let driver_settings = DriverSettings {
         id,
@@ -314,10 +315,24 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
             },
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
-        ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
-        ("/raft" | "/lease" | "/relay" | "/explain" | "/standings" | "/issuer" | "/cluster-key", Some(Role::Control), Some(who)) => {
-            control_request(&control, &path, &who, request).await
+        ("/node", Some(role), Some(who)) if role.follows() => {
+            let bytes = match body(request).await {
+                Ok(b) => b,
+                Err(r) => return r,
+            };
+            match (wire::decode::<NodeState>(&bytes), enrol::enrolment(&control, &who)) {
+                (Err(e), _) => plain(StatusCode::BAD_REQUEST, e.to_string()),
+                (Ok(_), Enrolment::Ahead) => plain(StatusCode::SERVICE_UNAVAILABLE, "this node is not known here yet"),
+                (Ok(node), Enrolment::Stands) if node.name.as_str() == who.name => announced(&control, node, bytes).await,
+                (Ok(_), _) => plain(StatusCode::FORBIDDEN, "this node is not, or no longer, what it says"),
+            }
         }
+        ("/renew", Some(_), Some(who)) => renew_request(&control, &who, request).await,
+        (
+            "/raft" | "/lease" | "/relay" | "/explain" | "/standings" | "/issuer" | "/cluster-key" | "/node",
+            Some(Role::Control),
+            Some(who),
+        ) => control_request(&control, &path, &who, request).await,
         (path, Some(_), Some(_)) if path.starts_with("/v1/") => api::answer(api::router(control), request).await,
         _ => plain(StatusCode::FORBIDDEN, "this node may not ask for that"),
     }
@@ -348,24 +363,39 @@ async fn body(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
     }
 }
 
+/// What this node cannot answer, since it does not lead.
+async fn to_leader(control: &Control, path: &str, body: Bytes, timeout: Duration) -> Response<Body> {
+    let Some(leader) = control.leader_address() else { return plain(StatusCode::SERVICE_UNAVAILABLE, "no leader is known") };
+    match control.links.call(&leader, "control", path, body.to_vec(), timeout).await {
+        Ok(answer) => plain(StatusCode::OK, answer),
+        Err(LinkError::Refused { status, detail, .. }) => plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), detail),
+        Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+    }
+}
+
 async fn enrol_request(control: &Arc<Control>, request: Request<Incoming>) -> Response<Body> {
     let bytes = match body(request).await {
         Ok(b) => b,
         Err(r) => return r,
     };
     if !control.leads() {
-        let Some(leader) = control.leader_address() else { return plain(StatusCode::SERVICE_UNAVAILABLE, "no leader is known") };
-        return match control.links.call(&leader, "control", "/enrol", bytes.to_vec(), crate::shared::CHANGE_TIMEOUT * 2).await {
-            Ok(answer) => plain(StatusCode::OK, answer),
-            Err(tidegate_node::link::LinkError::Refused { status, detail, .. }) => {
-                plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), detail)
-            }
-            Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
-        };
+        return to_leader(control, "/enrol", bytes, crate::shared::CHANGE_TIMEOUT * 2).await;
     }
     match enrol::enrol(control, &bytes).await {
         Ok(answer) => plain(StatusCode::OK, wire::encode(&answer)),
         Err(e) if e.is_final() => plain(StatusCode::FORBIDDEN, e.to_string()),
+        Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+    }
+}
+
+/// Where a node is reached, as it says itself: into the log where that is new.
+async fn announced(control: &Arc<Control>, node: NodeState, bytes: Bytes) -> Response<Body> {
+    if !control.leads() {
+        return to_leader(control, &format!("/node?log={}", control.log()), bytes, crate::shared::CHANGE_TIMEOUT).await;
+    }
+    match enrol::announced(control, node).await {
+        Ok(()) => plain(StatusCode::OK, Bytes::new()),
+        Err(e @ NotNow::Refused(_)) => plain(StatusCode::CONFLICT, e.to_string()),
         Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
     }
 }
@@ -411,6 +441,11 @@ async fn control_request(control: &Arc<Control>, path: &str, who: &NodeIdentity,
                 Ok(grant) => plain(StatusCode::OK, wire::encode(&grant)),
                 Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
             },
+            Err(e) => bad(e.to_string()),
+        },
+        "/node" => match wire::decode::<NodeState>(&bytes) {
+            Ok(node) if control.leads() => announced(control, node, bytes).await,
+            Ok(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
             Err(e) => bad(e.to_string()),
         },
         "/issuer" => plain(StatusCode::OK, wire::encode(&control.credentials.get().issuer)),

@@ -123,7 +123,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
         drained: false,
         since: 0,
     };
-    let (credentials, node_key) = enrol::credentials(node, state).await?;
+    let (credentials, node_key) = enrol::credentials(node, state.clone()).await?;
     let cdn_id = cdn_id(&credentials.identity.cluster, &credentials.trust.root)?;
     let credentials = CurrentCredentials::new(credentials);
     let links = Links::new(credentials.clone());
@@ -163,6 +163,7 @@ pub async fn run(mut settings: EdgeSettings, bound: Bound, file: Option<PathBuf>
     });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness(&watched, node.name.clone()), stopping.clone()));
+    tasks.spawn(enrol::announce(node.clone(), state, Arc::clone(&links)));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links), Arc::clone(&watched)));
     tasks.spawn(reload(Arc::clone(&shared), file, stopping.clone()));
     let probes = Workers::start_aside("probe", &stopping, {

@@ -64,7 +64,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         drained: false,
         since: 0,
     };
-    let (credentials, node_key) = enrol::credentials(node, state).await?;
+    let (credentials, node_key) = enrol::credentials(node, state.clone()).await?;
     let credentials = CurrentCredentials::new(credentials);
     let links = Links::new(credentials.clone());
     let watched = Watched::new();
@@ -120,6 +120,7 @@ pub async fn run(settings: ShieldSettings, bound: Bound, mut stopping: Stopping)
         Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
+    tasks.spawn(enrol::announce(node.clone(), state, Arc::clone(&links)));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links), Arc::clone(&watched)));
     let (origin, reported) = (Arc::clone(&pools), Arc::clone(&pools));
     let watcher = Watcher {

@@ -2,7 +2,7 @@
 
 use crate::clock::random_u64;
 use crate::identity::{Credentials, CurrentCredentials};
-use crate::link::{self, Links, full};
+use crate::link::{self, LinkError, Links, full};
 use crate::settings::NodeSettings;
 use crate::watch::Watched;
 use crate::{NodeError, SystemClock, backoff::Backoff};
@@ -71,6 +71,7 @@ pub async fn credentials(settings: &NodeSettings, node: NodeState) -> Result<(Cr
     std::fs::create_dir_all(&settings.data).map_err(|e| NodeError::file(&settings.data, e))?;
     let node_key = SealingKey::load_or_create(&settings.node_key)?;
     if let Some(found) = Credentials::load(&settings.data, &node_key)? {
+        found.check(&node, &settings.data)?;
         return Ok((found, node_key));
     }
     let role = node.role.as_str();
@@ -137,6 +138,24 @@ async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body:
         200 => wire::decode(&bytes).map_err(|e| silent(e.to_string())),
         400..=499 => Err(Asked::Refused(String::from_utf8_lossy(&bytes).into_owned())),
         _ => Err(silent(format!("{address} answered {status}: {}", String::from_utf8_lossy(&bytes)))),
+    }
+}
+
+/// Tells the control plane where the node is reached, in case its settings say something else than when it enrolled.
+pub async fn announce(settings: NodeSettings, node: NodeState, links: Arc<Links>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(60));
+    let body = wire::encode(&node);
+    loop {
+        for address in &settings.control {
+            match links.call(address, "control", "/node", body.clone(), CALL).await {
+                Ok(_) => return,
+                Err(LinkError::Refused { status: 400..=499, detail, .. }) => {
+                    return tracing::warn!(node = %node.name, detail, "the control plane does not take what this node says of itself");
+                }
+                Err(error) => tracing::debug!(%error, "where this node is reached is not told yet"),
+            }
+        }
+        tokio::time::sleep(backoff.next(random_u64())).await;
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tidegate_certs::tls::Trust;
 use tidegate_certs::{NodeIdentity, SealingKey, identity, tls};
 use tidegate_control_types::authority::Fingerprint;
-use tidegate_control_types::wire;
+use tidegate_control_types::{NodeState, wire};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -46,6 +46,20 @@ impl Credentials {
         let client = Arc::new(tls::node_client(&chain, &key, &trust)?);
         let issuer = chain.get(1).map(|c| identity::key_fingerprint(c)).transpose()?.unwrap_or_default();
         Ok(Self { identity: who, chain, key, trust, issuer, client, not_after })
+    }
+
+    /// Whether they are those of the node that the settings speak of: its name, role and region are fixed by its enrolment.
+    ///
+    /// # Errors
+    /// They are another's.
+    pub fn check(&self, node: &NodeState, data: &Path) -> Result<(), NodeError> {
+        let i = &self.identity;
+        if i.name == node.name.as_str() && i.role == node.role.as_str() && i.region == node.region {
+            return Ok(());
+        }
+        let found = format!("{} {} in {}", i.role, i.name, i.region);
+        let wanted = format!("{} {} in {}", node.role, node.name, node.region);
+        Err(NodeError::Other { data: data.display().to_string(), found, wanted })
     }
 
     fn file(data: &Path) -> PathBuf {

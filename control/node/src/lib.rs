@@ -49,6 +49,10 @@ pub enum NodeError {
     NoJoinToken { path: String },
     #[error("cannot enrol: {0}")]
     Enrolment(String),
+    #[error(
+        "{data} is that of {found}, and the settings are of {wanted}: put back what they said, or remove that node (tidegate node remove), empty {data} and enrol with a new join token"
+    )]
+    Other { data: String, found: String, wanted: String },
     #[error("the control plane removed this node; to bring it back, empty {data} and enrol it with a new join token")]
     Removed { data: String },
     #[error("{0}")]

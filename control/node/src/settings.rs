@@ -4,6 +4,7 @@ use crate::NodeError;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use tidegate_control_types::NodeName;
+use tidegate_control_types::node::MOST_ADVERTISED;
 use tidegate_control_types::settings::{self, Section, parsed, size, string};
 use tidegate_control_types::site_file::parse_origin_url;
 use toml::de::DeValue;
@@ -70,6 +71,9 @@ impl NodeSettings {
         }
         let join_token_file = s.optional("join_token_file", path);
         let advertise = s.list("advertise", parsed);
+        if advertise.len() > MOST_ADVERTISED {
+            s.wrong("advertise", format!("has {} addresses: {MOST_ADVERTISED} at most", advertise.len()));
+        }
         let admin = s.or("admin", SocketAddr::from(([127, 0, 0, 1], 9081)), parsed);
         let name_servers = s.list("name_servers", parsed);
         Some(Self { name: name?, region: region?, data, node_key, control, join_token_file, advertise, admin, disk: disk(s), name_servers })

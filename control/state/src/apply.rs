@@ -406,6 +406,7 @@ impl State {
     }
 
     fn node_enrol(&mut self, index: u64, mut node: NodeState, join: &str, key: Fingerprint) -> Changed {
+        node.check().map_err(Refusal::Conflict)?;
         let joined = Joined { node: node.name.clone(), key };
         let record = self.joins.get_mut(join).filter(|j| self.now < j.expires && j.role == node.role).ok_or(Refusal::JoinToken)?;
         if record.used.is_some() {
@@ -443,7 +444,8 @@ impl State {
         if old.role != node.role {
             return Err(Refusal::Conflict(format!("{} is enrolled as {}", node.name, old.role)));
         }
-        (node.since, node.drained) = (old.since, old.drained);
+        node.check().map_err(Refusal::Conflict)?;
+        (node.region, node.since, node.drained) = (old.region.clone(), old.since, old.drained);
         Ok(self.put_node(index, node))
     }
 
@@ -517,7 +519,11 @@ fn describe(change: &Change) -> Option<String> {
         Change::HostPut { site, host, hold: Some(_) } => format!("the host {host} is the site {site}'s"),
         Change::HostPut { site, host, hold: None } => format!("the host {host} is no longer the site {site}'s"),
         Change::SiteRemove { name, .. } => format!("site {name} removed"),
-        Change::Purge { .. } | Change::NodeUpdate { .. } => return None,
+        Change::Purge { .. } => return None,
+        Change::NodeUpdate { node } => {
+            let all = node.address.iter().cloned().chain(node.advertise.iter().map(ToString::to_string));
+            format!("node {} is reached at {}", node.name, all.collect::<Vec<_>>().join(", "))
+        }
         Change::NodeEnrol { node, .. } => format!("{} {} enrolled", node.role, node.name),
         Change::NodeDrain { name, drained } => format!("node {name} {}", if *drained { "drained" } else { "undrained" }),
         Change::NodeRemove { name, dead } => format!("node {name} removed{}", if *dead { " as dead" } else { "" }),

@@ -47,6 +47,7 @@ pub enum Change {
         /// Of the public key that its certificate is to be for.
         key: Fingerprint,
     },
+    /// It is reached elsewhere, by its settings; what it is stays.
     NodeUpdate {
         node: NodeState,
     },

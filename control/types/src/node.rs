@@ -84,6 +84,35 @@ pub struct NodeState {
     pub since: u64,
 }
 
+/// Addresses that one node may have for its clients.
+pub const MOST_ADVERTISED: usize = 32;
+
+impl NodeState {
+    /// What a node says of itself is checked before it gets into the log.
+    ///
+    /// # Errors
+    /// In words for the operator.
+    pub fn check(&self) -> Result<(), String> {
+        if let Err(e) = self.region.parse::<NodeName>() {
+            return Err(format!("its region: {e}"));
+        }
+        if self.advertise.len() > MOST_ADVERTISED {
+            return Err(format!("it advertises {} addresses: {MOST_ADVERTISED} at most", self.advertise.len()));
+        }
+        let is_address = |a: &str| a.rsplit_once(':').is_some_and(|(h, p)| (1..=255).contains(&h.len()) && p.parse::<u16>().is_ok());
+        match &self.address {
+            Some(address) if !is_address(address) => Err(format!("{:?} is no host:port", address.chars().take(80).collect::<String>())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether other nodes or clients would reach `other` otherwise.
+    #[must_use]
+    pub fn is_elsewhere(&self, other: &Self) -> bool {
+        self.address != other.address || self.advertise != other.advertise
+    }
+}
+
 /// How an edge stands to the control plane, as the leader knows it: soft state, for those who send clients to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeStanding {

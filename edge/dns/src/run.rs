@@ -75,7 +75,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         drained: false,
         since: 0,
     };
-    let (credentials, node_key) = enrol::credentials(node, state).await?;
+    let (credentials, node_key) = enrol::credentials(node, state.clone()).await?;
     let credentials = CurrentCredentials::new(credentials);
     let (links, shown) = (Links::new(credentials.clone()), credentials.clone());
     let (watched, current, figures) = (Watched::new(), Current::new(settings.zone.clone(), networks), Arc::<Figures>::default());
@@ -103,6 +103,7 @@ pub async fn run(settings: DnsSettings, bound: Bound, mut stopping: Stopping) ->
         Arc::new(move || if *ready.begun.borrow() { Ok(()) } else { Err("no configuration has come from the control plane yet".into()) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(admin::serve(bound.admin, metrics, readiness, stopping.clone()));
+    tasks.spawn(enrol::announce(node.clone(), state, Arc::clone(&links)));
     tasks.spawn(enrol::renew(node.clone(), credentials.clone(), node_key.clone(), Arc::clone(&links), Arc::clone(&watched)));
     tasks.spawn(reload(settings.clone(), Arc::clone(&current), stopping.clone()));
     if !settings.probe.interval.is_zero() {
