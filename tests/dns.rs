@@ -156,8 +156,13 @@ fn where_a_node_is_reached_is_what_its_settings_say_now() {
     // It was drained by hand, and stays so.
     assert!(network.tidegate(&["node", "drain", "edge-1"]).status.success());
     again(&mut network, "edge-1", "\"127.0.1.9\"", "\"127.0.1.10\"");
-    wait_for("the next address", || text(&network.tidegate(&["audit"]).stdout).contains("127.0.1.10").then_some(()));
-    assert_eq!(named(port), ["127.0.1.2"]);
+    wait_for("the drained edge to be back at its next address", || {
+        let nodes = network.json(&["node", "list"]);
+        let edge = nodes.as_array()?.iter().find(|n| n["name"] == "edge-1")?;
+        (edge["state"] == "drained" && edge["advertise"][0] == "127.0.1.10").then_some(())
+    });
+    assert!(network.tidegate(&["node", "undrain", "edge-1"]).status.success());
+    until(port, "it to be back where it is now", &["127.0.1.10", "127.0.1.2"]);
     // Edges find a shield that has moved.
     let (old, new) = (network.node("shield-1").port, free_port());
     again(&mut network, "shield-1", &format!(":{old}\""), &format!(":{new}\""));

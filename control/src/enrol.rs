@@ -5,6 +5,7 @@ use crate::raft::member_change;
 use crate::shared::{Control, NotNow};
 use raft::eraftpb::ConfChangeType;
 use std::sync::Arc;
+use std::time::Duration;
 use tidegate_certs::ca::requested_key;
 use tidegate_certs::token::hash_matches;
 use tidegate_certs::{CertError, NodeIdentity};
@@ -12,6 +13,9 @@ use tidegate_control_state::{Enrolment, Refusal};
 use tidegate_control_types::{Change, Clock, NodeState, Role, wire};
 use tidegate_node::enrol::{ControlSecrets, EnrolAnswer, EnrolRequest};
 use zeroize::Zeroizing;
+
+/// A node cannot fill the log with where it is reached.
+const BETWEEN_MOVES: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
@@ -29,7 +33,7 @@ impl EnrolError {
     /// Whether asking again can help.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Request(_) | Self::NotNow(NotNow::Refused(_)))
+        matches!(self, Self::Request(_) | Self::Certificate(_) | Self::NotNow(NotNow::Refused(_)))
     }
 }
 
@@ -38,6 +42,7 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
     let asked: EnrolRequest = wire::decode(body)?;
     let refused = || EnrolError::NotNow(NotNow::Refused(Refusal::JoinToken));
     control.read_barrier().await?;
+    let again;
     {
         let state = control.raft.state.read();
         let join = state.join(&asked.join_id).ok_or_else(refused)?;
@@ -49,6 +54,8 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
             let why = format!("the join token is for the role {}, and {} is to be {}", join.role, asked.node.name, asked.node.role);
             return Err(NotNow::Refused(Refusal::Conflict(why)).into());
         }
+        asked.node.check().map_err(|why| NotNow::Refused(Refusal::Conflict(why)))?;
+        again = join.used.is_some();
     }
     let ca = ca::newest(control)?;
     let key = requested_key(&asked.request)?;
@@ -61,11 +68,17 @@ pub async fn enrol(control: &Arc<Control>, body: &[u8]) -> Result<EnrolAnswer, E
         let record = state.node(name.as_str()).filter(|n| n.removed.is_none());
         let record = record.ok_or_else(|| NotNow::Refused(Refusal::NotFound(format!("{name} was removed as soon as it had enrolled"))))?;
         let cluster = state.founding.cluster.clone();
-        NodeIdentity { cluster, role: role.to_string(), region: node.region, name: name.to_string(), enrolled: record.state.since }
+        NodeIdentity {
+            cluster,
+            role: role.to_string(),
+            region: record.state.region.clone(),
+            name: name.to_string(),
+            enrolled: record.state.since,
+        }
     };
     let chain = ca.sign_node(&asked.request, &identity, control.clock.wall().as_secs())?;
     let secrets = match role {
-        Role::Control => Some(add_member(control, &by, name, node.address.unwrap_or_default()).await?),
+        Role::Control => Some(add_member(control, &by, name, (node.address.unwrap_or_default(), again)).await?),
         Role::Edge | Role::Shield | Role::Dns => None,
     };
     Ok(EnrolAnswer { chain, retired: control.raft.state.read().authority.issuers().retired, control: secrets })
@@ -76,8 +89,10 @@ async fn add_member(
     control: &Arc<Control>,
     by: &str,
     name: tidegate_control_types::NodeName,
-    address: String,
+    (address, again): (String, bool),
 ) -> Result<ControlSecrets, EnrolError> {
+    // Two at once would get the same id.
+    let _one = control.joining.lock().await;
     let (there, next) = {
         let state = control.raft.state.read();
         let there = state.members().find(|m| *m.1 == name).map(|m| m.0);
@@ -86,10 +101,16 @@ async fn add_member(
     // It is there where the node asks once more, having heard no answer.
     let id = there.unwrap_or(next);
     if there.is_none() {
-        control.change(by, Change::MemberPut { id, name, address }).await?;
+        // Where another has just got this id, it asks once more.
+        let put = control.change(by, Change::MemberPut { id, name, address }).await;
+        put.map_err(|e| if matches!(e, NotNow::Refused(_)) { NotNow::Unknown } else { e })?;
     }
     let members = control.members().await.ok_or(NotNow::Unknown)?;
-    if !members.voters.contains(&id) && members.learners.iter().all(|l| l.0 != id) {
+    // It has heard the answer, and runs: whoever asks now is somebody else.
+    if again && (members.voters.contains(&id) || members.learners.iter().any(|(l, matched)| *l == id && *matched > 0)) {
+        return Err(NotNow::Refused(Refusal::JoinToken).into());
+    }
+    if members.learners.iter().all(|l| l.0 != id) {
         control.change_members(member_change(ConfChangeType::AddLearnerNode, id)).await?;
     }
     // Read after its place is in the log: a rotation gives its key to all who have one, before it reads who has.
@@ -108,10 +129,22 @@ pub fn enrolment(control: &Control, who: &NodeIdentity) -> Enrolment {
 
 /// Where a node is reached, as it says itself, into the log of this leader, if that is new.
 pub async fn announced(control: &Control, node: NodeState) -> Result<(), NotNow> {
+    node.check().map_err(Refusal::Conflict)?;
     control.read_barrier().await?;
     let is_news = control.raft.state.read().node(node.name.as_str()).is_some_and(|n| n.state.is_elsewhere(&node));
-    let by = format!("node {}", node.name);
-    if is_news { control.change(&by, Change::NodeUpdate { node }).await.map(drop) } else { Ok(()) }
+    if !is_news {
+        return Ok(());
+    }
+    let now = control.clock.boot();
+    {
+        let mut moved = control.moved.lock();
+        moved.retain(|_, at| now.since(*at) < BETWEEN_MOVES);
+        if moved.contains_key(&node.name) {
+            return Err(NotNow::Busy);
+        }
+        moved.insert(node.name.clone(), now);
+    }
+    control.change(&format!("node {}", node.name), Change::NodeUpdate { node }).await.map(drop)
 }
 
 /// A new certificate for a node that shows its old one.

@@ -112,17 +112,19 @@ pub fn enrol_first(
 ) -> Result<(), ControlError> {
     let node_key = SealingKey::load_or_create(&settings.node_key)?;
     // Used up at once, by this node itself.
-    let (join, _) = join_record((cluster, &state.founding.root, &[]), Role::Control, None, now, JOIN_TTL)?;
+    // The time of a backup may be ahead of this clock.
+    let logged = now.max(state.now());
+    let (join, _) = join_record((cluster, &state.founding.root, &[]), Role::Control, None, logged, JOIN_TTL)?;
     let id = join.id.clone();
     let mut apply = |change| {
         let index = state.applied + 1;
-        state.apply(index, Command { at: now, by: by.into(), change });
-        index
+        let applied = state.apply(index, Command { at: now, by: by.into(), change });
+        applied.outcome.map(|()| index).map_err(ControlError::Refused)
     };
     let (key, request) = request()?;
-    apply(Change::JoinCreate { join });
-    let enrolled = apply(Change::NodeEnrol { node: node_state(settings), join: id, key: requested_key(&request)? });
-    apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() });
+    apply(Change::JoinCreate { join })?;
+    let enrolled = apply(Change::NodeEnrol { node: node_state(settings), join: id, key: requested_key(&request)? })?;
+    apply(Change::MemberPut { id: 1, name: settings.name.clone(), address: settings.address.clone().unwrap_or_default() })?;
     let identity = NodeIdentity {
         cluster: cluster.to_owned(),
         role: Role::Control.to_string(),

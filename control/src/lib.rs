@@ -48,6 +48,8 @@ pub enum ControlError {
     Backup { path: String, error: backup::BackupError },
     #[error("{0}")]
     ClusterKey(String),
+    #[error("this control node cannot be put into the network's state: {0}")]
+    Refused(tidegate_control_state::Refusal),
     #[error("the network removed this control node; to bring it back, empty {0}, remove its cluster key file, and join it anew")]
     Removed(String),
     #[error("the root's key is not in this backup: it was taken out of the log before")]

@@ -32,6 +32,8 @@ use tidegate_node::{Body, Credentials, CurrentCredentials, NodeError, admin, lis
 
 /// The longest message that one control node takes from another, in bytes.
 const MOST_BODY: usize = wire::MAX_FRAME;
+/// What a node says of itself, with the request for its certificate.
+const MOST_SAID: usize = 64 << 10;
 const API_CERTIFICATE_SECS: u64 = 86_400;
 const REPLAYED_WITHIN: Duration = Duration::from_secs(10);
 const WAITS_FOR_LOG: Duration = Duration::from_secs(1);
@@ -316,14 +318,18 @@ async fn node_request(control: Arc<Control>, request: Request<Incoming>, peer: P
             Err(e) => plain(StatusCode::FORBIDDEN, e.to_string()),
         },
         ("/node", Some(role), Some(who)) if role.follows() => {
-            let bytes = match body(request).await {
+            let bytes = match body(request, MOST_SAID).await {
                 Ok(b) => b,
                 Err(r) => return r,
             };
             match (wire::decode::<NodeState>(&bytes), enrol::enrolment(&control, &who)) {
                 (Err(e), _) => plain(StatusCode::BAD_REQUEST, e.to_string()),
+                // The leader may know better than this one.
+                (Ok(mut node), Enrolment::Stands) if node.name.as_str() == who.name => {
+                    node.since = who.enrolled;
+                    announced(&control, node).await
+                }
                 (Ok(_), Enrolment::Ahead) => plain(StatusCode::SERVICE_UNAVAILABLE, "this node is not known here yet"),
-                (Ok(node), Enrolment::Stands) if node.name.as_str() == who.name => announced(&control, node, bytes).await,
                 (Ok(_), _) => plain(StatusCode::FORBIDDEN, "this node is not, or no longer, what it says"),
             }
         }
@@ -356,8 +362,8 @@ fn may_speak(control: &Control, path: &str, who: &NodeIdentity, from: Option<u64
     }
 }
 
-async fn body(request: Request<Incoming>) -> Result<Bytes, Response<Body>> {
-    match Limited::new(request.into_body(), MOST_BODY).collect().await {
+async fn body(request: Request<Incoming>, most: usize) -> Result<Bytes, Response<Body>> {
+    match Limited::new(request.into_body(), most).collect().await {
         Ok(all) => Ok(all.to_bytes()),
         Err(e) => Err(plain(StatusCode::BAD_REQUEST, e.to_string())),
     }
@@ -374,7 +380,7 @@ async fn to_leader(control: &Control, path: &str, body: Bytes, timeout: Duration
 }
 
 async fn enrol_request(control: &Arc<Control>, request: Request<Incoming>) -> Response<Body> {
-    let bytes = match body(request).await {
+    let bytes = match body(request, MOST_SAID).await {
         Ok(b) => b,
         Err(r) => return r,
     };
@@ -389,19 +395,25 @@ async fn enrol_request(control: &Arc<Control>, request: Request<Incoming>) -> Re
 }
 
 /// Where a node is reached, as it says itself: into the log where that is new.
-async fn announced(control: &Arc<Control>, node: NodeState, bytes: Bytes) -> Response<Body> {
+async fn announced(control: &Arc<Control>, node: NodeState) -> Response<Body> {
     if !control.leads() {
-        return to_leader(control, &format!("/node?log={}", control.log()), bytes, crate::shared::CHANGE_TIMEOUT).await;
+        let path = format!("/node?log={}", control.log());
+        let told = to_leader(control, &path, wire::encode(&node).into(), crate::shared::CHANGE_TIMEOUT).await;
+        // What else it refuses is this control node's to mend.
+        return match told.status() {
+            StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => told,
+            _ => plain(StatusCode::SERVICE_UNAVAILABLE, "the leader cannot be told now"),
+        };
     }
     match enrol::announced(control, node).await {
         Ok(()) => plain(StatusCode::OK, Bytes::new()),
-        Err(e @ NotNow::Refused(_)) => plain(StatusCode::CONFLICT, e.to_string()),
+        Err(e @ NotNow::Refused(_)) => plain(StatusCode::UNPROCESSABLE_ENTITY, e.to_string()),
         Err(e) => plain(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
     }
 }
 
 async fn renew_request(control: &Control, who: &NodeIdentity, request: Request<Incoming>) -> Response<Body> {
-    match body(request).await {
+    match body(request, MOST_SAID).await {
         Err(r) => r,
         Ok(bytes) => match enrol::renew(control, who, &bytes) {
             Ok(chain) => plain(StatusCode::OK, wire::encode(&chain)),
@@ -412,7 +424,7 @@ async fn renew_request(control: &Control, who: &NodeIdentity, request: Request<I
 
 async fn control_request(control: &Arc<Control>, path: &str, who: &NodeIdentity, request: Request<Incoming>) -> Response<Body> {
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let bytes = match body(request).await {
+    let bytes = match body(request, MOST_BODY).await {
         Ok(b) => b,
         Err(r) => return r,
     };
@@ -444,7 +456,7 @@ async fn control_request(control: &Arc<Control>, path: &str, who: &NodeIdentity,
             Err(e) => bad(e.to_string()),
         },
         "/node" => match wire::decode::<NodeState>(&bytes) {
-            Ok(node) if control.leads() => announced(control, node, bytes).await,
+            Ok(node) if control.leads() => announced(control, node).await,
             Ok(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "this control node does not lead"),
             Err(e) => bad(e.to_string()),
         },
@@ -470,7 +482,7 @@ async fn control_request(control: &Arc<Control>, path: &str, who: &NodeIdentity,
         _ => match wire::decode::<Relayed>(&bytes) {
             Ok(relayed) => {
                 let now = control.clock.wall();
-                match control.with_leadership(|_, l| relayed.tell(&mut l.fleet, now)) {
+                match control.with_leadership(|state, l| relayed.tell(state, &mut l.fleet, now)) {
                     Some(news) => {
                         if news {
                             control.note_change();

@@ -94,6 +94,10 @@ pub struct Control {
     pub broadcast: broadcast::Sender<Broadcast>,
     /// Locked after the leadership, where both are.
     pub heard: Mutex<Heard>,
+    /// Held by a control node that joins: one at a time.
+    pub joining: tokio::sync::Mutex<()>,
+    /// Nodes that were put elsewhere just now.
+    pub moved: Mutex<BTreeMap<NodeName, BootTime>>,
     pub relay: tokio::sync::Notify,
     pub questions: Questions,
     pub names: Names,
@@ -126,6 +130,7 @@ impl From<NotDone> for NotNow {
             NotDone::Unknown => Self::Unknown,
             NotDone::Busy => Self::Busy,
             NotDone::UnknownNode => Self::UnknownNode,
+            NotDone::TooLarge => Self::Refused(Refusal::Limit("it is too large for the log".into())),
         }
     }
 }
@@ -151,6 +156,8 @@ impl Control {
             changed: watch::channel(0).0,
             broadcast: broadcast::channel(MOST_BEHIND).0,
             heard: Mutex::default(),
+            joining: tokio::sync::Mutex::default(),
+            moved: Mutex::default(),
             relay: tokio::sync::Notify::new(),
             questions: Questions::default(),
             names: Names::new(&settings.name_servers),

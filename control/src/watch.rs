@@ -3,6 +3,7 @@
 
 use crate::enrol;
 use crate::feed::{Audience, Feed};
+use crate::heard::Acked;
 use crate::shared::{Broadcast, Control};
 use bytes::Bytes;
 use http::Response;
@@ -121,9 +122,13 @@ impl Session {
     }
 
     fn hear(&self, message: FromNode, leases: &mpsc::Sender<ToNode>) -> Result<(), String> {
+        // Its name may be another's.
+        if enrol::enrolment(&self.control, &self.who) == Enrolment::Over {
+            return Err("the node is forgotten".into());
+        }
         match message {
             FromNode::Hello { .. } => return Err("a second hello".into()),
-            FromNode::Ack { index } => acknowledged(&self.control, &self.name, index),
+            FromNode::Ack { index } => acknowledged(&self.control, &self.name, Acked { enrolled: self.who.enrolled, index }),
             FromNode::Ended { removal } => {
                 tracing::info!(node = %self.name, removal, "a removed node has ended");
                 self.control.heard.lock().ended(&self.name, removal);
@@ -217,9 +222,8 @@ pub fn standings_here(control: &Control) -> Option<Vec<EdgeStanding>> {
     })
 }
 
-/// A node has applied all through `index`.
-fn acknowledged(control: &Control, name: &NodeName, index: u64) {
-    control.heard.lock().acked(name, index);
+fn acknowledged(control: &Control, name: &NodeName, acked: Acked) {
+    control.heard.lock().acked(name, acked);
     tell(control);
 }
 
@@ -231,12 +235,9 @@ fn reported(control: &Control, name: &NodeName, report: NodeReport) {
 /// What was heard goes on: into this node's own view where it leads, else to the leader.
 fn tell(control: &Control) {
     let now = control.clock.wall();
-    match control.raft.leadership.lock().as_mut() {
-        Some(leadership) => {
-            if control.heard.lock().tell(&mut leadership.fleet, now) {
-                control.note_change();
-            }
-        }
+    match control.with_leadership(|state, leadership| control.heard.lock().tell(state, &mut leadership.fleet, now)) {
+        Some(true) => control.note_change(),
+        Some(false) => {}
         None => control.relay.notify_one(),
     }
 }

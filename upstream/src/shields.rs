@@ -65,7 +65,7 @@ impl Shields {
     /// The shields as they are now; one that stays keeps what is known of it.
     pub fn set(&self, shields: Vec<Shield>) {
         let old = Arc::clone(&self.0.read());
-        let kept = |new: Shield| match old.iter().find(|o| o.name == new.name && o.address == new.address) {
+        let kept = |new: Shield| match old.iter().find(|o| o.tls_name == new.tls_name && o.address == new.address) {
             Some(same) => Arc::clone(same),
             None => Arc::new(new),
         };
@@ -94,11 +94,17 @@ pub trait ShieldWay: 'static {
 /// This node's TLS settings towards shields, as they are now.
 pub type ShieldTls = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
 
+struct Open {
+    tls_name: String,
+    config: Arc<ClientConfig>,
+    sender: Sender,
+}
+
 /// HTTP/2 over mutual TLS, one connection of a worker to each shield.
 pub struct Http2Shields {
     tls: ShieldTls,
-    /// By address, with the settings that each was made with: with others they are made again.
-    open: RefCell<HashMap<String, (Arc<ClientConfig>, Sender)>>,
+    /// By address, with the shield and the settings that each was made with: with others they are made again.
+    open: RefCell<HashMap<String, Open>>,
 }
 
 impl Http2Shields {
@@ -109,9 +115,9 @@ impl Http2Shields {
 
     async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
         let config = (self.tls)();
-        let is_good = |(with, sender): &&(Arc<ClientConfig>, Sender)| Arc::ptr_eq(with, &config) && !sender.is_closed();
-        if let Some((_, open)) = self.open.borrow().get(&shield.address).filter(is_good) {
-            return Ok(open.clone());
+        let is_good = |o: &&Open| o.tls_name == shield.tls_name && Arc::ptr_eq(&o.config, &config) && !o.sender.is_closed();
+        if let Some(open) = self.open.borrow().get(&shield.address).filter(is_good) {
+            return Ok(open.sender.clone());
         }
         let opening = async {
             let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
@@ -124,7 +130,8 @@ impl Http2Shields {
             tidegate_http2::connect(tls, &CONNECTION).await.map_err(|_| FetchError::Broken)
         };
         let sender = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| FetchError::Connect)??;
-        self.open.borrow_mut().insert(shield.address.clone(), (config, sender.clone()));
+        let open = Open { tls_name: shield.tls_name.clone(), config, sender: sender.clone() };
+        self.open.borrow_mut().insert(shield.address.clone(), open);
         Ok(sender)
     }
 }
@@ -261,5 +268,22 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
             Some(request) => self.origin.fetch(request, fetch).await,
             None => Err(FetchError::Connect),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shield_that_took_the_name_and_address_of_another_is_another() {
+        let shields = Shields::default();
+        let one = |enrolled: u64| Shield::new("s1".into(), "192.0.2.1:7444".into(), format!("s1.{enrolled}.shield.main.tidegate.internal"));
+        shields.set(vec![one(4)]);
+        let first = Arc::clone(&shields.get()[0]);
+        shields.set(vec![one(4)]);
+        assert!(Arc::ptr_eq(&first, &shields.get()[0]), "what is known of it stays");
+        shields.set(vec![one(9)]);
+        assert_eq!(shields.get()[0].tls_name, "s1.9.shield.main.tidegate.internal");
     }
 }

@@ -143,13 +143,13 @@ async fn ask(address: &str, name: &str, config: Arc<rustls::ClientConfig>, body:
 
 /// Tells the control plane where the node is reached, in case its settings say something else than when it enrolled.
 pub async fn announce(settings: NodeSettings, node: NodeState, links: Arc<Links>) {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(60));
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
     let body = wire::encode(&node);
     loop {
         for address in &settings.control {
             match links.call(address, "control", "/node", body.clone(), CALL).await {
                 Ok(_) => return,
-                Err(LinkError::Refused { status: 400..=499, detail, .. }) => {
+                Err(LinkError::Refused { status: 400 | 422, detail, .. }) => {
                     return tracing::warn!(node = %node.name, detail, "the control plane does not take what this node says of itself");
                 }
                 Err(error) => tracing::debug!(%error, "where this node is reached is not told yet"),

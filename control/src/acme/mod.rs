@@ -219,11 +219,12 @@ impl Acme {
 
     /// The authority did not say when to renew. Gives the wait until it is asked again.
     fn was_not_told(&self, site: &SiteName, leaf: &[u8], why: &Stop, now: WallTime) -> Duration {
-        let is_rate_limited = matches!(why, Stop::Failed { is_rate_limited: true, .. });
         let mut soft = self.soft.lock();
         let Some(known) = soft.renewals.get_mut(site).filter(|r| r.leaf == leaf) else { return ASK_AGAIN };
         known.failures = known.failures.saturating_add(1);
-        let wait = due::next_try(known.failures, ASK_AGAIN_SOON, is_rate_limited, random_u64()).min(ASK_AGAIN);
+        // What it says now it will say again soon (section 4.3.3).
+        let first = if matches!(why, Stop::Failed { .. }) { ASK_AGAIN } else { ASK_AGAIN_SOON };
+        let wait = due::next_try(known.failures, first, false, random_u64()).min(ASK_AGAIN);
         known.ask_again = now + wait;
         wait
     }
@@ -237,6 +238,10 @@ async fn ask_renewal(control: &Control, site: SiteName, certificate: SealedCerti
     let told = match account(control).await {
         Ok(account) => match account.renewal_info(&id).await {
             Err(instant_acme::Error::Unsupported(_)) => return,
+            // No window at all (section 4.2).
+            Ok((info, _)) if info.suggested_window.end <= info.suggested_window.start => {
+                Err(Stop::failed("the end of its window is not after the start"))
+            }
             told => told.map_err(Stop::from),
         },
         Err(stop) => Err(stop),

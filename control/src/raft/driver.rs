@@ -72,6 +72,8 @@ pub enum NotDone {
     Busy,
     /// The node that asks for a lease is not, or no longer, part of the network.
     UnknownNode,
+    /// No follower would take it, and nothing behind it.
+    TooLarge,
 }
 
 #[derive(Default)]
@@ -134,6 +136,8 @@ pub struct Driver<D: Disk> {
 
 const MOST_SIZE_PER_MESSAGE: u64 = 1 << 20;
 const MOST_IN_FLIGHT: usize = 256;
+/// Of one entry: less than what a node takes as one message.
+const MOST_COMMAND: usize = 16 << 20;
 const MOST_UNCOMMITTED: u64 = 256 << 20;
 const MOST_PURGE_TIMES: usize = 100_000;
 
@@ -222,7 +226,11 @@ impl<D: Disk> Driver<D> {
             }
             Input::Propose { ticket, command } => {
                 let data = wire::encode(&*command);
-                self.propose(ticket, |raw, context| raw.propose(context, data));
+                if data.len() > MOST_COMMAND {
+                    self.out.done.push((ticket, Err(NotDone::TooLarge)));
+                } else {
+                    self.propose(ticket, |raw, context| raw.propose(context, data));
+                }
             }
             // Raft makes an empty entry of a second change while one is under way.
             Input::Members { ticket, .. } if self.raw.raft.has_pending_conf() => self.out.done.push((ticket, Err(NotDone::Busy))),

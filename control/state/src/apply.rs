@@ -6,12 +6,16 @@ use crate::{
     AuditRecord, MOST_ACCOUNTS, MOST_AUDIT, MOST_CERTIFICATES, MOST_NODES, MOST_SITES, MOST_TICKET_KEYS, MOST_TOKENS, MOST_TXT, MOST_ZONES,
     NodeRecord, Removal, State,
 };
+use std::time::Duration;
 use tidegate_control_types::authority::{Fingerprint, hex};
 use tidegate_control_types::certificate::{Challenge, OrderStep, SealedCertificate, acme_name, covers, internal_name, is_uploaded_as};
 use tidegate_control_types::event::Event;
 use tidegate_control_types::site::{CertificateChoice, Hold, HostPattern, Shown, SiteSpec, WhenDetached};
 use tidegate_control_types::token::Joined;
 use tidegate_control_types::{CertificateName, Change, Command, NodeName, NodeState, PurgeOrder, Role, Selector, SiteName};
+
+/// A node that did not hear that it is enrolled may ask for that long.
+const ASKED_AGAIN_WITHIN: Duration = Duration::from_secs(600);
 
 /// Why a command changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,7 +92,7 @@ impl State {
             Change::TokenRevoke { id } => removed(&mut self.tokens, &id, "token"),
             Change::JoinCreate { join } => {
                 let now = self.now;
-                self.joins.retain(|_, j| now < j.expires);
+                self.joins.retain(|_, j| now < j.expires && j.used.as_ref().is_none_or(|u| now.since(u.at) < ASKED_AGAIN_WITHIN));
                 limited(&mut self.joins, join.id.clone(), join, MOST_TOKENS, "join tokens")
             }
             Change::JoinRevoke { id } => removed(&mut self.joins, &id, "join token"),
@@ -135,6 +139,9 @@ impl State {
             Change::IssuingRequest { requested } => self.issuing_requested(requested),
             Change::IssuingPut { issuing, requested } => self.issuing_put(issuing, requested),
             Change::IssuingRetire { fingerprint } => self.issuing_retire(&fingerprint),
+            Change::MemberPut { id, name, .. } if self.members.get(&id).is_some_and(|m| m.0 != name) => {
+                Err(Refusal::Conflict(format!("the id {id} is another control node's than {name}'s")))
+            }
             Change::MemberPut { id, name, address } => {
                 self.greatest_member = self.greatest_member.max(id);
                 self.members.insert(id, (name, address));
@@ -407,12 +414,12 @@ impl State {
 
     fn node_enrol(&mut self, index: u64, mut node: NodeState, join: &str, key: Fingerprint) -> Changed {
         node.check().map_err(Refusal::Conflict)?;
-        let joined = Joined { node: node.name.clone(), key };
         let record = self.joins.get_mut(join).filter(|j| self.now < j.expires && j.role == node.role).ok_or(Refusal::JoinToken)?;
-        if record.used.is_some() {
+        if let Some(used) = &record.used {
             // It did not hear the answer.
-            let again = record.used.as_ref() == Some(&joined) && self.nodes.get(&node.name).is_some_and(|n| n.removed.is_none());
-            return if again { Ok(Vec::new()) } else { Err(Refusal::JoinToken) };
+            let present = self.nodes.get(&node.name).filter(|n| n.removed.is_none());
+            let again = used.node == node.name && used.key == key && present.is_some_and(|n| n.state.since == used.enrolled);
+            return if again && self.now.since(used.at) < ASKED_AGAIN_WITHIN { Ok(Vec::new()) } else { Err(Refusal::JoinToken) };
         }
         if record.region.as_ref().is_some_and(|r| *r != node.region) {
             return Err(Refusal::Conflict(format!("the join token is for another region than {}", node.region)));
@@ -423,7 +430,7 @@ impl State {
         if self.nodes.len() >= MOST_NODES {
             return Err(Refusal::Limit(format!("there are {MOST_NODES} nodes already")));
         }
-        record.used = Some(joined);
+        record.used = Some(Joined { node: node.name.clone(), key, enrolled: index, at: self.now });
         node.since = index;
         Ok(self.put_node(index, node))
     }
@@ -441,6 +448,10 @@ impl State {
 
     fn node_update(&mut self, index: u64, mut node: NodeState) -> Changed {
         let old = &self.present(&node.name)?.state;
+        // The name may be another's by now.
+        if old.since != node.since {
+            return Err(Refusal::Conflict(format!("{} has enrolled anew since", node.name)));
+        }
         if old.role != node.role {
             return Err(Refusal::Conflict(format!("{} is enrolled as {}", node.name, old.role)));
         }

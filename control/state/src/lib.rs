@@ -37,6 +37,8 @@ pub const MOST_CERTIFICATES: usize = 100_000;
 pub const MOST_ACCOUNTS: usize = 100;
 /// Of tickets that were given before the last change of their key, no older ones are taken.
 const MOST_TICKET_KEYS: usize = 2;
+/// How far ahead the indexes of a restored log begin; twice that at most.
+const RESTORED_AHEAD: u64 = 1 << 20;
 pub const MOST_AUDIT: usize = 10_000;
 /// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
@@ -172,7 +174,8 @@ impl State {
     /// it may serve whatever there is. `random` sets this log apart from any other.
     #[must_use]
     pub fn restored(mut self, random: u64) -> Self {
-        let index = self.applied + 1;
+        // Beyond what was lost of the old log, and never twice as far: no node that enrolled there is taken for one that will enrol here.
+        let index = self.applied + RESTORED_AHEAD + random % RESTORED_AHEAD;
         self.founding.incarnation = Incarnation::new(self.founding.incarnation.generation() + 1, random);
         (self.applied, self.hosts_changed, self.restored_at) = (index, index, index);
         self.purges = self.purges.restarted_at(index);
@@ -216,6 +219,18 @@ impl State {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeRecord> {
         self.nodes.get(name)
+    }
+
+    /// The newest time that an entry came with.
+    #[must_use]
+    pub fn now(&self) -> WallTime {
+        self.now
+    }
+
+    /// Whether the node of this name is the one that enrolled at index `since`, as far as this state knows.
+    #[must_use]
+    pub fn may_be(&self, name: &str, since: u64) -> bool {
+        self.nodes.get(name).is_some_and(|n| n.state.since == since) || since > self.applied
     }
 
     /// How a node stands that shows a certificate of the enrolment at index `since`.

@@ -233,7 +233,7 @@ pub struct NodeView {
     pub region: String,
     pub address: Option<String>,
     pub advertise: Vec<String>,
-    /// attached | detached | drained | removed, and for control nodes leader | voter | learner.
+    /// attached | detached | drained | removed, and for control nodes leader | member.
     pub state: String,
     /// The newest revision that it acknowledged to this leader.
     pub applied: Option<u64>,

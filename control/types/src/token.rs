@@ -101,12 +101,15 @@ pub struct JoinRecord {
     pub used: Option<Joined>,
 }
 
-/// Who has used up a join token. It is kept until it would have expired: a node that did not hear the answer asks for it again.
+/// Who has used up a join token. A node that did not hear the answer asks for it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
     pub node: NodeName,
     /// Of the public key that it asked a certificate for.
     pub key: Fingerprint,
+    /// Index of its enrolment.
+    pub enrolled: u64,
+    pub at: WallTime,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidegate_control::backup;
 use tidegate_control::feed::{Audience, Feed, Told, Unseal};
-use tidegate_control::heard::{Heard, Relayed, removal_of};
+use tidegate_control::heard::{Acked, Heard, Relayed, removal_of};
 use tidegate_control::purge::forgettable;
 use tidegate_control::raft::{Done, Driver, DriverSettings, Input, NotDone, Output, Shared, Ticket, member_change};
 use tidegate_control_state::State;
@@ -107,7 +107,7 @@ pub enum Rpc {
     Relayed {
         leader: u64,
         term: u64,
-        acks: Vec<(NodeName, u64)>,
+        acks: Vec<(NodeName, Acked)>,
     },
     RelayFailed,
     /// A snapshot that was sent to this voter was not answered in time.
@@ -489,7 +489,9 @@ impl World {
             Rpc::Granted(wanted, grant) => self.granted(wanted, grant),
             Rpc::Relay { from, term, relayed } => {
                 let acks = relayed.acks.clone();
-                let taken = control.shared.leadership.lock().as_mut().map(|l| relayed.tell(&mut l.fleet, wall));
+                let state = control.shared.state.read();
+                let taken = control.shared.leadership.lock().as_mut().map(|l| relayed.tell(&state, &mut l.fleet, wall));
+                drop(state);
                 let leader = control.shared.id;
                 match taken {
                     Some(_) => {
@@ -519,8 +521,11 @@ impl World {
     fn relay(&mut self, host: Host) {
         let wall = self.machines[host.0].clock.wall();
         let Some(control) = self.control(host) else { return };
-        if let Some(leadership) = control.shared.leadership.lock().as_mut() {
-            control.heard.tell(&mut leadership.fleet, wall);
+        let leads = {
+            let state = control.shared.state.read();
+            control.shared.leadership.lock().as_mut().map(|l| control.heard.tell(&state, &mut l.fleet, wall)).is_some()
+        };
+        if leads {
             control.relaying = None;
         } else {
             let (leader, term, now) = (self.leader_of(host), self.term_of(host), self.now());
@@ -599,7 +604,8 @@ impl World {
                 self.closed(id);
             }
             FromNode::Ack { index } => {
-                control.heard.acked(&node, index);
+                let enrolled = control.shared.state.read().node(node.as_str()).map_or(0, |n| n.state.since);
+                control.heard.acked(&node, Acked { enrolled, index });
                 self.relay(host);
                 self.pump(host);
             }
