@@ -599,6 +599,45 @@ fn why_nothing_comes_is_said_and_a_second_kind_of_proof_is_tried() {
 }
 
 #[test]
+fn a_host_that_cannot_be_proven_does_not_keep_the_others_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, port) = (Place::new(dir.path()), free_port());
+    let network = Network::planned(dir.path(), Plan { control_more: &place.settings(""), ..Plan::default() });
+    let (nginx, edge) = (origin(dir.path()), network.edges()[0]);
+    let leads = |host: &str| format!(" local-data: \"{host} A 127.0.0.1\"\n");
+    // Of two hosts that an admin vouches for nothing is known in DNS.
+    let known = leads("www.shop.example");
+    let resolver_before = resolver(dir.path(), port, 1, &known);
+    let pebble = place.start(port, edge.port, edge.https, "", &[("PEBBLE_VA_NOSLEEP", "1")]);
+    let root = pebble.root().display().to_string();
+    let a = Automatic { network, nginx, pebble, _resolver: resolver_before, root };
+    a.apply("\"gone.shop.example\", \"www.shop.example\", \"soon.shop.example\"");
+    a.trusted(0, "www.shop.example");
+    let order = wait_for("word of the others", || {
+        let all = a.network.json(&["cert", "show", "shop"]);
+        assert_eq!(all["certificates"][0]["hosts"], serde_json::json!(["www.shop.example"]), "{all}");
+        all["orders"].as_array()?.iter().find(|o| o["step"] == "failed").cloned()
+    });
+    assert_eq!(order["left_out"].as_array().map(Vec::len), Some(2), "{order}");
+    let problem = order["problem"].as_str().unwrap();
+    assert!(problem.contains("gone.shop.example by Http01") && problem.contains("soon.shop.example by Http01"), "{problem}");
+    // They are tried again; nothing is asked for the one that has a certificate, as long as that is all there is to get.
+    let out = a.network.tidegate(&["cert", "issue", "shop", "--watch"]);
+    assert!(!out.status.success() && error_of(&out).contains("gone.shop.example"), "{}{}", text(&out.stdout), error_of(&out));
+    let made = |a: &Automatic| a.network.node_logged("control-1").matches("a certificate was made").count();
+    assert_eq!(made(&a), 1);
+    // One is put right.
+    let Automatic { network, nginx, pebble, _resolver, root } = a;
+    drop(_resolver);
+    let _resolver = resolver(dir.path(), port, 1, &(known + &leads("soon.shop.example")));
+    let a = Automatic { network, nginx, pebble, _resolver, root };
+    a.network.tidegate(&["cert", "issue", "shop", "--watch"]);
+    a.trusted(0, "soon.shop.example");
+    a.trusted(0, "www.shop.example");
+    assert_eq!(made(&a), 2);
+}
+
+#[test]
 fn an_origin_gets_certificates_of_its_own_through_the_network() {
     let dir = tempfile::tempdir().unwrap();
     let network = Network::planned(dir.path(), Plan { edges: 2, ..Plan::default() });

@@ -125,8 +125,9 @@ fn step(step: OrderStep) -> &'static str {
 fn state(o: &OrderView) -> String {
     let open = if o.challenges.is_empty() { String::new() } else { format!(" ({})", o.challenges.join(", ")) };
     let problem = o.problem.as_ref().map(|p| format!(": {p}")).unwrap_or_default();
+    let without = if o.left_out.is_empty() { String::new() } else { format!("; left out: {}", o.left_out.join(", ")) };
     let again = o.next_try.filter(|_| o.step == OrderStep::Failed).map(|t| format!("; tried again at {}", time(t))).unwrap_or_default();
-    format!("{}{open}{problem}{again}", step(o.step))
+    format!("{}{open}{problem}{without}{again}", step(o.step))
 }
 
 async fn order(c: &Order, what: &str) -> Done {

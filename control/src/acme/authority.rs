@@ -7,7 +7,9 @@ use http::{Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use instant_acme::{Account, AccountCredentials, BodyWrapper, BytesResponse, Error, ExternalAccountKey, HttpClient, NewAccount};
+use instant_acme::{
+    Account, AccountCredentials, BodyWrapper, BytesResponse, Error, ExternalAccountKey, HttpClient, NewAccount, Problem, Subproblem,
+};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -28,8 +30,8 @@ pub async fn account(settings: &AcmeSettings, kept: Option<&[u8]>) -> Result<(Ac
     let client = Https(TlsConnector::from(Arc::new(tls(settings).map_err(Stop::failed)?)));
     let builder = Account::builder_with_http(Box::new(client));
     let failed = |e: Error| match Stop::from(e) {
-        Stop::Failed { problem, is_rate_limited } => {
-            Stop::Failed { problem: format!("{}: {problem}", settings.directory), is_rate_limited }
+        Stop::Failed { problem, is_rate_limited, unproven } => {
+            Stop::Failed { problem: format!("{}: {problem}", settings.directory), is_rate_limited, unproven }
         }
         Stop::Away(problem) => Stop::Away(format!("{}: {problem}", settings.directory)),
         other => other,
@@ -70,6 +72,13 @@ pub fn says_something_else(error: &Error) -> bool {
     // An authority that has not read it does not repeat it, and the library takes no such answer.
     let is_unread = matches!(error, Error::Other(why) if why.to_string().starts_with("replaces field mismatch"));
     !is_unread && is_away(error) || is_rate_limit(error) || is(error, "badNonce") || is(error, "accountDoesNotExist")
+}
+
+/// The names that a problem is about, where it says so (section 6.7.1).
+#[must_use]
+pub fn named(problem: &Problem) -> Vec<String> {
+    let name = |s: &Subproblem| s.identifier.as_ref().map(|i| i.authorized(false).to_string());
+    problem.subproblems.iter().filter_map(name).collect()
 }
 
 /// Whether the authority says that it was asked too much (section 6.6).

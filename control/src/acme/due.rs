@@ -101,6 +101,7 @@ mod tests {
         OrderRecord {
             site: "shop".parse::<SiteName>().unwrap(),
             names: names.to_vec(),
+            left_out: Vec::new(),
             authority: "a".into(),
             url: None,
             sealed_key: Vec::new(),

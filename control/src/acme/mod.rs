@@ -51,6 +51,13 @@ struct Soft {
     begun: BTreeMap<SiteName, VecDeque<WallTime>>,
 }
 
+impl Soft {
+    /// When the authority wants the certificate to be renewed, where it has said so.
+    fn suggested(&self, site: &SiteName, certificate: Option<&SealedCertificate>) -> Option<WallTime> {
+        self.renewals.get(site).filter(|r| certificate.and_then(|c| c.chain.first()) == Some(&r.leaf)).and_then(|r| r.at)
+    }
+}
+
 /// What the authority suggests for one certificate (RFC 9773).
 struct Renewal {
     leaf: Vec<u8>,
@@ -74,6 +81,11 @@ impl Acme {
             begun.pop_front();
         }
         begun.len() < BUDGET
+    }
+
+    /// The site begins an order.
+    fn counts(&self, site: &SiteName, now: WallTime) {
+        self.soft.lock().begun.entry(site.clone()).or_default().push_back(now);
     }
 
     /// What happens next with a site's certificate, for people.
@@ -101,8 +113,15 @@ impl Acme {
     fn due(&self, settings: &AcmeSettings, state: &State, site: &SiteName, names: &[String], now: WallTime) -> Due {
         let certificate = state.certificate(&acme_name(site));
         let soft = self.soft.lock();
-        let suggested = soft.renewals.get(site).filter(|r| certificate.and_then(|c| c.chain.first()) == Some(&r.leaf)).and_then(|r| r.at);
+        let suggested = soft.suggested(site, certificate);
         due::due(names, &settings.directory, certificate, state.order(site.as_str()), suggested, soft.wishes.get(site).copied(), now)
+    }
+
+    /// Whether these names have no certificate that is good for longer, whatever order there is.
+    fn lacks(&self, settings: &AcmeSettings, state: &State, site: &SiteName, names: &[String], now: WallTime) -> bool {
+        let certificate = state.certificate(&acme_name(site));
+        let suggested = self.soft.lock().suggested(site, certificate);
+        due::due(names, &settings.directory, certificate, None, suggested, None, now) == Due::Begin
     }
 }
 
@@ -152,7 +171,7 @@ pub fn look(control: &Arc<Control>) {
     for (site, names) in begin {
         let Some(running) = Running::begin(control, &site) else { break };
         if names.is_some() {
-            control.acme.soft.lock().begun.entry(site.clone()).or_default().push_back(now);
+            control.acme.counts(&site, now);
         }
         let control = Arc::clone(control);
         tokio::spawn(async move {
@@ -314,12 +333,21 @@ enum Stop {
     NoAccount(String),
     /// It came to nothing.
     #[error("{problem}")]
-    Failed { problem: String, is_rate_limited: bool },
+    Failed {
+        problem: String,
+        is_rate_limited: bool,
+        /// The names that it failed for, where that is known.
+        unproven: Vec<String>,
+    },
 }
 
 impl Stop {
     fn failed(problem: impl Into<String>) -> Self {
-        Self::Failed { problem: problem.into(), is_rate_limited: false }
+        Self::Failed { problem: problem.into(), is_rate_limited: false, unproven: Vec::new() }
+    }
+
+    fn unproven(name: String, problem: String) -> Self {
+        Self::Failed { problem, is_rate_limited: false, unproven: vec![name] }
     }
 }
 
@@ -334,6 +362,10 @@ impl From<instant_acme::Error> for Stop {
         if authority::is_away(&e) {
             return Self::Away(authority::words(&e));
         }
-        Self::Failed { problem: authority::words(&e), is_rate_limited: authority::is_rate_limit(&e) }
+        let unproven = match &e {
+            instant_acme::Error::Api(problem) => authority::named(problem),
+            _ => Vec::new(),
+        };
+        Self::Failed { problem: authority::words(&e), is_rate_limited: authority::is_rate_limit(&e), unproven }
     }
 }

@@ -1,7 +1,7 @@
 //! One order, from its beginning to the certificate.
 
 use super::{BY, Stop, account, authority, due};
-use crate::settings::ChallengeKind;
+use crate::settings::{AcmeSettings, ChallengeKind};
 use crate::shared::{Control, NotNow};
 use instant_acme::{
     Account, AuthorizationState, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Identifier, KeyAuthorization,
@@ -29,6 +29,8 @@ const MOST_NONCES: u32 = 20;
 /// Of the authority's, on end.
 const MOST_SILENCES: u32 = 3;
 const AFTER_SILENCE: Duration = Duration::from_secs(1);
+/// Orders for what is left, in one go.
+const MOST_ROUNDS: u32 = 3;
 /// As authorities have it.
 const MOST_NAMES: usize = 100;
 
@@ -53,10 +55,83 @@ pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<Stri
             }
         }
     };
-    put(control, &order).await?;
+    let mut rounds = 0;
+    let (problem, is_rate_limited) = loop {
+        put(control, &order).await?;
+        let stop = match follow_to_the_end(control, &mut order).await {
+            Ok(certificate) => {
+                tracing::info!(%site, names = order.ordered().join(" "), authority = order.authority, "a certificate was made");
+                match control.change(BY, Change::CertificatePut { certificate }).await {
+                    Err(NotNow::Refused(why)) => Stop::failed(why.to_string()),
+                    other => {
+                        other?;
+                        no_challenges(control, site).await?;
+                        match order.problem.take() {
+                            // For those that were left out.
+                            Some(problem) if !order.left_out.is_empty() => break (problem, false),
+                            _ => return control.change(BY, Change::OrderRemove { site: site.clone() }).await.map(drop),
+                        }
+                    }
+                }
+            }
+            Err(stop) => stop,
+        };
+        let (problem, is_rate_limited, unproven) = match stop {
+            Stop::NotNow(e) => return Err(e),
+            Stop::Failed { problem, is_rate_limited, unproven } => (problem, is_rate_limited, unproven),
+            Stop::Nonce | Stop::Away(_) => (stop.to_string(), false, Vec::new()),
+            Stop::NoAccount(_) => {
+                super::forget_account(control).await?;
+                (stop.to_string(), false, Vec::new())
+            }
+        };
+        no_challenges(control, site).await?;
+        // Of an order for the others alone, the reason why they are that.
+        let problem = [order.problem.take(), Some(problem)].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        let failed = OrderRecord { left_out: order.left_out.iter().chain(&unproven).cloned().collect(), ..order.clone() };
+        let rest = failed.ordered();
+        let goes_on = !unproven.is_empty() && !rest.is_empty() && rest.len() < order.ordered().len() && !is_rate_limited;
+        if rounds == MOST_ROUNDS || !goes_on || !lacks(control, settings, site, &rest) {
+            break (problem, is_rate_limited);
+        }
+        rounds += 1;
+        tracing::warn!(%site, problem, rest = rest.join(" "), "what cannot be proven is left out of the certificate");
+        match begin(control, site, order.names.clone(), order.authority.clone(), order.failures) {
+            Ok(new) => order = OrderRecord { left_out: failed.left_out, problem: Some(problem), ..new },
+            Err(_) => break (problem, false),
+        }
+    };
+    tracing::warn!(%site, problem, "an order for a certificate failed");
+    order.failures = order.failures.saturating_add(1);
+    let wait = due::next_try(order.failures, settings.retry, is_rate_limited, random_u64());
+    (order.step, order.problem, order.url) = (OrderStep::Failed, Some(problem), None);
+    order.next_try = control.clock.wall() + wait;
+    put(control, &order).await
+}
+
+/// Whether another order for these names is worth it: they have no certificate, or an old one, and the site may begin another.
+fn lacks(control: &Control, settings: &AcmeSettings, site: &SiteName, names: &[String]) -> bool {
+    let now = control.clock.wall();
+    let acme = &control.acme;
+    if !acme.has_budget(site, now) || !acme.lacks(settings, &control.raft.state.read(), site, names, now) {
+        return false;
+    }
+    acme.counts(site, now);
+    true
+}
+
+async fn no_challenges(control: &Control, site: &SiteName) -> Result<(), NotNow> {
+    if control.raft.state.read().challenges(site.as_str()).is_empty() {
+        return Ok(());
+    }
+    control.change(BY, Change::ChallengesPut { site: site.clone(), challenges: Vec::new() }).await.map(drop)
+}
+
+/// Follows an order past nonces that are not taken and an authority that is silent for a while.
+async fn follow_to_the_end(control: &Arc<Control>, order: &mut OrderRecord) -> Result<SealedCertificate, Stop> {
     let (mut nonces, mut silences) = (0, 0);
-    let followed = loop {
-        let wait = match follow(control, &mut order).await {
+    loop {
+        let wait = match follow(control, order).await {
             Err(Stop::Nonce) if nonces < MOST_NONCES => {
                 nonces += 1;
                 FIRST_POLL
@@ -66,38 +141,10 @@ pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<Stri
                 silences += 1;
                 AFTER_SILENCE * silences
             }
-            followed => break followed,
+            followed => return followed,
         };
         tokio::time::sleep(wait).await;
-    };
-    let (failed, problem, is_rate_limited) = match followed {
-        Ok(certificate) => {
-            tracing::info!(%site, names = order.names.join(" "), authority = order.authority, "a certificate was made");
-            match control.change(BY, Change::CertificatePut { certificate }).await {
-                Err(NotNow::Refused(why)) => (true, why.to_string(), false),
-                other => other.map(|_| (false, String::new(), false))?,
-            }
-        }
-        Err(Stop::NotNow(e)) => return Err(e),
-        Err(Stop::Failed { problem, is_rate_limited }) => (true, problem, is_rate_limited),
-        Err(stop @ (Stop::Nonce | Stop::Away(_))) => (true, stop.to_string(), false),
-        Err(stop @ Stop::NoAccount(_)) => {
-            super::forget_account(control).await?;
-            (true, stop.to_string(), false)
-        }
-    };
-    if !control.raft.state.read().challenges(site.as_str()).is_empty() {
-        control.change(BY, Change::ChallengesPut { site: site.clone(), challenges: Vec::new() }).await?;
     }
-    if !failed {
-        return control.change(BY, Change::OrderRemove { site: site.clone() }).await.map(drop);
-    }
-    tracing::warn!(%site, problem, "an order for a certificate failed");
-    order.failures = order.failures.saturating_add(1);
-    let wait = due::next_try(order.failures, settings.retry, is_rate_limited, random_u64());
-    (order.step, order.problem, order.url) = (OrderStep::Failed, Some(problem), None);
-    order.next_try = control.clock.wall() + wait;
-    put(control, &order).await
 }
 
 fn begin(control: &Control, site: &SiteName, names: Vec<String>, authority: String, failures: u32) -> Result<OrderRecord, String> {
@@ -107,6 +154,7 @@ fn begin(control: &Control, site: &SiteName, names: Vec<String>, authority: Stri
     Ok(OrderRecord {
         site: site.clone(),
         names,
+        left_out: Vec::new(),
         authority,
         url: None,
         sealed_key,
@@ -123,8 +171,9 @@ async fn put(control: &Control, order: &OrderRecord) -> Result<(), NotNow> {
 }
 
 async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<SealedCertificate, Stop> {
-    if record.names.len() > MOST_NAMES {
-        return Err(Stop::failed(format!("the site has {} hosts: an authority takes {MOST_NAMES} in one certificate", record.names.len())));
+    let names = record.ordered();
+    if names.len() > MOST_NAMES {
+        return Err(Stop::failed(format!("the site has {} hosts: an authority takes {MOST_NAMES} in one certificate", names.len())));
     }
     let account = account(control).await?;
     let mut order = match record.url.clone() {
@@ -149,7 +198,7 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
     if order.state().status == OrderStatus::Ready {
         record.step = OrderStep::Finalizing;
         put(control, record).await?;
-        let request = ca::site_request(&key, &record.names).map_err(|e| Stop::failed(e.to_string()))?;
+        let request = ca::site_request(&key, &names).map_err(|e| Stop::failed(e.to_string()))?;
         order.finalize_csr(&request).await?;
     }
     poll(&mut order, MADE_WITHIN, |s| !matches!(s, OrderStatus::Processing | OrderStatus::Ready)).await?;
@@ -163,7 +212,7 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
 /// Asks the authority for it. Where it takes the place of another, that is named (RFC 9773 section 5): an authority may spare such orders its
 /// limits; one that does not want to hear of it is asked without.
 async fn place(control: &Control, account: &Account, record: &OrderRecord) -> Result<Order, instant_acme::Error> {
-    let names: Vec<_> = record.names.iter().map(|n| Identifier::Dns(n.clone())).collect();
+    let names: Vec<_> = record.ordered().into_iter().map(Identifier::Dns).collect();
     let new = || match control.settings.acme.as_ref().and_then(|s| s.profile.as_deref()) {
         Some(profile) => NewOrder::new(&names).profile(profile),
         None => NewOrder::new(&names),
@@ -186,13 +235,14 @@ fn sealed(control: &Control, record: &OrderRecord, pem: &str, key: &[u8]) -> Res
     let failed = |e: tidegate_certs::CertError| Stop::failed(format!("what the authority made is of no use: {e}"));
     let (chain, facts) = upload::read_chain(pem.as_bytes(), control.clock.wall().as_secs()).map_err(failed)?;
     site::certified(&chain, key).map_err(failed)?;
-    if let Some(missing) = record.names.iter().find(|n| !facts.names.contains(n)) {
+    let hosts = record.ordered();
+    if let Some(missing) = hosts.iter().find(|n| !facts.names.contains(n)) {
         return Err(Stop::failed(format!("what the authority made is not for {missing}")));
     }
     let name = acme_name(&record.site);
     let sealed_key = control.seal(&SealedName::CertificateKey(name.clone()), key).map_err(failed)?;
     let (not_before, not_after) = (WallTime(facts.not_before * 1000), WallTime(facts.not_after * 1000));
-    Ok(SealedCertificate { name, chain, sealed_key, hosts: record.names.clone(), not_before, not_after })
+    Ok(SealedCertificate { name, chain, sealed_key, hosts, not_before, not_after })
 }
 
 /// Puts the answers where the authority will look, waits until all nodes give them, and says so.
@@ -211,7 +261,11 @@ async fn open_challenges(control: &Arc<Control>, record: &OrderRecord, order: &m
                 open.push(Challenge { host, answer: answer(kind, &challenge.token, &challenge.key_authorization()) });
             }
             AuthorizationStatus::Valid => {}
-            status => return Err(Stop::failed(format!("the authorization of {} is {status:?}", authorization.identifier()))),
+            status => {
+                let name = authorization.identifier().to_string();
+                let problem = format!("the authorization of {name} is {status:?}");
+                return Err(Stop::unproven(name, problem));
+            }
         }
     }
     let site = record.site.clone();
@@ -248,7 +302,11 @@ fn choose(control: &Control, record: &OrderRecord, authorization: &Authorization
     };
     let offered: Vec<_> = kinds.iter().filter_map(offered).collect();
     let turn = usize::try_from(record.failures).unwrap_or(0) % offered.len().max(1);
-    let none = || Stop::failed(format!("the authority offers no challenge for {} that may be used here", authorization.identifier()));
+    let none = || {
+        let name = authorization.identifier().to_string();
+        let problem = format!("the authority offers no challenge for {name} that may be used here");
+        Stop::unproven(name, problem)
+    };
     offered.into_iter().nth(turn).ok_or_else(none)
 }
 
@@ -310,7 +368,7 @@ async fn poll(order: &mut Order, within: Duration, is_enough: impl Fn(OrderStatu
 
 /// Which name was not proven, and what the authority saw.
 async fn why_invalid(order: &mut Order) -> Stop {
-    let mut found = Vec::new();
+    let (mut found, mut unproven) = (Vec::new(), Vec::new());
     let mut is_rate_limited = false;
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
@@ -321,6 +379,7 @@ async fn why_invalid(order: &mut Order) -> Stop {
             if let Some(error) = &challenge.error {
                 let said = instant_acme::Error::Api(error.clone());
                 is_rate_limited |= super::authority::is_rate_limit(&said);
+                unproven.push(authorization.identifier().to_string());
                 found.push(format!("{} by {:?}: {}", authorization.identifier(), challenge.r#type, super::authority::words(&said)));
             }
         }
@@ -330,8 +389,9 @@ async fn why_invalid(order: &mut Order) -> Stop {
     {
         let said = instant_acme::Error::Api(error.clone());
         is_rate_limited = super::authority::is_rate_limit(&said);
+        unproven = super::authority::named(error);
         found.push(super::authority::words(&said));
     }
     let problem = if found.is_empty() { "the authority refused the order, and says no more".to_owned() } else { found.join("; ") };
-    Stop::Failed { problem, is_rate_limited }
+    Stop::Failed { problem, is_rate_limited, unproven }
 }

@@ -63,6 +63,7 @@ fn order_view(state: &Machine, site: &SiteName) -> Option<OrderView> {
     Some(OrderView {
         site: site.to_string(),
         hosts: order.names.clone(),
+        left_out: order.left_out.clone(),
         authority: order.authority.clone(),
         step: order.step,
         challenges: state.challenges(site.as_str()).iter().map(|c| format!("{} for {}", c.answer.kind(), c.host)).collect(),

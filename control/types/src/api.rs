@@ -162,6 +162,8 @@ pub struct CertificateView {
 pub struct OrderView {
     pub site: String,
     pub hosts: Vec<String>,
+    /// Those of them that could not be proven: there is a certificate for the others.
+    pub left_out: Vec<String>,
     pub authority: String,
     pub step: OrderStep,
     /// That are open.

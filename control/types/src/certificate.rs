@@ -129,7 +129,10 @@ pub enum OrderStep {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrderRecord {
     pub site: SiteName,
+    /// That the site wants in it.
     pub names: Vec<String>,
+    /// Those of them that could not be proven: the others do not wait for them.
+    pub left_out: Vec<String>,
     /// URL of the authority's directory.
     pub authority: String,
     /// The order's own, once the authority has it.
@@ -144,6 +147,14 @@ pub struct OrderRecord {
     pub problem: Option<String>,
     /// When it is begun anew, after a failure.
     pub next_try: WallTime,
+}
+
+impl OrderRecord {
+    /// The names that it is for.
+    #[must_use]
+    pub fn ordered(&self) -> Vec<String> {
+        self.names.iter().filter(|n| !self.left_out.contains(n)).cloned().collect()
+    }
 }
 
 #[cfg(test)]
