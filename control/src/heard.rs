@@ -59,9 +59,11 @@ impl Heard {
     /// On the leader itself: all that was heard goes into its own view. True where an acknowledgement was news.
     pub fn tell(&mut self, state: &State, fleet: &mut Fleet, now: WallTime) -> bool {
         self.acks.retain(|node, acked| state.may_be(node.as_str(), acked.enrolled));
-        let acks = self.acks.iter().map(|(n, a)| (n.clone(), *a)).collect();
-        let ended = self.ended.iter().map(|(n, i)| (n.clone(), *i)).collect();
-        Relayed { acks, reports: std::mem::take(&mut self.reports).into_iter().collect(), ended }.tell(state, fleet, now)
+        for (node, report) in std::mem::take(&mut self.reports) {
+            fleet.reported(&node, report, now);
+        }
+        self.ended.iter().for_each(|(node, removal)| fleet.ended(node, *removal));
+        self.acks.iter().filter(|(node, acked)| fleet.acked(node, acked.index, now)).count() > 0
     }
 
     /// On a follower: what `leader` does not know yet in `term`; `None` where that is nothing.

@@ -40,10 +40,11 @@ pub fn due(
     wish: Option<Wish>,
     now: WallTime,
 ) -> Due {
-    if let Some(order) = order {
-        let is_same = order.names == names && order.authority == authority;
+    let is_same = |o: &OrderRecord| o.names == names && o.authority == authority;
+    // One that failed for other names says nothing of these.
+    if let Some(order) = order.filter(|o| is_same(o) || o.step != OrderStep::Failed) {
         return match order.step {
-            _ if !is_same => Due::Begin,
+            _ if !is_same(order) => Due::Begin,
             OrderStep::Failed if wish.is_some() || now >= order.next_try => Due::Begin,
             OrderStep::Failed => Due::At(order.next_try),
             OrderStep::Ordering | OrderStep::Validating | OrderStep::Finalizing => Due::GoOn,
@@ -52,6 +53,26 @@ pub fn due(
     let Some(certificate) = certificate.filter(|c| names.iter().all(|n| c.hosts.contains(n))) else { return Due::Begin };
     let at = renew_at.unwrap_or_else(|| renewal(certificate));
     if wish == Some(Wish::Renew) || now >= at { Due::Begin } else { Due::At(at) }
+}
+
+/// Whether an order for `rest` alone is worth it, where `left_out` cannot be proven: for what has no certificate, or an old one. One that
+/// is good for a name that is left out is not given up for that before a sixth of its life is left, unless the authority wants it replaced
+/// early, and never for names that it is not for.
+#[must_use]
+pub fn goes_without(
+    rest: &[String],
+    left_out: &[String],
+    certificate: Option<&SealedCertificate>,
+    renew_at: Option<WallTime>,
+    now: WallTime,
+) -> bool {
+    let Some(certificate) = certificate else { return true };
+    let is_for = |names: &[String]| names.iter().any(|n| certificate.hosts.contains(n));
+    let last_sixth = certificate.not_after.since(certificate.not_before) / 6;
+    let is_early = renew_at.is_some_and(|at| now >= at && at < renewal(certificate));
+    let is_needed = now < certificate.not_after && is_for(left_out);
+    let is_kept = is_needed && (!is_for(rest) || !is_early && certificate.not_after.since(now) > last_sixth);
+    !is_kept && due(rest, "", Some(certificate), None, renew_at, None, now) == Due::Begin
 }
 
 /// Where the authority says nothing: when a third of its life is left, and up to a thirtieth of it sooner, each at another time.
@@ -68,6 +89,12 @@ pub fn renewal(certificate: &SealedCertificate) -> WallTime {
         .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     let left = life / 3 + Duration::from_millis(some % spread);
     WallTime(certificate.not_after.0.saturating_sub(u64::try_from(left.as_millis()).unwrap_or(0)))
+}
+
+/// Where a certificate is to be renewed, tries are not further apart than a part of its life.
+#[must_use]
+pub fn longest_wait(certificate: Option<&SealedCertificate>) -> Duration {
+    certificate.map_or(LONGEST_WAIT, |c| c.not_after.since(c.not_before) / 24)
 }
 
 /// After so many failures on end; `random` is any number.
@@ -149,5 +176,25 @@ mod tests {
             }
         }
         assert!(next_try(1, minute, true, 0) >= Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn what_is_good_for_all_is_not_given_up_for_some_before_its_end_is_near() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let (both, a, b, c) = (&names[..2], &names[..1], &names[1..2], &names[2..]);
+        let of = |hosts: &[String], rest: &[String], out: &[String], now| {
+            let certificate = certificate(hosts);
+            let life = certificate.not_after.since(certificate.not_before);
+            goes_without(rest, out, Some(&certificate), None, certificate.not_before + life / 100 * now)
+        };
+        assert!(goes_without(a, b, None, None, WallTime(0)));
+        // At its renewal, and near its end.
+        assert_eq!([50, 70, 80, 90, 101].map(|now| of(both, a, b, now)), [false, false, false, true, true]);
+        assert_eq!([50, 90, 101].map(|now| of(both, c, b, now)), [false, false, true], "for a host that is new");
+        let early =
+            |renew_at: u64, now: u64| goes_without(a, b, Some(&certificate(both)), Some(WallTime(renew_at * DAY)), WallTime(now * DAY));
+        assert_eq!((early(30, 31), early(30, 29), early(70, 71)), (true, false, false), "the authority will revoke it");
+        assert_eq!([50, 70].map(|now| of(a, a, b, now)), [false, true], "nothing is given up");
+        assert!(of(a, c, b, 50));
     }
 }

@@ -16,8 +16,8 @@ use rustls_pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_control_state::State;
-use tidegate_control_types::certificate::{SealedAccount, SealedCertificate, acme_name};
+use tidegate_control_state::{SiteRecord, State};
+use tidegate_control_types::certificate::{OrderRecord, OrderStep, SealedAccount, SealedCertificate, acme_name};
 use tidegate_control_types::sealed::SealedName;
 use tidegate_control_types::{Change, Clock, SiteName, WallTime};
 use tidegate_node::clock::random_u64;
@@ -117,11 +117,16 @@ impl Acme {
         due::due(names, &settings.directory, certificate, state.order(site.as_str()), suggested, soft.wishes.get(site).copied(), now)
     }
 
-    /// Whether these names have no certificate that is good for longer, whatever order there is.
-    fn lacks(&self, settings: &AcmeSettings, state: &State, site: &SiteName, names: &[String], now: WallTime) -> bool {
-        let certificate = state.certificate(&acme_name(site));
-        let suggested = self.soft.lock().suggested(site, certificate);
-        due::due(names, &settings.directory, certificate, None, suggested, None, now) == Due::Begin
+    /// Whether what an order could not prove is left out of another at once, which counts as begun then.
+    fn goes_without(&self, state: &State, failed: &OrderRecord, now: WallTime) -> bool {
+        let certificate = state.certificate(&acme_name(&failed.site));
+        let suggested = self.soft.lock().suggested(&failed.site, certificate);
+        let goes_on = due::goes_without(&failed.ordered(), &failed.left_out, certificate, suggested, now);
+        let goes_on = goes_on && self.has_budget(&failed.site, now);
+        if goes_on {
+            self.counts(&failed.site, now);
+        }
+        goes_on
     }
 }
 
@@ -187,7 +192,14 @@ pub fn look(control: &Arc<Control>) {
 fn leftovers(control: &Control) -> Vec<SiteName> {
     let (state, soft) = (control.raft.state.read(), control.acme.soft.lock());
     let wanted = |site: &SiteName| state.site(site.as_str()).is_some_and(|s| s.current().spec.is_automatic() && !s.orderable().is_empty());
-    state.orders().map(|o| &o.site).filter(|s| !wanted(s) && !soft.running.contains(*s)).cloned().collect()
+    // It failed for other names than the site has now, and these have a certificate.
+    let is_past = |o: &OrderRecord| {
+        let names = state.site(o.site.as_str()).map(SiteRecord::orderable).unwrap_or_default();
+        let certified = |n: &String| state.certificate(&acme_name(&o.site)).is_some_and(|c| c.hosts.contains(n));
+        o.step == OrderStep::Failed && o.names != names && names.iter().all(certified)
+    };
+    let of_no_use = |o: &&OrderRecord| (!wanted(&o.site) || is_past(o)) && !soft.running.contains(&o.site);
+    state.orders().filter(of_no_use).map(|o| o.site.clone()).collect()
 }
 
 /// A site's place among the orders that are under way here.
@@ -344,10 +356,6 @@ enum Stop {
 impl Stop {
     fn failed(problem: impl Into<String>) -> Self {
         Self::Failed { problem: problem.into(), is_rate_limited: false, unproven: Vec::new() }
-    }
-
-    fn unproven(name: String, problem: String) -> Self {
-        Self::Failed { problem, is_rate_limited: false, unproven: vec![name] }
     }
 }
 

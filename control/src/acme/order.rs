@@ -1,7 +1,7 @@
 //! One order, from its beginning to the certificate.
 
 use super::{BY, Stop, account, authority, due};
-use crate::settings::{AcmeSettings, ChallengeKind};
+use crate::settings::ChallengeKind;
 use crate::shared::{Control, NotNow};
 use instant_acme::{
     Account, AuthorizationState, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Identifier, KeyAuthorization,
@@ -41,6 +41,7 @@ const MOST_NAMES: usize = 100;
 pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<String>>) -> Result<(), NotNow> {
     let Some(settings) = &control.settings.acme else { return Ok(()) };
     let before = control.raft.state.read().order(site.as_str()).cloned();
+    let left_out_before = before.as_ref().map(|o| o.left_out.clone()).unwrap_or_default();
     let mut order = match (names, before) {
         (None, None) => return Ok(()),
         (None, Some(order)) => order,
@@ -88,10 +89,13 @@ pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<Stri
         no_challenges(control, site).await?;
         // Of an order for the others alone, the reason why they are that.
         let problem = [order.problem.take(), Some(problem)].into_iter().flatten().collect::<Vec<_>>().join("; ");
-        let failed = OrderRecord { left_out: order.left_out.iter().chain(&unproven).cloned().collect(), ..order.clone() };
+        // What failed the last time too is known to be why, where the authority refuses even to look, or one by one comes to light.
+        let again: &[String] = if is_rate_limited || rounds > 0 { &left_out_before } else { &[] };
+        let failed = OrderRecord { left_out: order.left_out.iter().chain(&unproven).chain(again).cloned().collect(), ..order.clone() };
         let rest = failed.ordered();
-        let goes_on = !unproven.is_empty() && !rest.is_empty() && rest.len() < order.ordered().len() && !is_rate_limited;
-        if rounds == MOST_ROUNDS || !goes_on || !lacks(control, settings, site, &rest) {
+        let is_less = !rest.is_empty() && rest.len() < order.ordered().len() && rounds < MOST_ROUNDS;
+        if !is_less || !control.acme.goes_without(&control.raft.state.read(), &failed, control.clock.wall()) {
+            order.left_out = failed.left_out;
             break (problem, is_rate_limited);
         }
         rounds += 1;
@@ -103,21 +107,12 @@ pub async fn run(control: &Arc<Control>, site: &SiteName, names: Option<Vec<Stri
     };
     tracing::warn!(%site, problem, "an order for a certificate failed");
     order.failures = order.failures.saturating_add(1);
+    let longest = due::longest_wait(control.raft.state.read().certificate(&acme_name(site))).max(settings.retry);
     let wait = due::next_try(order.failures, settings.retry, is_rate_limited, random_u64());
+    let wait = if is_rate_limited { wait } else { wait.min(longest) };
     (order.step, order.problem, order.url) = (OrderStep::Failed, Some(problem), None);
     order.next_try = control.clock.wall() + wait;
     put(control, &order).await
-}
-
-/// Whether another order for these names is worth it: they have no certificate, or an old one, and the site may begin another.
-fn lacks(control: &Control, settings: &AcmeSettings, site: &SiteName, names: &[String]) -> bool {
-    let now = control.clock.wall();
-    let acme = &control.acme;
-    if !acme.has_budget(site, now) || !acme.lacks(settings, &control.raft.state.read(), site, names, now) {
-        return false;
-    }
-    acme.counts(site, now);
-    true
 }
 
 async fn no_challenges(control: &Control, site: &SiteName) -> Result<(), NotNow> {
@@ -179,7 +174,7 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
     let mut order = match record.url.clone() {
         Some(url) => account.order(url).await?,
         None => {
-            let order = place(control, &account, record).await?;
+            let order = place(control, &account, record).await.map_err(|e| about(e, &names))?;
             record.url = Some(order.url().to_owned());
             put(control, record).await?;
             order
@@ -189,7 +184,9 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
         record.step = OrderStep::Validating;
         put(control, record).await?;
         open_challenges(control, record, &mut order).await?;
-        poll(&mut order, LOOKED_AT_WITHIN, |s| s != OrderStatus::Pending).await?;
+        if let Err(Stop::Failed { problem, .. }) = poll(&mut order, LOOKED_AT_WITHIN, |s| s != OrderStatus::Pending).await {
+            return Err(why_pending(&mut order, problem).await);
+        }
     }
     let key = control
         .cluster_keys
@@ -230,6 +227,19 @@ async fn place(control: &Control, account: &Account, record: &OrderRecord) -> Re
     account.new_order(&new()).await
 }
 
+/// An order that is not taken: where the authority names one host alone, it may do so in words.
+fn about(error: instant_acme::Error, names: &[String]) -> Stop {
+    let is_about_a_name = ["rejectedIdentifier", "unsupportedIdentifier", "caa"].iter().any(|kind| authority::is(&error, kind));
+    match Stop::from(error) {
+        Stop::Failed { problem, is_rate_limited, unproven } if is_about_a_name && unproven.is_empty() => {
+            let is_word = |name: &&String| problem.split(|c: char| !(c.is_ascii_alphanumeric() || ".-_*".contains(c))).any(|w| w == *name);
+            let unproven = names.iter().filter(is_word).cloned().collect();
+            Stop::Failed { problem, is_rate_limited, unproven }
+        }
+        other => other,
+    }
+}
+
 /// What came, checked: no authority's mistake gets to the edges.
 fn sealed(control: &Control, record: &OrderRecord, pem: &str, key: &[u8]) -> Result<SealedCertificate, Stop> {
     let failed = |e: tidegate_certs::CertError| Stop::failed(format!("what the authority made is of no use: {e}"));
@@ -247,14 +257,17 @@ fn sealed(control: &Control, record: &OrderRecord, pem: &str, key: &[u8]) -> Res
 
 /// Puts the answers where the authority will look, waits until all nodes give them, and says so.
 async fn open_challenges(control: &Arc<Control>, record: &OrderRecord, order: &mut Order) -> Result<(), Stop> {
-    let (mut open, mut chosen) = (Vec::new(), Vec::new());
+    let (mut open, mut chosen, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
         match authorization.status {
             AuthorizationStatus::Pending => {
-                let (kind, wanted) = choose(control, record, &authorization)?;
                 let name = authorization.identifier().to_string();
+                let Some((kind, wanted)) = choose(control, record, &authorization) else {
+                    wrong.push((format!("the authority offers no challenge for {name} that may be used here"), name));
+                    continue;
+                };
                 let host = name.trim_start_matches("*.").to_owned();
                 chosen.push((name, wanted.clone()));
                 let challenge = authorization.challenge(wanted).ok_or_else(|| Stop::failed("a challenge is gone"))?;
@@ -263,10 +276,13 @@ async fn open_challenges(control: &Arc<Control>, record: &OrderRecord, order: &m
             AuthorizationStatus::Valid => {}
             status => {
                 let name = authorization.identifier().to_string();
-                let problem = format!("the authorization of {name} is {status:?}");
-                return Err(Stop::unproven(name, problem));
+                wrong.push((format!("the authorization of {name} is {status:?}"), name));
             }
         }
+    }
+    if !wrong.is_empty() {
+        let (problems, unproven): (Vec<_>, _) = wrong.into_iter().unzip();
+        return Err(Stop::Failed { problem: problems.join("; "), is_rate_limited: false, unproven });
     }
     let site = record.site.clone();
     let told = control.change(BY, Change::ChallengesPut { site, challenges: open.clone() }).await?;
@@ -287,7 +303,7 @@ async fn open_challenges(control: &Arc<Control>, record: &OrderRecord, order: &m
 }
 
 /// By which challenge a name is proven this time: after a failure the next kind has its turn.
-fn choose(control: &Control, record: &OrderRecord, authorization: &AuthorizationState) -> Result<(ChallengeKind, ChallengeType), Stop> {
+fn choose(control: &Control, record: &OrderRecord, authorization: &AuthorizationState) -> Option<(ChallengeKind, ChallengeType)> {
     let kinds: &[ChallengeKind] = match &control.settings.acme {
         Some(settings) if !authorization.wildcard => &settings.challenges,
         _ => &[ChallengeKind::Dns01],
@@ -302,12 +318,7 @@ fn choose(control: &Control, record: &OrderRecord, authorization: &Authorization
     };
     let offered: Vec<_> = kinds.iter().filter_map(offered).collect();
     let turn = usize::try_from(record.failures).unwrap_or(0) % offered.len().max(1);
-    let none = || {
-        let name = authorization.identifier().to_string();
-        let problem = format!("the authority offers no challenge for {name} that may be used here");
-        Stop::unproven(name, problem)
-    };
-    offered.into_iter().nth(turn).ok_or_else(none)
+    offered.into_iter().nth(turn)
 }
 
 fn answer(kind: ChallengeKind, token: &str, key: &KeyAuthorization) -> ChallengeAnswer {
@@ -366,6 +377,19 @@ async fn poll(order: &mut Order, within: Duration, is_enough: impl Fn(OrderStatu
         .map_err(|_| Stop::failed(format!("the authority was not done within {} s", within.as_secs())))?
 }
 
+/// Names that the authority has not made up its mind about.
+async fn why_pending(order: &mut Order, problem: String) -> Stop {
+    let mut unproven = Vec::new();
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if authorization.refresh().await.is_ok() && authorization.status != AuthorizationStatus::Valid {
+            unproven.push(authorization.identifier().to_string());
+        }
+    }
+    let problem = if unproven.is_empty() { problem } else { format!("{problem}: {}", unproven.join(", ")) };
+    Stop::Failed { problem, is_rate_limited: false, unproven }
+}
+
 /// Which name was not proven, and what the authority saw.
 async fn why_invalid(order: &mut Order) -> Stop {
     let (mut found, mut unproven) = (Vec::new(), Vec::new());
@@ -379,7 +403,10 @@ async fn why_invalid(order: &mut Order) -> Stop {
             if let Some(error) = &challenge.error {
                 let said = instant_acme::Error::Api(error.clone());
                 is_rate_limited |= super::authority::is_rate_limit(&said);
-                unproven.push(authorization.identifier().to_string());
+                // One that is tried again has one too (section 8.2).
+                if challenge.status == ChallengeStatus::Invalid {
+                    unproven.push(authorization.identifier().to_string());
+                }
                 found.push(format!("{} by {:?}: {}", authorization.identifier(), challenge.r#type, super::authority::words(&said)));
             }
         }

@@ -279,6 +279,10 @@ fn a_join_token_enrols_one_node_and_names_are_unique_until_forgotten() {
     assert_eq!((how(&log, first), how(&log, log.index)), (Enrolment::Over, Enrolment::Stands), "the name is another's");
 }
 
+fn again_later(log: &mut Log, node: &NodeState) -> Result<(), Refusal> {
+    log.apply(Change::NodeEnrol { node: node.clone(), join: "j-fra-1".into(), key: [1; 32] }).outcome
+}
+
 #[test]
 fn who_did_not_hear_that_it_is_enrolled_asks_once_more() {
     let mut log = Log::new();
@@ -293,6 +297,14 @@ fn who_did_not_hear_that_it_is_enrolled_asks_once_more() {
     assert_eq!(again("fra-1", [2; 32]).outcome, Err(Refusal::JoinToken), "somebody else has read the token");
     assert_eq!(again("fra-2", [1; 32]).outcome, Err(Refusal::JoinToken));
     assert_eq!(log.state.node("fra-1").unwrap().state, node);
+    let put =
+        |log: &mut Log, name: &str| log.apply(Change::MemberPut { id: 3, name: name.parse().unwrap(), address: String::new() }).outcome;
+    assert_eq!((put(&mut log, "c-3"), put(&mut log, "c-3")), (Ok(()), Ok(())));
+    assert!(matches!(put(&mut log, "c-4"), Err(Refusal::Conflict(_))), "two that joined at once");
+    let later = Command { at: WallTime(700_000), by: "test".into(), change: Change::JoinRevoke { id: "none".into() } };
+    log.index += 1;
+    log.state.apply(log.index, later);
+    assert_eq!(again_later(&mut log, &node), Err(Refusal::JoinToken), "not for ever");
     log.apply(Change::NodeRemove { name: node.name.clone(), dead: true });
     let removal = log.index;
     let enrol = Change::NodeEnrol { node: node.clone(), join: "j-fra-1".into(), key: [1; 32] };

@@ -162,7 +162,7 @@ pub struct CertificateView {
 pub struct OrderView {
     pub site: String,
     pub hosts: Vec<String>,
-    /// Those of them that could not be proven: there is a certificate for the others.
+    /// Those of them that could not be proven: the others do not wait for these.
     pub left_out: Vec<String>,
     pub authority: String,
     pub step: OrderStep,

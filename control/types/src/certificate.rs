@@ -131,7 +131,7 @@ pub struct OrderRecord {
     pub site: SiteName,
     /// That the site wants in it.
     pub names: Vec<String>,
-    /// Those of them that could not be proven: the others do not wait for them.
+    /// Those of them that could not be proven: the others do not wait for these.
     pub left_out: Vec<String>,
     /// URL of the authority's directory.
     pub authority: String,
