@@ -65,7 +65,7 @@ impl Shields {
     /// The shields as they are now; one that stays keeps what is known of it.
     pub fn set(&self, shields: Vec<Shield>) {
         let old = Arc::clone(&self.0.read());
-        let kept = |new: Shield| match old.iter().find(|o| o.tls_name == new.tls_name && o.address == new.address) {
+        let kept = |new: Shield| match old.iter().find(|o| (&o.name, &o.address, &o.tls_name) == (&new.name, &new.address, &new.tls_name)) {
             Some(same) => Arc::clone(same),
             None => Arc::new(new),
         };

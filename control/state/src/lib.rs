@@ -37,8 +37,6 @@ pub const MOST_CERTIFICATES: usize = 100_000;
 pub const MOST_ACCOUNTS: usize = 100;
 /// Of tickets that were given before the last change of their key, no older ones are taken.
 const MOST_TICKET_KEYS: usize = 2;
-/// How far ahead the indexes of a restored log begin; twice that at most.
-const RESTORED_AHEAD: u64 = 1 << 20;
 pub const MOST_AUDIT: usize = 10_000;
 /// Of purges a node is told so much at once, the newest; it revalidates what it stored before the others.
 const MOST_MISSED_BYTES: usize = 16 << 20;
@@ -174,8 +172,7 @@ impl State {
     /// it may serve whatever there is. `random` sets this log apart from any other.
     #[must_use]
     pub fn restored(mut self, random: u64) -> Self {
-        // Beyond what was lost of the old log, and never twice as far: no node that enrolled there is taken for one that will enrol here.
-        let index = self.applied + RESTORED_AHEAD + random % RESTORED_AHEAD;
+        let index = self.applied + 1;
         self.founding.incarnation = Incarnation::new(self.founding.incarnation.generation() + 1, random);
         (self.applied, self.hosts_changed, self.restored_at) = (index, index, index);
         self.purges = self.purges.restarted_at(index);

@@ -146,7 +146,8 @@ pub fn founding(setup: &Setup) -> Snapshot {
     let mut index = 1;
     let mut apply = |change| {
         index += 1;
-        state.apply(index, Command { at: WallTime(0), by: "init".into(), change })
+        let applied = state.apply(index, Command { at: WallTime(0), by: "init".into(), change });
+        assert_eq!(applied.outcome, Ok(()), "the network cannot be founded");
     };
     for n in 0..setup.shields + setup.edges {
         let shield = n < setup.shields;
@@ -167,7 +168,7 @@ pub fn founding(setup: &Setup) -> Snapshot {
             name: name.parse().unwrap_or_else(|e| panic!("{e}")),
             role,
             region: "here".into(),
-            address: shield.then(|| name.clone()),
+            address: shield.then(|| format!("{name}:7444")),
             advertise: Vec::new(),
             drained: false,
             since: 0,
