@@ -184,8 +184,8 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
         record.step = OrderStep::Validating;
         put(control, record).await?;
         open_challenges(control, record, &mut order).await?;
-        if let Err(Stop::Failed { problem, .. }) = poll(&mut order, LOOKED_AT_WITHIN, |s| s != OrderStatus::Pending).await {
-            return Err(why_pending(&mut order, problem).await);
+        if !poll(&mut order, LOOKED_AT_WITHIN, |s| s != OrderStatus::Pending).await? {
+            return Err(why_pending(&mut order).await);
         }
     }
     let key = control
@@ -198,7 +198,9 @@ async fn follow(control: &Arc<Control>, record: &mut OrderRecord) -> Result<Seal
         let request = ca::site_request(&key, &names).map_err(|e| Stop::failed(e.to_string()))?;
         order.finalize_csr(&request).await?;
     }
-    poll(&mut order, MADE_WITHIN, |s| !matches!(s, OrderStatus::Processing | OrderStatus::Ready)).await?;
+    if !poll(&mut order, MADE_WITHIN, |s| !matches!(s, OrderStatus::Processing | OrderStatus::Ready)).await? {
+        return Err(Stop::failed(format!("the authority did not make it within {} s", MADE_WITHIN.as_secs())));
+    }
     if order.state().status == OrderStatus::Invalid {
         return Err(why_invalid(&mut order).await);
     }
@@ -359,26 +361,24 @@ async fn told_everywhere(control: &Control, index: u64, roles: &[Role]) -> Resul
     })
 }
 
-/// Asks how the order is until that satisfies, at most for so long.
-async fn poll(order: &mut Order, within: Duration, is_enough: impl Fn(OrderStatus) -> bool) -> Result<(), Stop> {
+/// Asks how the order is until that satisfies, at most for so long; false where it did not.
+async fn poll(order: &mut Order, within: Duration, is_enough: impl Fn(OrderStatus) -> bool) -> Result<bool, Stop> {
     let mut wait = FIRST_POLL;
     let polled = async {
         loop {
             if is_enough(order.state().status) {
-                return Ok(());
+                return Ok(true);
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LONGEST_POLL);
             order.refresh().await?;
         }
     };
-    tokio::time::timeout(within, polled)
-        .await
-        .map_err(|_| Stop::failed(format!("the authority was not done within {} s", within.as_secs())))?
+    tokio::time::timeout(within, polled).await.unwrap_or(Ok(false))
 }
 
 /// Names that the authority has not made up its mind about.
-async fn why_pending(order: &mut Order, problem: String) -> Stop {
+async fn why_pending(order: &mut Order) -> Stop {
     let mut unproven = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
@@ -386,7 +386,7 @@ async fn why_pending(order: &mut Order, problem: String) -> Stop {
             unproven.push(authorization.identifier().to_string());
         }
     }
-    let problem = if unproven.is_empty() { problem } else { format!("{problem}: {}", unproven.join(", ")) };
+    let problem = format!("the authority was not done within {} s with {}", LOOKED_AT_WITHIN.as_secs(), unproven.join(", "));
     Stop::Failed { problem, is_rate_limited: false, unproven }
 }
 
