@@ -194,7 +194,7 @@ pub fn fields(data: &[u8]) {
     let (now, later) = (WallTime(1_700_000_000_000), WallTime(1_700_000_060_000));
     let fresh = Freshness::new(StatusCode::OK, &response, &said, now, now, FreshnessDefaults::default());
     assert!(fresh.current_age(later) >= fresh.current_age(now));
-    if let Some(vary) = VaryKey::new(&response, &request) {
+    if let Ok(vary) = VaryKey::new(&response, &request) {
         assert!(vary.matches(&request));
     }
     let accepted = Accepted::of(&request);
@@ -205,6 +205,7 @@ pub fn fields(data: &[u8]) {
     }
     let _ = (accepted.normal(), coding::is_codable(StatusCode::OK, &response, None, &["text/*".into(), "*+xml".into()], 0));
     let _ = (conditional::not_modified(&request, &response), conditional::range_applies(&request, &response));
+    let _ = conditional::holds(&request, &response);
     let _ = (validation::conditions(&response), validation::confirms(&response, &request), field::tags(&response));
     let once = Target::new(false, "h", &target, None).path_and_query;
     assert!(once.starts_with('/'));

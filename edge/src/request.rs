@@ -17,7 +17,7 @@ use std::time::Duration;
 use tidegate_control_types::BootTime;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Accepted, Answer, Answering, Asked, RequestBody, ResponseBody, Site, fields, show_date};
+use tidegate_gateway::{Answer, Answering, Asked, RequestBody, ResponseBody, Site, fields, show_date};
 use tidegate_node::link::full;
 
 const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -145,9 +145,7 @@ impl Worker {
         }
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(client.https, host, path).on_port(port);
-        let key = tidegate_gateway::key(site.name(), &target);
-        let (method, client, accepted) = (parts.method, Some(client.ip), Accepted::default());
-        let asked = Asked { site, method, target, key, headers, accepted, client, interim, demand: None, end_to_end: false };
+        let asked = Asked { client: Some(client.ip), interim, ..Asked::of_client(site, parts.method, target, headers) };
         self.gateway.answer(asked, body)
     }
 
@@ -174,8 +172,7 @@ impl Worker {
             if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {
                 return Err((StatusCode::URI_TOO_LONG, "the target is too long"));
             }
-            let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-            if length.is_some_and(|l| l > limits.body) {
+            if http_body::Body::size_hint(request.body()).lower() > limits.body {
                 return Err((StatusCode::PAYLOAD_TOO_LARGE, "the body of the request is too large"));
             }
         }

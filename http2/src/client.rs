@@ -3,6 +3,7 @@
 use crate::body::Received;
 use crate::keep_alive::{Counted, KeepAlive, Pinger};
 use crate::pipe::Pipe;
+use crate::windows::Windows;
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{Builder, SendRequest};
@@ -22,9 +23,7 @@ use tokio::sync::{Notify, oneshot};
 pub struct ClientSettings {
     /// Bytes of a head's fields.
     pub head: u32,
-    /// Bytes of bodies that may come before they are taken.
-    pub stream_window: u32,
-    pub connection_window: u32,
+    pub windows: Windows,
     /// While requests are open.
     pub keep_alive: KeepAlive,
 }
@@ -82,17 +81,24 @@ where
         // Until the server says how many it takes.
         .initial_max_send_streams(100)
         .max_header_list_size(settings.head)
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window);
+        .initial_window_size(settings.windows.few)
+        .initial_connection_window_size(Windows::OF_CONNECTION);
     let (to, mut connection) = builder.handshake(io).await?;
     let mut pinger = connection.ping_pong().map(|pings| Pinger::new(pings, settings.keep_alive, received));
     let state = Rc::new(ConnectionState::default());
     let shared = Rc::clone(&state);
+    let windows = settings.windows;
+    let mut window = windows.few;
     tokio::task::spawn_local(async move {
         let ended = std::future::poll_fn(|cx| {
             if pinger.as_mut().is_some_and(|p| p.poll_gone(cx, state.open.get() > 0).is_ready()) {
                 tracing::debug!("a server answers no ping");
                 return Poll::Ready(Ok(()));
+            }
+            let wanted = windows.of(state.open.get());
+            // Refused while the last change is on its way; it is asked for again then.
+            if wanted != window && connection.set_initial_window_size(wanted).is_ok() {
+                window = wanted;
             }
             Pin::new(&mut connection).poll(cx)
         });
@@ -112,13 +118,19 @@ impl Sender {
         self.state.is_over.get()
     }
 
+    /// Whether the server takes one more request now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.state.open.get() < self.to.current_max_send_streams()
+    }
+
     /// Waits until the server takes one more request. Only then is it handed to h2, which would send it even after it was given up.
     async fn turn(&mut self) -> Result<(), h2::Error> {
         loop {
             let mut freed = pin!(self.state.freed.notified());
             freed.as_mut().enable();
             std::future::poll_fn(|cx| self.to.poll_ready(cx)).await?;
-            if self.state.open.get() < self.to.current_max_send_streams() {
+            if self.has_room() {
                 return Ok(());
             }
             freed.await;
@@ -137,7 +149,10 @@ impl Sender {
         let failed = |error| Failed { error, unsent: None };
         let (mut head, body) = request.into_parts();
         let bodiless = body.is_end_stream();
-        if bodiless
+        let length = body.size_hint().exact().filter(|_| !bodiless);
+        if let Some(length) = length {
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        } else if bodiless
             && matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
             && !head.headers.contains_key(header::CONTENT_LENGTH)
         {

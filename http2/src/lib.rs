@@ -11,6 +11,7 @@ mod client;
 mod keep_alive;
 mod pipe;
 mod server;
+mod windows;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ pub use body::Received;
 pub use client::{ClientSettings, Failed, Sender, connect};
 pub use keep_alive::KeepAlive;
 pub use server::{ServerSettings, serve};
+pub use windows::Windows;
 
 /// A connection or a stream failed.
 pub use h2::Error;

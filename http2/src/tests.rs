@@ -16,8 +16,7 @@ use tokio::sync::oneshot;
 
 const CLIENT: ClientSettings = ClientSettings {
     head: 64 << 10,
-    stream_window: 1 << 20,
-    connection_window: 1 << 20,
+    windows: Windows { few: 1 << 20, many: 1 << 20 },
     keep_alive: KeepAlive { every: Duration::from_secs(2), within: Duration::from_secs(2) },
 };
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tidegate_control_types::Role;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Accepted, AllCounters, Answering, Asked, Gateway, RequestBody, ResponseBody, Site, fields};
-use tidegate_http2::{KeepAlive, Received, ServerSettings};
+use tidegate_gateway::{AllCounters, Answering, Asked, Gateway, RequestBody, ResponseBody, Site, fields};
+use tidegate_http2::{KeepAlive, Received, ServerSettings, Windows};
 use tidegate_node::lifecycle::Stopping;
 use tidegate_node::serve::{MutualTls, identity_of};
 use tidegate_node::workers::{Delivery, Inbox, ToWorker};
@@ -25,7 +25,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: KeepAlive = KeepAlive { every: Duration::from_secs(5), within: Duration::from_secs(5) };
 /// How often memory that is no longer of use is let go.
 const SWEEP: Duration = Duration::from_millis(250);
-const MOST_STREAMS: u32 = 4096;
+const MOST_STREAMS: u32 = 1024;
 /// Bytes of one response that wait for its edge.
 const SEND_BUFFER: usize = 400 << 10;
 
@@ -117,8 +117,9 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
     let settings = ServerSettings {
         streams: MOST_STREAMS,
         head: 128 << 10,
-        stream_window: 1 << 20,
-        connection_window: 8 << 20,
+        // Uploads that an origin does not take hold up no others.
+        stream_window: 256 << 10,
+        connection_window: Windows::OF_CONNECTION,
         send_buffer: SEND_BUFFER,
         keep_alive: KEEP_ALIVE,
         // An edge is known, and its connection lives for weeks.
@@ -195,13 +196,10 @@ pub fn asked(parts: http::request::Parts, sites: &HashMap<String, Rc<Site>>) -> 
     let site = Rc::clone(sites.get(&site)?);
     let authority = parts.uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
     let (host, port) = host_and_port(&authority)?;
-    let (demand, end_to_end) = Asked::internal(&headers);
     headers.remove(header::HOST);
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
     let target = site.target(scheme.as_deref() == Some("https"), &host, path).on_port(port);
-    let key = tidegate_gateway::key(site.name(), &target);
-    let (method, accepted) = (parts.method, Accepted::default());
-    Some(Asked { site, method, target, key, headers, accepted, client: None, interim: None, demand, end_to_end })
+    Some(Asked::of_edge(site, parts.method, target, headers))
 }
 
 /// What a shield calls itself.

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tidegate_gateway::FetchError;
+use tidegate_gateway::{FetchError, Progress, Turn};
 use tokio::time::{Instant, Sleep};
 
 /// Called once, with whether the body was read to its end.
@@ -15,13 +16,15 @@ pub type Over = Box<dyn FnOnce(bool)>;
 pub struct TimedBody<B> {
     inner: B,
     idle: Duration,
+    /// Of the request's body, which may still be under way: upstream may wait for that.
+    progress: Option<Rc<Progress>>,
     sleep: Option<Pin<Box<Sleep>>>,
     over: Option<Over>,
 }
 
 impl<B: Body> TimedBody<B> {
-    pub fn new(inner: B, idle: Duration, over: Over) -> Self {
-        let mut body = Self { inner, idle, sleep: None, over: Some(over) };
+    pub fn new(inner: B, idle: Duration, progress: Option<Rc<Progress>>, over: Over) -> Self {
+        let mut body = Self { inner, idle, progress, sleep: None, over: Some(over) };
         if body.inner.is_end_stream() {
             body.finish(true);
         }
@@ -78,6 +81,11 @@ where
                 let idle = this.idle;
                 let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + idle)));
                 std::task::ready!(sleep.as_mut().poll(cx));
+                if this.progress.as_ref().is_some_and(|p| p.turn() == Turn::Client) {
+                    sleep.as_mut().reset(Instant::now() + idle);
+                    let _ = sleep.as_mut().poll(cx);
+                    return Poll::Pending;
+                }
                 this.finish(false);
                 Poll::Ready(Some(Err(FetchError::Timeout)))
             }

@@ -1,5 +1,7 @@
 //! Connections: TCP, TLS where it is wanted, then HTTP/1.1 or HTTP/2 by ALPN.
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -7,14 +9,17 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tidegate_control_types::site::OriginTls;
 use tidegate_gateway::{FetchError, RequestBody};
-use tidegate_http2::{ClientSettings, KeepAlive, Sender};
+use tidegate_http2::{ClientSettings, KeepAlive, Sender, Windows};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 pub enum Connection {
@@ -24,24 +29,129 @@ pub enum Connection {
 
 const HTTP_2: ClientSettings = ClientSettings {
     head: 64 << 10,
-    stream_window: 1 << 20,
-    connection_window: 4 << 20,
+    windows: Windows { few: 1 << 20, many: 64 << 10 },
     keep_alive: KeepAlive { every: Duration::from_secs(10), within: Duration::from_secs(5) },
 };
 
-/// Tries the addresses in turn, IPv6 and IPv4 as they came, each with a fair share of the time.
-///
-/// # Errors
-/// None of them accepts.
-pub async fn tcp(addresses: &[IpAddr], port: u16, timeout: Duration) -> Result<TcpStream, FetchError> {
-    let share = timeout / u32::try_from(addresses.len()).unwrap_or(1).clamp(1, 4);
-    for ip in addresses {
-        if let Ok(Ok(stream)) = tokio::time::timeout(share, TcpStream::connect(SocketAddr::new(*ip, port))).await {
-            let _ = stream.set_nodelay(true);
-            return Ok(stream);
-        }
+/// The next address is tried when the one before has not answered for so long (RFC 8305 section 5).
+const NEXT_AFTER: Duration = Duration::from_millis(250);
+/// An address that did not answer is tried last for so long.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+const MAX_SILENT: usize = 10_000;
+
+/// The addresses of origins: which goes first, and which did not answer of late. One for the node.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    turn: AtomicUsize,
+    silent: Mutex<HashMap<SocketAddr, Instant>>,
+}
+
+impl Addresses {
+    /// All of them, in the order in which they are tried: each goes first in its turn, families alternate (RFC 8305 section 4), and
+    /// silent ones are last.
+    fn in_order(&self, addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let of_family = |v6: bool| {
+            let mut all: Vec<_> = addresses.iter().filter(|a| a.is_ipv6() == v6).map(|ip| SocketAddr::new(*ip, port)).collect();
+            let length = all.len().max(1);
+            all.rotate_left(turn % length);
+            all
+        };
+        let (v6, v4) = (of_family(true), of_family(false));
+        let longest = v6.len().max(v4.len());
+        let mut all: Vec<_> = (0..longest).flat_map(|n| [v6.get(n), v4.get(n)]).flatten().copied().collect();
+        let now = Instant::now();
+        let silent = self.silent.lock();
+        all.sort_by_key(|a| silent.get(a).is_some_and(|until| now < *until));
+        all
     }
-    Err(FetchError::Connect)
+
+    fn note(&self, address: SocketAddr, answers: bool) {
+        let mut silent = self.silent.lock();
+        if answers {
+            silent.remove(&address);
+            return;
+        }
+        let now = Instant::now();
+        if silent.len() >= MAX_SILENT {
+            silent.retain(|_, until| now < *until);
+        }
+        silent.insert(address, now + SILENT_FOR);
+    }
+
+    /// Connects to whichever address answers first. One is tried after the other, without waiting for those that say nothing.
+    ///
+    /// # Errors
+    /// None of them accepts in time.
+    pub async fn connect(&self, addresses: &[IpAddr], port: u16, timeout: Duration) -> Result<TcpStream, FetchError> {
+        let mut waiting: VecDeque<SocketAddr> = self.in_order(addresses, port).into();
+        let mut connecting = FuturesUnordered::new();
+        let mut tried = Vec::new();
+        let mut last = FetchError::ConnectTimeout;
+        let racing = async {
+            loop {
+                if let Some(address) = waiting.pop_front() {
+                    tried.push(address);
+                    connecting.push(async move { (address, TcpStream::connect(address).await) });
+                }
+                let next = async {
+                    if waiting.is_empty() {
+                        std::future::pending::<()>().await;
+                    }
+                    tokio::time::sleep(NEXT_AFTER).await;
+                };
+                tokio::select! {
+                    biased;
+                    Some((address, connected)) = connecting.next() => match connected {
+                        Ok(stream) => return Some((address, stream)),
+                        Err(error) => {
+                            tried.retain(|a| *a != address);
+                            last = if error.kind() == ErrorKind::ConnectionRefused { FetchError::Refused } else { FetchError::Connect };
+                            if connecting.is_empty() && waiting.is_empty() {
+                                return None;
+                            }
+                        }
+                    },
+                    () = next => {}
+                }
+            }
+        };
+        let raced = tokio::time::timeout(timeout, racing).await;
+        // Whoever was tried and said nothing, while another answered or until the time was over.
+        let first = match raced {
+            Ok(Some((address, stream))) => {
+                self.note(address, true);
+                tried.iter().filter(|a| **a != address).for_each(|a| self.note(*a, false));
+                stream
+            }
+            Ok(None) => return Err(last),
+            Err(_) => {
+                tried.iter().for_each(|a| self.note(*a, false));
+                return Err(FetchError::ConnectTimeout);
+            }
+        };
+        let _ = first.set_nodelay(true);
+        Ok(first)
+    }
+}
+
+/// What is wrong with a server's certificate, or its handshake.
+fn tls_error(error: &std::io::Error) -> FetchError {
+    use rustls::{CertificateError, Error};
+    match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(certificate)) => match certificate {
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => FetchError::TlsExpired,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => FetchError::TlsName,
+            CertificateError::UnknownIssuer => FetchError::TlsUnknownAuthority,
+            _ => FetchError::Tls,
+        },
+        Some(_) => FetchError::Tls,
+        None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => FetchError::Reset,
+        None => FetchError::Tls,
+    }
 }
 
 /// Speaks HTTP/1.1 in clear.
@@ -59,9 +169,9 @@ pub async fn clear(stream: TcpStream) -> Result<Connection, FetchError> {
 pub async fn tls(stream: TcpStream, name: &str, config: Arc<ClientConfig>, timeout: Duration) -> Result<Connection, FetchError> {
     let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned()).map_err(|_| FetchError::Tls)?;
     let handshake = tokio::time::timeout(timeout, TlsConnector::from(config).connect(name, stream));
-    let stream = handshake.await.map_err(|_| FetchError::Timeout)?.map_err(|error| {
+    let stream = handshake.await.map_err(|_| FetchError::ConnectTimeout)?.map_err(|error| {
         tracing::debug!(%error, "a TLS handshake with an origin failed");
-        FetchError::Tls
+        tls_error(&error)
     })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return h1(stream).await;
@@ -74,7 +184,7 @@ where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(256 << 10).max_headers(256);
+    builder.max_buf_size(256 << 10).max_headers(256).allow_spaces_after_header_name_in_responses(true);
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|_| FetchError::Broken)?;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.with_upgrades().await {
@@ -168,5 +278,41 @@ impl ServerCertVerifier for Unverified {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_address_has_its_turn_and_silent_ones_are_last() {
+        let all = [ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")];
+        let addresses = Addresses::default();
+        let firsts: Vec<_> = (0..4).map(|_| addresses.in_order(&all, 80)).collect();
+        assert!(firsts.iter().all(|order| order.len() == 3 && order[0].is_ipv6()));
+        assert_ne!(firsts[0][1], firsts[1][1]);
+        addresses.note(SocketAddr::new(all[2], 80), false);
+        assert!(addresses.in_order(&all, 80)[2].is_ipv6() && addresses.in_order(&all, 443)[0].is_ipv6());
+        addresses.note(SocketAddr::new(all[2], 80), true);
+        assert!(addresses.in_order(&all, 80)[0].is_ipv6());
+    }
+
+    #[tokio::test]
+    async fn who_refuses_is_left_at_once_for_who_accepts() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.3:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let addresses = Addresses::default();
+        for _ in 0..4 {
+            let all = [ip("127.0.0.2"), ip("127.0.0.3"), ip("127.0.0.4")];
+            let stream = addresses.connect(&all, port, Duration::from_secs(3)).await.unwrap();
+            assert_eq!(stream.peer_addr().unwrap().ip(), ip("127.0.0.3"));
+        }
+        let refused = addresses.connect(&[ip("127.0.0.2")], port, Duration::from_secs(3)).await.unwrap_err();
+        assert_eq!(refused, FetchError::Refused);
     }
 }

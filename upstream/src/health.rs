@@ -102,11 +102,11 @@ pub async fn probe_all(pools: Arc<OriginPools>, clock: Arc<dyn Clock>) {
 async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, spec: &HealthSpec) -> Result<(), FetchError> {
     let origin = servers.spec();
     let asking = async {
-        let mut addresses = pools.resolver.addresses(&server.host).await?;
+        let mut addresses = pools.resolver.addresses(&server.host).await?.to_vec();
         if !origin.allow_private {
             addresses.retain(|a| !private::is_private(*a));
         }
-        let tcp = connect::tcp(&addresses, server.port, origin.connect_timeout).await?;
+        let tcp = pools.addresses.connect(&addresses, server.port, origin.connect_timeout).await?;
         let connection = if server.https {
             let name = origin.tls.server_name.as_deref().unwrap_or(&server.host);
             connect::tls(tcp, name, pools.tls.get(&origin.tls, true)?, origin.connect_timeout).await?

@@ -4,8 +4,10 @@
 
 mod body;
 mod connect;
+mod framing;
 mod health;
 mod origin;
+mod patience;
 mod pool;
 mod private;
 mod resolve;
@@ -16,4 +18,4 @@ pub use health::{Health, probe_all};
 pub use origin::{OriginPools, OriginUpstream, Servers};
 pub use resolve::Resolver;
 pub use ring::ranked;
-pub use shields::{EdgeUpstream, Http2Shields, Shield, ShieldTls, ShieldWay, Shields};
+pub use shields::{EdgeUpstream, Http2Shields, Shield, ShieldTls, ShieldWay, Shields, Unanswered};

@@ -2,9 +2,11 @@
 //! safe and the budget allows.
 
 use crate::body::TimedBody;
-use crate::connect::{self, Connection, TlsSettings};
+use crate::connect::{self, Addresses, Connection, TlsSettings};
+use crate::framing;
 use crate::health::Health;
-use crate::pool::Pool;
+use crate::patience::{self, Patience};
+use crate::pool::{Made, Pool};
 use crate::private;
 use crate::resolve::Resolver;
 use http::header::{self, HeaderValue};
@@ -14,10 +16,11 @@ use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec};
-use tidegate_control_types::{Clock, SiteName, SiteSpec};
+use std::time::Duration;
+use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls};
+use tidegate_control_types::{BootTime, Clock, SiteName, SiteSpec};
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody};
+use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Upstream, UpstreamBody};
 
 /// A retry costs ten requests' worth of budget: retries stay under 10 % of requests, beyond a few at the start.
 const RETRY_COST: i64 = 10;
@@ -86,11 +89,14 @@ impl Servers {
         self.spec.servers.iter().zip(&self.health)
     }
 
-    /// The next server to try, not among `tried`; primary ones that are up, then backups, then any that was not tried.
-    fn choose(&self, key_hash: u64, tried: &[usize], clock: &dyn Clock) -> Option<usize> {
+    /// The next server to try: primary ones that are up, then backups. Where none is up, those that only requests speak against:
+    /// leaving all of them alone would make an outage of a few errors.
+    fn choose(&self, key_hash: u64, tried: &mut Tried, clock: &dyn Clock) -> Option<usize> {
         let now = clock.boot();
-        let pick = |from: &[usize], good: &dyn Fn(&Health) -> bool| {
-            let up = |n: &usize| self.health.get(*n).is_some_and(|h| good(h)) && !tried.contains(n);
+        let any_is_up = self.health.iter().any(|h| h.is_up(now));
+        let good = |h: &Health| if any_is_up { h.is_up(now) } else { h.may_be_asked() };
+        let pick = |from: &[usize], tried: &Tried| {
+            let up = |n: &usize| self.health.get(*n).is_some_and(|h| good(h)) && !tried.round.contains(n) && !tried.hopeless.contains(n);
             let mut live: Vec<usize> = from.iter().copied().filter(up).collect();
             match self.spec.balance {
                 Balance::RoundRobin => {
@@ -109,10 +115,11 @@ impl Servers {
                 }
             }
         };
-        let (is_up, may_be_asked) = (|h: &Health| h.is_up(now), Health::may_be_asked);
-        let up = pick(&self.primary, &is_up).or_else(|| pick(&self.backup, &is_up));
-        // All were left alone for their failures: leaving all of them alone would make an outage of a few errors.
-        up.or_else(|| pick(&self.primary, &may_be_asked)).or_else(|| pick(&self.backup, &may_be_asked))
+        let next = |tried: &Tried| pick(&self.primary, tried).or_else(|| pick(&self.backup, tried));
+        next(tried).or_else(|| {
+            tried.round.clear();
+            next(tried)
+        })
     }
 
     fn earn(&self) {
@@ -134,13 +141,14 @@ impl Servers {
 pub struct OriginPools {
     sites: RwLock<HashMap<SiteName, Arc<Servers>>>,
     pub(crate) resolver: Resolver,
+    pub(crate) addresses: Addresses,
     pub(crate) tls: TlsSettings,
 }
 
 impl OriginPools {
     #[must_use]
     pub fn new(resolver: Resolver) -> Arc<Self> {
-        Arc::new(Self { sites: RwLock::default(), resolver, tls: TlsSettings::default() })
+        Arc::new(Self { sites: RwLock::default(), resolver, addresses: Addresses::default(), tls: TlsSettings::default() })
     }
 
     /// Takes over the sites as they are now.
@@ -172,10 +180,13 @@ impl OriginPools {
     }
 }
 
+/// What a kept connection was made for, and by which rules: under others it is made anew.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PoolKey {
     site: SiteName,
     server: OriginServer,
+    tls: OriginTls,
+    allow_private: bool,
 }
 
 /// One worker's way to the origins.
@@ -185,43 +196,73 @@ pub struct OriginUpstream {
     clock: Arc<dyn Clock>,
 }
 
+/// What one attempt may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    connect: Duration,
+    patience: Patience,
+    idle: Duration,
+}
+
 impl OriginUpstream {
     #[must_use]
     pub fn new(pools: Arc<OriginPools>, clock: Arc<dyn Clock>) -> Self {
         Self { pools, connections: Pool::new(), clock }
     }
 
+    /// A kept connection that may be used on: not too old, and to an address that the name still leads to.
+    fn kept(&self, servers: &Servers, key: &PoolKey) -> Option<(Connection, Made)> {
+        let (now, most) = (tokio::time::Instant::now(), servers.spec.max_connection_age);
+        let is_good =
+            |made: &Made| now.duration_since(made.at) < most && self.pools.resolver.still_leads_to(&key.server.host, made.to);
+        self.connections.take(key, is_good)
+    }
+
     /// Opens a connection, or takes a kept one: `true` where it was kept, and so may be dead without anybody's fault. `upgrading`: to be
     /// one of HTTP/1.1, for this request alone.
-    async fn connection(&self, servers: &Servers, key: &PoolKey, fresh: bool, upgrading: bool) -> Result<(Connection, bool), FetchError> {
-        if !fresh
-            && !upgrading
-            && let Some(kept) = self.connections.take(key)
-        {
-            return Ok((kept, true));
+    async fn connection(
+        &self,
+        servers: &Servers,
+        key: &PoolKey,
+        fresh: bool,
+        upgrading: bool,
+        within: Duration,
+    ) -> Result<(Connection, Made, bool), FetchError> {
+        let kept = || if fresh || upgrading { None } else { self.kept(servers, key) };
+        if let Some((connection, made)) = kept() {
+            return Ok((connection, made, true));
         }
         let (spec, server) = (&servers.spec, &key.server);
-        let mut addresses = self.pools.resolver.addresses(&server.host).await?;
-        if addresses.is_empty() {
-            return Err(FetchError::Resolve);
-        }
+        let mut addresses = self.pools.resolver.addresses(&server.host).await?.to_vec();
         if !spec.allow_private {
             addresses.retain(|a| !private::is_private(*a));
             if addresses.is_empty() {
                 return Err(FetchError::Private);
             }
         }
-        let tcp = connect::tcp(&addresses, server.port, spec.connect_timeout).await?;
+        let opening = self.connections.opening(key).filter(|_| !upgrading);
+        let _opening = match &opening {
+            Some(opening) => Some(opening.lock().await),
+            None => None,
+        };
+        if let Some((connection, made)) = opening.is_some().then(kept).flatten() {
+            return Ok((connection, made, true));
+        }
+        let tcp = self.pools.addresses.connect(&addresses, server.port, within).await?;
+        let to = tcp.peer_addr().map_err(|_| FetchError::Reset)?.ip();
+        let made = Made { at: tokio::time::Instant::now(), to };
         let connection = if server.https {
             let name = spec.tls.server_name.as_deref().unwrap_or(&server.host);
-            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, !upgrading)?, spec.connect_timeout).await?
+            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, !upgrading)?, within).await?
         } else {
             connect::clear(tcp).await?
         };
-        if let Connection::H2(sender) = &connection {
-            self.connections.share(key, sender);
+        match &connection {
+            Connection::H2(sender) => self.connections.share(key, sender, made),
+            Connection::H1(_) if opening.is_some() => self.connections.shares_none(key),
+            Connection::H1(_) => {}
         }
-        Ok((connection, false))
+        Ok((connection, made, false))
     }
 
     async fn attempt(
@@ -230,20 +271,22 @@ impl OriginUpstream {
         at: usize,
         request: Request<RequestBody>,
         interim: Option<&Interim>,
+        limits: Limits,
     ) -> Result<Fetched, Failed> {
         let Some((server, health)) = servers.spec.servers.get(at).zip(servers.health.get(at)) else {
             return Err(Failed::unsent(FetchError::Down, request));
         };
-        let key = PoolKey { site: servers.site.clone(), server: server.clone() };
+        let (tls, allow_private) = (servers.spec.tls.clone(), servers.spec.allow_private);
+        let key = PoolKey { site: servers.site.clone(), server: server.clone(), tls, allow_private };
         let mut request = request;
         let mut fresh = false;
         loop {
             let upgrading = request.headers().contains_key(header::UPGRADE);
-            let (connection, kept) = match self.connection(servers, &key, fresh, upgrading).await {
+            let (connection, made, kept) = match self.connection(servers, &key, fresh, upgrading, limits.connect).await {
                 Ok(c) => c,
                 Err(error) => return Err(Failed::unsent(error, request)),
             };
-            match self.exchange(servers, &key, health, connection, request, interim.cloned()).await {
+            match self.exchange(servers, &key, health, (connection, made), request, interim.cloned(), limits).await {
                 // The server closed a kept connection just as the request went out.
                 Err(Failed { unsent: Some(back), .. }) if kept => {
                     request = back;
@@ -254,57 +297,79 @@ impl OriginUpstream {
         }
     }
 
+    #[allow(clippy::too_many_arguments)]
     async fn exchange(
         &self,
         servers: &Arc<Servers>,
         key: &PoolKey,
         health: &Arc<Health>,
-        connection: Connection,
+        (connection, made): (Connection, Made),
         mut request: Request<RequestBody>,
         interim: Option<Interim>,
+        limits: Limits,
     ) -> Result<Fetched, Failed> {
-        let spec = &servers.spec;
-        shape(&mut request, spec, &key.server, matches!(connection, Connection::H2(_)));
-        let upgrading = request.headers().contains_key(header::UPGRADE);
+        shape(&mut request, &servers.spec, &key.server, matches!(connection, Connection::H2(_)));
+        let offered = request.headers().get(header::UPGRADE).cloned();
+        let (upgrading, method, progress) = (offered.is_some(), request.method().clone(), request.body().progress());
         health.in_flight.fetch_add(1, Ordering::Relaxed);
         let counted = InFlight(Arc::clone(health));
-        let late = |_| Failed { error: FetchError::Timeout, unsent: None };
+        let sent = |error| Failed { error, unsent: None };
         match connection {
             Connection::H1(mut sender) => {
                 if let Some(interim) = interim {
                     hyper::ext::on_informational(&mut request, move |early| interim.pass(early.status(), early.headers()));
                 }
-                let sent = tokio::time::timeout(spec.first_byte_timeout, sender.try_send_request(request)).await.map_err(late)?;
-                let mut response = sent.map_err(|mut e| Failed::of(&e.error().to_string(), e.take_message()))?;
-                let switches = upgrading && response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+                let answered = limits.patience.wait(sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
+                let mut response = answered.map_err(|mut e| Failed { error: h1_error(e.error()), unsent: e.take_message() })?;
+                let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+                if response.status().is_informational() && !(switches && is_offered(offered.as_ref(), response.headers())) {
+                    // Nobody asked for it (RFC 9110 section 15.2.2).
+                    return Err(sent(FetchError::Switched));
+                }
                 let upgrade = switches.then(|| hyper::upgrade::on(&mut response));
-                let close_delimited = response.body().size_hint().exact().is_none() && !is_chunked(response.headers());
+                let decoded = response.body().size_hint().exact();
+                let framing::Framing { length, close_delimited } = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let (pool, key) = (self.connections.clone(), key.clone());
                 let over = Box::new(move |whole: bool| {
                     drop(counted);
                     // One that was opened for an upgrade speaks HTTP/1.1, whatever the origin prefers.
                     if whole && !upgrading {
-                        pool.keep(key, sender);
+                        pool.keep(key, sender, made);
                     }
                 });
-                let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, spec.idle_timeout, over)));
-                Ok(Fetched { response, vouched: None, close_delimited, upgrade })
+                let idle = patience::idle(response.headers(), limits.idle);
+                let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, over)));
+                Ok(Fetched { response, length, vouched: None, close_delimited, upgrade })
             }
             Connection::H2(mut sender) => {
-                let sent = tokio::time::timeout(spec.first_byte_timeout, sender.send(request, interim)).await.map_err(late)?;
-                let response = sent.map_err(|f| Failed::of(&f.error.to_string(), f.unsent))?;
+                let answered = limits.patience.wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
+                let mut response = answered.map_err(|f| Failed { error: h2_error(&f.error), unsent: f.unsent })?;
+                let decoded = response.body().size_hint().exact();
+                let framed = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let over = Box::new(move |_| drop(counted));
-                let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, spec.idle_timeout, over)));
-                Ok(Fetched { response, vouched: None, close_delimited: false, upgrade: None })
+                let idle = patience::idle(response.headers(), limits.idle);
+                let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, over)));
+                Ok(Fetched { response, length: framed.length, vouched: None, close_delimited: false, upgrade: None })
             }
         }
     }
 }
 
-/// Whether the last transfer coding is chunked, so that the body says where it ends (RFC 9112 section 6.3).
-fn is_chunked(headers: &http::HeaderMap) -> bool {
-    let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back().and_then(|v| v.to_str().ok());
-    last.and_then(|v| v.rsplit(',').next()).is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
+fn h1_error(error: &hyper::Error) -> FetchError {
+    tracing::debug!(error = %std::error::Error::source(error).map_or_else(|| error.to_string(), |s| format!("{error}: {s}")), "a request to an origin failed");
+    if error.is_parse() { FetchError::Malformed } else { FetchError::Reset }
+}
+
+fn h2_error(error: &tidegate_http2::Error) -> FetchError {
+    tracing::debug!(%error, "a request to an origin failed");
+    if error.is_library() { FetchError::Malformed } else { FetchError::Reset }
+}
+
+/// Whether a response switches to a protocol that the request offered.
+fn is_offered(offered: Option<&HeaderValue>, response: &http::HeaderMap) -> bool {
+    let Some(offered) = offered else { return false };
+    let switched = response.get(header::UPGRADE).map(|v| v.as_bytes().trim_ascii());
+    switched.is_some_and(|to| offered.as_bytes().split(|b| *b == b',').any(|o| o.trim_ascii().eq_ignore_ascii_case(to)))
 }
 
 struct InFlight(Arc<Health>);
@@ -324,11 +389,6 @@ struct Failed {
 impl Failed {
     fn unsent(error: FetchError, request: Request<RequestBody>) -> Self {
         Self { error, unsent: Some(request) }
-    }
-
-    fn of(error: &str, unsent: Option<Request<RequestBody>>) -> Self {
-        tracing::debug!(error, "a request to an origin failed");
-        Self { error: FetchError::Broken, unsent }
     }
 }
 
@@ -364,45 +424,82 @@ fn shape(request: &mut Request<RequestBody>, spec: &OriginSpec, server: &OriginS
 }
 
 impl Upstream for OriginUpstream {
-    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchFailed> {
         let servers = self.pools.get(fetch.site.name()).ok_or(FetchError::Down)?;
         servers.earn();
-        let again = (matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
-            && matches!(request.body(), RequestBody::Empty))
-        .then(|| copy(&request));
+        let progress = request.body().progress();
+        let again = is_repeatable(&request).then(|| copy(&request));
         let upgrading = request.headers().contains_key(header::UPGRADE);
         let mut next = Some(request);
-        let (mut tried, mut last) = (Vec::new(), FetchError::Down);
+        let mut tried = Tried::default();
+        let mut failed = FetchFailed { error: FetchError::Down, attempts: 0 };
         while let Some(request) = next.take() {
-            let Some(at) = servers.choose(fetch.key_hash, &tried, &*self.clock) else { return Err(last) };
-            tried.push(at);
+            let Some(at) = servers.choose(fetch.key_hash, &mut tried, &*self.clock) else { break };
+            let Some(limits) = self.limits(&servers, &request, fetch.allowance.until) else { break };
+            failed.attempts += 1;
             let health = servers.health.get(at);
-            match self.attempt(&servers, at, request, fetch.interim.as_ref()).await {
+            match self.attempt(&servers, at, request, fetch.interim.as_ref(), limits).await {
                 Ok(fetched) => {
                     health.inspect(|h| h.succeeded());
                     return Ok(fetched);
                 }
-                Err(failed) => {
-                    tracing::debug!(site = fetch.site.name(), server = at, error = %failed.error, "an origin server failed");
-                    if upgrading && failed.error == FetchError::Tls {
-                        // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
-                        return Err(failed.error);
-                    }
-                    health.inspect(|h| h.failed(self.clock.boot()));
-                    last = failed.error;
-                    let left = tried.len() <= servers.spec.retries as usize;
-                    next = failed.unsent.or_else(|| again.as_ref().map(copy)).filter(|_| left && servers.may_retry());
+                Err(_) if progress.as_ref().is_some_and(|p| p.client_failed()) => {
+                    // No server is to blame.
+                    return Err(FetchFailed { error: FetchError::Client, ..failed });
                 }
-            }
-            if tried.len() >= servers.spec.servers.len() {
-                // A single server gets its retries too.
-                tried.retain(|_| false);
-                if servers.spec.retries == 0 {
-                    break;
+                Err(Failed { error, unsent }) => {
+                    tracing::debug!(site = fetch.site.name(), server = at, %error, "an origin server failed");
+                    failed.error = error;
+                    if upgrading && error == FetchError::Tls {
+                        // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
+                        break;
+                    }
+                    if error.is_of_the_server() {
+                        health.inspect(|h| h.failed(self.clock.boot()));
+                    }
+                    tried.failed(at, error);
+                    let may_go_on = error != FetchError::Private && failed.attempts < fetch.allowance.attempts;
+                    next = unsent.or_else(|| again.as_ref().map(copy)).filter(|_| may_go_on && servers.may_retry());
                 }
             }
         }
-        Err(last)
+        Err(failed)
+    }
+}
+
+impl OriginUpstream {
+    /// What the next attempt may take; `None`: the time is over. The total counts for requests that are sent at once: one with a body
+    /// is sent once, and takes as long as its client does.
+    fn limits(&self, servers: &Servers, request: &Request<RequestBody>, until: BootTime) -> Option<Limits> {
+        let spec = &servers.spec;
+        let first_byte = patience::first_byte(request.headers(), spec.first_byte_timeout);
+        let is_timed = matches!(request.body(), RequestBody::Empty) && first_byte == spec.first_byte_timeout;
+        let left = if is_timed { until.since(self.clock.boot()) } else { Duration::MAX };
+        let patience = Patience { first_byte: first_byte.min(left), stall: spec.idle_timeout };
+        (!left.is_zero()).then(|| Limits { connect: spec.connect_timeout.min(left), patience, idle: spec.idle_timeout })
+    }
+}
+
+/// Whether a request may be sent twice.
+pub(crate) fn is_repeatable(request: &Request<RequestBody>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && matches!(request.body(), RequestBody::Empty)
+}
+
+/// The servers that one request has met.
+#[derive(Default)]
+struct Tried {
+    /// In this round: each gets its turn before one is asked again.
+    round: Vec<usize>,
+    /// They will not do better for this request.
+    hopeless: Vec<usize>,
+}
+
+impl Tried {
+    fn failed(&mut self, at: usize, error: FetchError) {
+        self.round.push(at);
+        if !error.is_worth_a_retry() {
+            self.hopeless.push(at);
+        }
     }
 }
 

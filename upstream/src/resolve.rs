@@ -1,14 +1,20 @@
-//! Names of origins, resolved with their TTLs (hickory-resolver keeps them). One resolver per process, on the background
-//! runtime: a worker only waits for its answer.
+//! Names of origins, resolved with their TTLs. One resolver per process, on the background runtime: a worker only waits for its
+//! answer. Where no name server answers, what was known last is used on for a day (RFC 8767).
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::{ResolverBuilder, TokioResolver};
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::TokioResolver;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_gateway::FetchError;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -21,10 +27,33 @@ fn name_server(address: &SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, vec![at(ProtocolConfig::Udp), at(ProtocolConfig::Tcp)])
 }
 
+/// Where a name leads, as far as it is known.
+struct Known {
+    addresses: Arc<[IpAddr]>,
+    /// By what their name server said.
+    good_until: Instant,
+    /// The name servers are not asked before.
+    again_at: Instant,
+    /// A question that is under way, which all who need the answer share.
+    asked: Option<watch::Receiver<bool>>,
+}
+
+/// Addresses are used for so long after their time where nobody answers for the name (RFC 8767).
+const STALE_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Where there are old addresses, a name server that takes longer is not waited for (RFC 8767 section 5).
+const STALE_AFTER: Duration = Duration::from_millis(1800);
+/// After a failure the name servers are asked again so much later (RFC 8767 section 5: 30 s at most).
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Bounds of what a name server says of how long its answer is good.
+const MIN_TTL: Duration = Duration::from_secs(1);
+const MAX_TTL: Duration = Duration::from_secs(3600);
+const MAX_NAMES: usize = 10_000;
+
 #[derive(Clone)]
 pub struct Resolver {
     inner: Option<Arc<TokioResolver>>,
     background: Handle,
+    names: Arc<Mutex<HashMap<String, Known>>>,
 }
 
 impl Resolver {
@@ -40,30 +69,119 @@ impl Resolver {
             builder.options_mut().use_hosts_file = ResolveHosts::Never;
             Ok(builder)
         };
-        let built = builder.and_then(ResolverBuilder::build);
+        let built = builder.and_then(|mut builder| {
+            // What is known is kept here: also what has to stand in for an answer.
+            builder.options_mut().cache_size = 0;
+            builder.build()
+        });
         let inner = built.inspect_err(|error| tracing::warn!(%error, "no name server is configured: only addresses can be origins")).ok();
-        Self { inner: inner.map(Arc::new), background: Handle::current() }
+        Self { inner: inner.map(Arc::new), background: Handle::current(), names: Arc::default() }
     }
 
     /// Addresses of `host`, which may be one itself.
     ///
     /// # Errors
-    /// There are none, or nobody says so in time.
-    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, FetchError> {
+    /// There are none, or nobody says so in time and nothing older is known.
+    pub async fn addresses(&self, host: &str) -> Result<Arc<[IpAddr]>, FetchError> {
         if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse() {
-            return Ok(vec![ip]);
+            return Ok(Arc::new([ip]));
         }
+        let (old, mut asked) = {
+            let mut names = self.names.lock();
+            let known = names.get(host);
+            if let Some(known) = known.filter(|k| Instant::now() < k.again_at) {
+                return found(&known.addresses);
+            }
+            let old = known.filter(|k| !k.addresses.is_empty()).map(|k| Arc::clone(&k.addresses));
+            let asked = match known.and_then(|k| k.asked.clone()) {
+                Some(asked) => asked,
+                None => self.ask(&mut names, host)?,
+            };
+            (old, asked)
+        };
+        // It ends with its task in any case.
+        let answered = asked.wait_for(|done| *done);
+        match old {
+            Some(old) => {
+                if tokio::time::timeout(STALE_AFTER, answered).await.is_err() {
+                    tracing::debug!(host, "no name server answers; the origin's last known addresses are used");
+                    return Ok(old);
+                }
+            }
+            None => drop(answered.await),
+        }
+        found(&self.names.lock().get(host).map(|k| Arc::clone(&k.addresses)).unwrap_or_default())
+    }
+
+    /// Whether `host` still leads to an address, as far as is known. Once that is too old, the name servers are asked again behind the
+    /// caller's back.
+    #[must_use]
+    pub fn still_leads_to(&self, host: &str, address: IpAddr) -> bool {
+        let mut names = self.names.lock();
+        let Some(known) = names.get(host) else { return true };
+        let (leads, is_old) = (known.addresses.contains(&address), Instant::now() >= known.again_at && known.asked.is_none());
+        if is_old {
+            let _ = self.ask(&mut names, host);
+        }
+        // Where no address is known any more, a connection that works is as good as any.
+        leads || names.get(host).is_none_or(|k| k.addresses.is_empty())
+    }
+
+    /// Asks the name servers, behind the callers' backs.
+    fn ask(&self, names: &mut HashMap<String, Known>, host: &str) -> Result<watch::Receiver<bool>, FetchError> {
         let resolver = self.inner.clone().ok_or(FetchError::Resolve)?;
+        if names.len() >= MAX_NAMES {
+            let now = Instant::now();
+            names.retain(|_, k| now < k.again_at);
+        }
+        let (done, asked) = watch::channel(false);
+        let now = Instant::now();
+        let unknown = || Known { addresses: Arc::default(), good_until: now, again_at: now, asked: None };
+        names.entry(host.to_owned()).or_insert_with(unknown).asked = Some(asked.clone());
         // The dot at the end: an origin's name is never completed with a search domain.
         let name = format!("{}.", host.trim_end_matches('.'));
-        let looked_up = self.background.spawn(async move { tokio::time::timeout(TIMEOUT, resolver.lookup_ip(name)).await });
-        match looked_up.await {
-            Ok(Ok(Ok(found))) => Ok(found.iter().collect()),
-            Ok(Ok(Err(error))) => {
-                tracing::debug!(host, %error, "an origin's name does not resolve");
-                Err(FetchError::Resolve)
+        let (names, host) = (Arc::clone(&self.names), host.to_owned());
+        self.background.spawn(async move {
+            let looked_up = tokio::time::timeout(TIMEOUT, resolver.lookup_ip(name)).await;
+            let now = Instant::now();
+            let mut names = names.lock();
+            if let Some(known) = names.get_mut(&host) {
+                known.asked = None;
+                match looked_up {
+                    Ok(Ok(answer)) => {
+                        let ttl = answer.valid_until().saturating_duration_since(now.into_std()).clamp(MIN_TTL, MAX_TTL);
+                        known.addresses = answer.iter().collect();
+                        (known.good_until, known.again_at) = (now + ttl, now + ttl);
+                    }
+                    // The name's own servers say that there are none: older addresses are worth nothing.
+                    Ok(Err(error)) if says_none(&error) => {
+                        tracing::debug!(host, %error, "an origin's name has no addresses");
+                        known.addresses = Arc::default();
+                        known.again_at = now + AGAIN_AFTER;
+                    }
+                    failed => {
+                        let error = if failed.is_err() { "no answer in time" } else { "the name server answered with an error" };
+                        tracing::warn!(host, error, "cannot resolve an origin's name; using the addresses known last");
+                        if now >= known.good_until + STALE_FOR {
+                            known.addresses = Arc::default();
+                        }
+                        known.again_at = now + AGAIN_AFTER;
+                    }
+                }
             }
-            _ => Err(FetchError::Resolve),
-        }
+            drop(names);
+            let _ = done.send(true);
+        });
+        Ok(asked)
     }
+}
+
+/// Whether the name's own servers say that it has no addresses, or does not exist, rather than nothing.
+fn says_none(error: &NetError) -> bool {
+    let NetError::Dns(DnsError::NoRecordsFound(none)) = error else { return false };
+    matches!(none.response_code, ResponseCode::NXDomain | ResponseCode::NoError)
+}
+
+fn found(addresses: &Arc<[IpAddr]>) -> Result<Arc<[IpAddr]>, FetchError> {
+    if addresses.is_empty() { Err(FetchError::Resolve) } else { Ok(Arc::clone(addresses)) }
 }

@@ -2,7 +2,9 @@
 //! itself.
 
 use crate::body::TimedBody;
-use crate::origin::copy;
+use crate::framing;
+use crate::origin::{copy, is_repeatable};
+use crate::patience::{self, Patience};
 use crate::ring::ranked;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri, Version};
@@ -12,25 +14,31 @@ use rustls_pki_types::ServerName;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate_control_types::{BootTime, Clock};
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody, fields};
-use tidegate_http2::{ClientSettings, KeepAlive, Sender};
+use tidegate_gateway::{Allowance, Fetch, FetchError, FetchFailed, Fetched, RequestBody, Upstream, UpstreamBody, fields};
+use tidegate_http2::{ClientSettings, KeepAlive, Sender, Windows};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A shield that was not reached is not asked again for this long.
+/// A shield that failed is not asked again for this long; twice as long after each further failure.
 const LEAVE_ALONE: Duration = Duration::from_secs(2);
+const MAX_LEAVE_ALONE: Duration = Duration::from_secs(30);
+/// Shields that one request asks before it goes to the origin itself.
+const MAX_SHIELDS: usize = 2;
+/// Connections of one worker to one shield; beyond, requests wait for one another.
+const MAX_CONNECTIONS: usize = 16;
 const CONNECTION: ClientSettings = ClientSettings {
     // More than an origin's head can come to when it is coded for HTTP/2, or one site's could end the connection for all.
     head: 1 << 20,
-    stream_window: 2 << 20,
-    connection_window: 16 << 20,
-    keep_alive: KeepAlive { every: Duration::from_secs(2), within: Duration::from_secs(2) },
+    windows: Windows { few: 2 << 20, many: 64 << 10 },
+    keep_alive: KeepAlive { every: Duration::from_secs(1), within: Duration::from_secs(2) },
 };
 /// Beyond the origin's own time-outs, which the shield keeps.
 const GRACE: Duration = Duration::from_secs(2);
@@ -43,17 +51,58 @@ pub struct Shield {
     pub address: String,
     /// The name that its certificate has to carry.
     pub tls_name: String,
+    /// 0: it is up. Else it is down, and after this time one request may look whether it still is.
     down_until: AtomicU64,
+    failures: AtomicU32,
+    /// A request is looking.
+    probed: AtomicBool,
+}
+
+/// That a request may ask a shield. Let go without a word, it says nothing of the shield.
+struct Turn<'a> {
+    shield: &'a Shield,
+    is_probe: bool,
 }
 
 impl Shield {
     #[must_use]
     pub fn new(name: String, address: String, tls_name: String) -> Self {
-        Self { name, address, tls_name, down_until: AtomicU64::new(0) }
+        Self { name, address, tls_name, down_until: AtomicU64::new(0), failures: AtomicU32::new(0), probed: AtomicBool::new(false) }
     }
 
-    fn is_up(&self, now: BootTime) -> bool {
-        now.as_nanos() >= self.down_until.load(Ordering::Relaxed)
+    /// `None`: it is down, or another request is looking whether it still is.
+    fn turn(&self, now: BootTime) -> Option<Turn<'_>> {
+        let down_until = self.down_until.load(Ordering::Relaxed);
+        if down_until == 0 {
+            return Some(Turn { shield: self, is_probe: false });
+        }
+        let is_probe = now.as_nanos() >= down_until && !self.probed.swap(true, Ordering::Relaxed);
+        is_probe.then_some(Turn { shield: self, is_probe })
+    }
+}
+
+impl Turn<'_> {
+    fn succeeded(&self) {
+        if self.shield.down_until.swap(0, Ordering::Relaxed) > 0 {
+            tracing::info!(shield = self.shield.name, "shield answers again");
+        }
+        self.shield.failures.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(&self, now: BootTime, error: FetchError) {
+        let failures = self.shield.failures.fetch_add(1, Ordering::Relaxed).min(8);
+        let alone = (LEAVE_ALONE * 2u32.pow(failures)).min(MAX_LEAVE_ALONE);
+        if self.shield.down_until.swap((now + alone).as_nanos(), Ordering::Relaxed) == 0 {
+            tracing::warn!(shield = self.shield.name, %error, "shield failed");
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.is_probe {
+            self.shield.probed.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -77,33 +126,38 @@ impl Shields {
     }
 }
 
+/// A shield gave no answer; the request comes back where nothing of it was sent.
+pub type Unanswered = (FetchError, Option<Request<RequestBody>>);
+
 /// How a request gets to a shield. The network has one way, a simulation another.
 pub trait ShieldWay: 'static {
-    /// Sends what [`to_shield`] made, within `timeout`; `idle`: how long its body may pause. A failure gives the request
-    /// back where nothing of it was sent.
+    /// Sends what [`to_shield`] made; `first_byte` and `idle`: how long its answer may take to begin, and its body may pause.
     fn send(
         &self,
         shield: &Shield,
         request: Request<RequestBody>,
         interim: Option<Interim>,
-        timeout: Duration,
+        first_byte: Duration,
         idle: Duration,
-    ) -> impl Future<Output = Result<Response<UpstreamBody>, (FetchError, Option<Request<RequestBody>>)>>;
+    ) -> impl Future<Output = Result<Response<UpstreamBody>, Unanswered>>;
 }
 
 /// This node's TLS settings towards shields, as they are now.
 pub type ShieldTls = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
 
+/// The connections to one shield, with what they were made with: with other settings they are made again.
 struct Open {
     tls_name: String,
     config: Arc<ClientConfig>,
-    sender: Sender,
+    senders: Vec<Sender>,
+    /// Held while one is opened, which all who wait then share.
+    opening: Rc<Mutex<()>>,
 }
 
-/// HTTP/2 over mutual TLS, one connection of a worker to each shield.
+/// HTTP/2 over mutual TLS: as many connections of a worker to each shield as its requests need.
 pub struct Http2Shields {
     tls: ShieldTls,
-    /// By address, with the shield and the settings that each was made with: with others they are made again.
+    /// By address.
     open: RefCell<HashMap<String, Open>>,
 }
 
@@ -113,26 +167,50 @@ impl Http2Shields {
         Self { tls, open: RefCell::default() }
     }
 
+    /// A connection that takes one more request, and else what has to be held while one is opened.
+    fn kept(&self, shield: &Shield, config: &Arc<ClientConfig>) -> Result<Sender, Rc<Mutex<()>>> {
+        let mut all = self.open.borrow_mut();
+        let new = || Open {
+            tls_name: shield.tls_name.clone(),
+            config: Arc::clone(config),
+            senders: Vec::new(),
+            opening: Rc::default(),
+        };
+        let open = all.entry(shield.address.clone()).or_insert_with(new);
+        if open.tls_name != shield.tls_name || !Arc::ptr_eq(&open.config, config) {
+            *open = new();
+        }
+        open.senders.retain(|s| !s.is_closed());
+        let full = open.senders.len() >= MAX_CONNECTIONS;
+        let free = open.senders.iter().find(|s| s.has_room()).or_else(|| open.senders.first().filter(|_| full));
+        free.cloned().ok_or_else(|| Rc::clone(&open.opening))
+    }
+
     async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
         let config = (self.tls)();
-        let is_good = |o: &&Open| o.tls_name == shield.tls_name && Arc::ptr_eq(&o.config, &config) && !o.sender.is_closed();
-        if let Some(open) = self.open.borrow().get(&shield.address).filter(is_good) {
-            return Ok(open.sender.clone());
-        }
-        let opening = async {
+        let opening = match self.kept(shield, &config) {
+            Ok(sender) => return Ok(sender),
+            Err(opening) => opening,
+        };
+        let opens = async {
+            let _one_at_a_time = opening.lock().await;
+            if let Ok(sender) = self.kept(shield, &config) {
+                return Ok(sender);
+            }
             let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
             let _ = tcp.set_nodelay(true);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
             let tls = TlsConnector::from(Arc::clone(&config)).connect(name, tcp).await.map_err(|error| {
-                tracing::warn!(shield = shield.name, %error, "a shield's TLS handshake failed");
+                tracing::warn!(shield = shield.name, %error, "TLS handshake with a shield failed");
                 FetchError::Tls
             })?;
-            tidegate_http2::connect(tls, &CONNECTION).await.map_err(|_| FetchError::Broken)
+            let sender = tidegate_http2::connect(tls, &CONNECTION).await.map_err(|_| FetchError::Reset)?;
+            if let Some(open) = self.open.borrow_mut().get_mut(&shield.address) {
+                open.senders.push(sender.clone());
+            }
+            Ok(sender)
         };
-        let sender = tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| FetchError::Connect)??;
-        let open = Open { tls_name: shield.tls_name.clone(), config, sender: sender.clone() };
-        self.open.borrow_mut().insert(shield.address.clone(), open);
-        Ok(sender)
+        tokio::time::timeout(CONNECT_TIMEOUT, opens).await.map_err(|_| FetchError::ConnectTimeout)?
     }
 }
 
@@ -142,21 +220,25 @@ impl ShieldWay for Http2Shields {
         shield: &Shield,
         request: Request<RequestBody>,
         interim: Option<Interim>,
-        timeout: Duration,
+        first_byte: Duration,
         idle: Duration,
-    ) -> Result<Response<UpstreamBody>, (FetchError, Option<Request<RequestBody>>)> {
+    ) -> Result<Response<UpstreamBody>, Unanswered> {
         let mut sender = match self.sender(shield).await {
             Ok(s) => s,
             Err(e) => return Err((e, Some(request))),
         };
-        match tokio::time::timeout(timeout, sender.send(request, interim)).await {
-            Err(_) => Err((FetchError::Timeout, None)),
+        let progress = request.body().progress();
+        let patience = Patience { first_byte, stall: idle };
+        match patience.wait(sender.send(request, interim), progress.as_deref()).await {
+            Err(error) => Err((error, None)),
             Ok(Err(failed)) => {
                 tracing::debug!(shield = shield.name, error = %failed.error, "a request to a shield failed");
-                self.open.borrow_mut().remove(&shield.address);
-                Err((FetchError::Broken, failed.unsent))
+                Err((FetchError::Reset, failed.unsent))
             }
-            Ok(Ok(response)) => Ok(response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, Box::new(|_| ()))))),
+            Ok(Ok(response)) => {
+                let idle = patience::idle(response.headers(), idle);
+                Ok(response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, Box::new(|_| ())))))
+            }
         }
     }
 }
@@ -169,38 +251,48 @@ pub struct EdgeUpstream<W, O> {
     clock: Arc<dyn Clock>,
 }
 
+/// Who is to blame for a request that came to nothing. An origin's slowness never makes an edge leave its shield.
+enum Blame {
+    /// The shield itself gave no answer.
+    Shield(FetchError, Option<Request<RequestBody>>),
+    /// The shield says that the origin failed.
+    Origin(FetchFailed),
+}
+
 impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
     #[must_use]
     pub fn new(shields: Arc<Shields>, way: W, origin: O, clock: Arc<dyn Clock>) -> Self {
         Self { shields, way, origin, clock }
     }
 
-    async fn ask(
-        &self,
-        shield: &Shield,
-        request: Request<RequestBody>,
-        fetch: &Fetch,
-    ) -> Result<Fetched, (FetchError, Option<Request<RequestBody>>)> {
+    async fn ask(&self, shield: &Shield, request: Request<RequestBody>, fetch: &Fetch) -> Result<Fetched, Blame> {
         let origin = &fetch.site.state.spec.origin;
-        let tries = origin.retries + 1;
-        let timeout = (origin.connect_timeout + origin.first_byte_timeout) * tries + GRACE;
-        let (request, interim) = (to_shield(request, fetch), fetch.interim.clone());
-        let response = self.way.send(shield, request, interim, timeout, origin.idle_timeout + GRACE).await?;
+        let within = fetch.allowance.until.since(self.clock.boot());
+        let first_byte = patience::first_byte(request.headers(), within) + GRACE;
+        let (method, interim) = (request.method().clone(), fetch.interim.clone());
+        let request = to_shield(request, fetch, within);
+        let answered = self.way.send(shield, request, interim, first_byte, origin.idle_timeout + GRACE).await;
+        let mut response = answered.map_err(|(error, unsent)| Blame::Shield(error, unsent))?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         if let Some(error) = own {
-            // The shield has tried the origin as often as the site allows: this edge does not try once more.
-            return Err((error, None));
+            let attempts = fields::number(response.headers(), &fields::ATTEMPTS).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
+            return Err(Blame::Origin(FetchFailed { error, attempts }));
         }
-        let Some(vouched) = vouched else { return Err((FetchError::Broken, None)) };
+        // It does not know the site, or this edge, yet: nothing went to the origin.
+        let Some(vouched) = vouched else { return Err(Blame::Origin(FetchFailed { error: FetchError::Shield, attempts: 0 })) };
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
-        Ok(Fetched { response, vouched: Some(vouched), close_delimited, upgrade: None })
+        let length = response.body().length();
+        let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::Shield(error, None))?;
+        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), close_delimited, upgrade: None })
     }
 }
 
 /// The request as a shield takes it: HTTP/2, with what this edge demands.
-fn to_shield(mut request: Request<RequestBody>, fetch: &Fetch) -> Request<RequestBody> {
+fn to_shield(mut request: Request<RequestBody>, fetch: &Fetch, within: Duration) -> Request<RequestBody> {
     let headers = request.headers_mut();
+    headers.insert(fields::ATTEMPTS, HeaderValue::from(fetch.allowance.attempts));
+    headers.insert(fields::WITHIN, HeaderValue::from(u64::try_from(within.as_millis()).unwrap_or(u64::MAX)));
     let host = headers.remove(header::HOST);
     let authority = host.as_ref().and_then(|h| h.to_str().ok()).unwrap_or("site").to_owned();
     fields::insert(headers, fields::DEMAND, &fetch.demand.to_string());
@@ -233,41 +325,65 @@ fn from_shield(mut request: Request<RequestBody>) -> Request<RequestBody> {
 }
 
 impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
-    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchFailed> {
         let shields = self.shields.get();
         if fetch.direct || shields.is_empty() {
             return self.origin.fetch(request, fetch).await;
         }
-        let safe = request.method().is_safe() && matches!(request.body(), RequestBody::Empty);
-        let again = safe.then(|| copy(&request));
+        let progress = request.body().progress();
+        let again = is_repeatable(&request).then(|| copy(&request));
         let mut next = Some(request);
+        let mut left = fetch.allowance.attempts;
+        let mut failed = FetchFailed { error: FetchError::Shield, attempts: 0 };
+        let spent = |failed: &mut FetchFailed, left: &mut u32, error, attempts: u32| {
+            failed.error = error;
+            failed.attempts += attempts;
+            *left = left.saturating_sub(attempts);
+        };
         let now = self.clock.boot();
-        for shield in ranked(fetch.key_hash, &shields, |s| &s.name).into_iter().filter(|s| s.is_up(now)).take(2) {
-            let Some(request) = next.take() else { break };
-            match self.ask(shield, request, &fetch).await {
-                Ok(fetched) => return Ok(fetched),
-                Err((error, unsent)) => {
-                    let reached = unsent.is_none();
-                    if !reached || error == FetchError::Timeout {
-                        shield.down_until.store((self.clock.boot() + LEAVE_ALONE).as_nanos(), Ordering::Relaxed);
+        let ranked = ranked(fetch.key_hash, &shields, |s| &s.name);
+        for (shield, turn) in ranked.into_iter().filter_map(|s| Some((s, s.turn(now)?))).take(MAX_SHIELDS) {
+            while let Some(request) = next.take() {
+                // One attempt is kept back, for when this shield is lost with a request that nobody knows the fate of.
+                let attempts = if left > 1 { left - 1 } else { left };
+                let allowance = Allowance { attempts, ..fetch.allowance };
+                match self.ask(shield, request, &Fetch { allowance, ..fetch.clone() }).await {
+                    Ok(fetched) => {
+                        turn.succeeded();
+                        return Ok(fetched);
                     }
-                    if !matches!(error, FetchError::Connect | FetchError::Broken | FetchError::Tls)
-                        || (reached && error != FetchError::Broken)
-                    {
-                        return Err(error);
+                    Err(_) if progress.as_ref().is_some_and(|p| p.client_failed()) => {
+                        return Err(FetchFailed { error: FetchError::Client, ..failed });
                     }
-                    tracing::warn!(shield = shield.name, %error, "a shield failed");
-                    next = unsent.map(from_shield).or_else(|| again.as_ref().map(copy));
-                    if next.is_none() {
-                        return Err(error);
+                    Err(Blame::Origin(of_origin)) => {
+                        turn.succeeded();
+                        spent(&mut failed, &mut left, of_origin.error, of_origin.attempts);
+                        let may_go_on = left > 0 && of_origin.error.is_worth_a_retry() && self.clock.boot() < fetch.allowance.until;
+                        if of_origin.error == FetchError::Shield {
+                            next = again.as_ref().map(copy);
+                            break;
+                        }
+                        next = again.as_ref().filter(|_| may_go_on).map(copy);
+                        if next.is_none() {
+                            return Err(failed);
+                        }
+                    }
+                    Err(Blame::Shield(error, unsent)) => {
+                        turn.failed(self.clock.boot(), error);
+                        spent(&mut failed, &mut left, FetchError::Shield, u32::from(unsent.is_none()));
+                        next = unsent.map(from_shield).or_else(|| again.as_ref().filter(|_| left > 0).map(copy));
+                        break;
                     }
                 }
             }
+            if next.is_none() {
+                return Err(failed);
+            }
         }
-        match next {
-            Some(request) => self.origin.fetch(request, fetch).await,
-            None => Err(FetchError::Connect),
-        }
+        let Some(request) = next else { return Err(failed) };
+        let allowance = Allowance { attempts: left, ..fetch.allowance };
+        let fetched = self.origin.fetch(request, Fetch { allowance, ..fetch }).await;
+        fetched.map_err(|last| FetchFailed { error: last.error, attempts: failed.attempts + last.attempts })
     }
 }
 
@@ -285,5 +401,23 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &shields.get()[0]), "what is known of it stays");
         shields.set(vec![one(9)]);
         assert_eq!(shields.get()[0].tls_name, "s1.9.shield.main.tidegate.internal");
+    }
+
+    #[test]
+    fn one_request_at_a_time_looks_whether_a_shield_is_still_down() {
+        let shield = Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into());
+        let at = |seconds| BootTime::default() + Duration::from_secs(seconds);
+        shield.turn(at(100)).unwrap().failed(at(100), FetchError::Reset);
+        assert!(shield.turn(at(101)).is_none(), "it is left alone");
+        let probe = shield.turn(at(103)).unwrap();
+        assert!(shield.turn(at(103)).is_none(), "one at a time");
+        probe.failed(at(103), FetchError::Reset);
+        drop(probe);
+        assert!(shield.turn(at(106)).is_none(), "left alone for longer");
+        // Whoever looks and goes away says nothing.
+        drop(shield.turn(at(108)).unwrap());
+        shield.turn(at(108)).unwrap().succeeded();
+        let (a, b) = (shield.turn(at(108)), shield.turn(at(108)));
+        assert!(a.is_some() && b.is_some());
     }
 }

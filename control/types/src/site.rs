@@ -123,10 +123,16 @@ pub struct OriginSpec {
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
+    /// Until a client is told that no server answered, whatever attempts are left.
+    pub total_timeout: Duration,
+    /// A kept connection is not used for further requests after so long.
+    pub max_connection_age: Duration,
     pub retries: u32,
     pub health: Option<HealthSpec>,
     pub tls: OriginTls,
     pub allow_private: bool,
+    /// Whether edges tell the origin about the client in X-Forwarded-For, -Proto and -Host.
+    pub forwarded: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -169,7 +175,7 @@ pub struct HealthSpec {
     pub up_after: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OriginTls {
     pub verify: bool,
     /// PEM of the authority to trust instead of the system's.
@@ -188,8 +194,23 @@ pub struct CacheSpec {
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
     pub when_detached: WhenDetached,
+    pub client_reload: ClientReload,
+    /// A response that is to be stored and whose readers have all gone is fetched to its end where this many bytes are missing at
+    /// most, and for so long.
+    pub finish_size: u64,
+    pub finish_time: Duration,
     /// Bytes.
     pub max_object: u64,
+}
+
+/// What a client's own Cache-Control (`no-cache`, `max-age`, `min-fresh`) and Pragma can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientReload {
+    /// The origin is asked again, once for all clients that want it at the same time.
+    Revalidate,
+    /// Nothing: the client gets what is fresh here.
+    Ignore,
 }
 
 /// What edges code for clients that accept it (RFC 9110 section 8.4).

@@ -4,8 +4,8 @@ use crate::certificate::RESERVED;
 use crate::name::NodeName;
 use crate::settings::{self, Mistakes, Section, boolean, duration, number, one_of, parsed, size, string};
 use crate::site::{
-    Balance, CacheSpec, CertificateChoice, CompressionSpec, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls,
-    QueryRule, SiteSpec, TlsSpec, TlsVersion, WhenDetached, is_host,
+    Balance, CacheSpec, CertificateChoice, ClientReload, CompressionSpec, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec,
+    OriginTls, QueryRule, SiteSpec, TlsSpec, TlsVersion, WhenDetached, is_host,
 };
 use std::time::Duration;
 use toml::de::DeValue;
@@ -81,10 +81,13 @@ fn origin(s: &Section<'_>) -> OriginSpec {
         connect_timeout: s.or("connect_timeout", 3 * SECOND, duration(10 * MS, HOUR)),
         first_byte_timeout: s.or("first_byte_timeout", 15 * SECOND, duration(10 * MS, HOUR)),
         idle_timeout: s.or("idle_timeout", 30 * SECOND, duration(10 * MS, HOUR)),
+        total_timeout: s.or("total_timeout", 60 * SECOND, duration(10 * MS, HOUR)),
+        max_connection_age: s.or("max_connection_age", HOUR, duration(SECOND, 24 * HOUR)),
         retries: small(s, "retries", 2, 10),
         health,
         tls: OriginTls { verify: tls.or("verify", true, boolean), ca: ca.flatten(), server_name: tls.optional("server_name", host_name) },
         allow_private: s.or("allow_private", false, boolean),
+        forwarded: s.or("forwarded", true, boolean),
     }
 }
 
@@ -160,25 +163,56 @@ fn cache(s: &Section<'_>) -> CacheSpec {
             WhenDetached::Serve,
             one_of(&[("serve", WhenDetached::Serve), ("revalidate", WhenDetached::Revalidate), ("refuse", WhenDetached::Refuse)]),
         ),
+        client_reload: s.or(
+            "client_reload",
+            ClientReload::Revalidate,
+            one_of(&[("revalidate", ClientReload::Revalidate), ("ignore", ClientReload::Ignore)]),
+        ),
+        finish_size: s.or("finish_size", 1 << 20, size(0, 1 << 40)),
+        finish_time: s.or("finish_time", 10 * SECOND, duration(Duration::ZERO, HOUR)),
         max_object: s.or("max_object", 10 << 30, size(0, 1 << 50)),
     }
 }
 
 /// What text is served as; other types gain nothing, or are compressed already.
-const TEXT_TYPES: [&str; 18] = [
+const TEXT_TYPES: [&str; 42] = [
     "text/*",
     "*+json",
     "*+xml",
+    "*+yaml",
+    "*+protobuf",
+    "*+text",
+    "application/graphql",
     "application/javascript",
     "application/json",
+    "application/json5",
+    "application/jsonl",
     "application/manifest",
     "application/ndjson",
+    "application/protobuf",
     "application/rtf",
+    "application/sql",
+    "application/toml",
+    "application/vnd.apple.mpegurl",
+    "application/vnd.google.protobuf",
     "application/vnd.ms-fontobject",
     "application/wasm",
+    "application/x-font-opentype",
+    "application/x-font-ttf",
     "application/x-javascript",
+    "application/x-jsonlines",
+    "application/x-mpegurl",
+    "application/x-ndjson",
+    "application/x-protobuf",
+    "application/x-sh",
+    "application/x-yaml",
     "application/xml",
+    "application/yaml",
+    "audio/mpegurl",
+    "audio/x-mpegurl",
+    "font/collection",
     "font/otf",
+    "font/sfnt",
     "font/ttf",
     "image/bmp",
     "image/vnd.microsoft.icon",
@@ -292,11 +326,15 @@ mod tests {
             health = { path = "/ok", interval = "1s", expect = [200, 204], down_after = 1, up_after = 1 }
             tls = { verify = false, server_name = "o" }
             allow_private = true
+            forwarded = false
             [cache]
             query = { drop = ["utm_*"] }
             default_ttl = "5m"
             ttl_jitter = "10%"
             when_detached = "refuse"
+            client_reload = "ignore"
+            finish_size = "2MiB"
+            finish_time = "0s"
             max_object = "1MiB"
             [compression]
             enabled = false
@@ -312,7 +350,8 @@ mod tests {
         assert_eq!(s.origin.servers[1].host, "[2001:db8::1]");
         assert_eq!(s.origin.health.unwrap().expect, [200, 204]);
         assert_eq!(s.cache.query, QueryRule::Drop(vec!["utm_*".into()]));
-        assert_eq!(s.cache.ttl_jitter, 10);
+        assert_eq!((s.cache.finish_size, s.cache.finish_time), (2 << 20, Duration::ZERO));
+        assert_eq!((s.cache.ttl_jitter, s.cache.client_reload, s.origin.forwarded), (10, ClientReload::Ignore, false));
         assert_eq!((s.cache.when_detached, s.cache.default_ttl), (WhenDetached::Refuse, Some(Duration::from_secs(300))));
         let types = ["text/*", "*+json"].map(str::to_owned).to_vec();
         assert_eq!(s.compression, CompressionSpec { enabled: false, types, min_size: 2 << 10 });

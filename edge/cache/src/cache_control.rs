@@ -1,6 +1,7 @@
 //! Directives of Cache-Control (RFC 9111 section 5.2) and of its targeted forms (RFC 9213).
 
 use crate::field;
+use http::HeaderValue;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, PRAGMA};
 
 /// A delta in seconds; over-large ones count as 2^31 (RFC 9111 section 1.2.2).
@@ -16,6 +17,20 @@ pub struct RequestDirectives {
     pub no_cache: bool,
     pub no_store: bool,
     pub only_if_cached: bool,
+}
+
+impl RequestDirectives {
+    /// Whether the client wants to hear from the origin, or at least from someone newer, rather than get what is fresh here.
+    #[must_use]
+    pub fn wants_newer(&self) -> bool {
+        self.no_cache || self.max_age.is_some() || self.min_fresh.is_some()
+    }
+
+    /// The directives of a request for a response that was fetched because of it, or later: what it wants newer is new.
+    #[must_use]
+    pub fn satisfied(self) -> Self {
+        Self { max_age: None, min_fresh: None, no_cache: false, ..self }
+    }
 }
 
 /// Directives of a response, from the field that applies to this cache.
@@ -40,21 +55,66 @@ pub struct ResponseDirectives {
 /// Fields for this cache alone, the most specific first.
 pub const TARGETED: [&str; 3] = ["tidegate-cache-control", "cdn-cache-control", "surrogate-control"];
 
-fn directives<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = (String, Option<&'a str>)> {
-    field::list(headers, name).map(|member| match member.split_once('=') {
-        Some((k, v)) => (k.trim_end().to_ascii_lowercase(), Some(v.trim_start())),
-        None => (member.to_ascii_lowercase(), None),
-    })
+/// One member of Cache-Control.
+struct Directive<'a> {
+    /// As it came; for a member that is malformed, all of it up to the first `=`.
+    name: &'a [u8],
+    value: Option<&'a [u8]>,
+    /// `token [ "=" ( token / quoted-string ) ]` (RFC 9111 section 5.2).
+    is_well_formed: bool,
+    member: &'a [u8],
+}
+
+impl<'a> Directive<'a> {
+    fn of(member: &'a [u8]) -> Self {
+        let Some(at) = member.iter().position(|b| *b == b'=') else {
+            return Self { name: member, value: None, is_well_formed: field::is_token(member), member };
+        };
+        let (name, value) = (field::trim(member.get(..at).unwrap_or_default()), field::trim(member.get(at + 1..).unwrap_or_default()));
+        let is_well_formed = field::is_token(name) && (field::is_token(value) || is_quoted(value));
+        Self { name, value: Some(value), is_well_formed, member }
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name.as_bytes())
+    }
+}
+
+/// Whether a value is one quoted string, with nothing before or behind it.
+fn is_quoted(value: &[u8]) -> bool {
+    let [b'"', inner @ .., b'"'] = value else { return false };
+    let mut escaped = false;
+    let plain = inner.iter().all(|b| match b {
+        _ if escaped => {
+            escaped = false;
+            true
+        }
+        b'\\' => {
+            escaped = true;
+            true
+        }
+        b => *b != b'"',
+    });
+    plain && !escaped
+}
+
+fn directives<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = Directive<'a>> {
+    field::list(headers, name).map(Directive::of)
+}
+
+/// The words in what cannot be read as a directive: whatever separates them is none of a word's own characters.
+fn words(member: &[u8]) -> impl Iterator<Item = &[u8]> {
+    member.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))).filter(|w| !w.is_empty())
 }
 
 /// Seconds; `None` where the value is not a number of them.
-fn seconds(value: Option<&str>) -> Option<u64> {
-    let digits = value?;
-    let digits = digits.strip_prefix('"').and_then(|d| d.strip_suffix('"')).unwrap_or(digits);
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    Some(digits.parse().unwrap_or(MOST_SECONDS).min(MOST_SECONDS))
+fn seconds(value: Option<&[u8]>) -> Option<u64> {
+    let digits = match value? {
+        [b'"', inner @ .., b'"'] => inner,
+        plain => plain,
+    };
+    let all_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    all_digits.then(|| field::digits(digits).unwrap_or(MOST_SECONDS).min(MOST_SECONDS))
 }
 
 #[must_use]
@@ -62,88 +122,155 @@ pub fn of_request(headers: &HeaderMap) -> RequestDirectives {
     let mut d = RequestDirectives::default();
     if !headers.contains_key(CACHE_CONTROL) {
         // RFC 9111 section 5.4.
-        d.no_cache = headers.contains_key(PRAGMA) && field::list(headers, &PRAGMA).any(|m| m.eq_ignore_ascii_case("no-cache"));
+        d.no_cache = headers.contains_key(PRAGMA) && field::list(headers, &PRAGMA).any(|m| m.eq_ignore_ascii_case(b"no-cache"));
         return d;
     }
-    for (name, value) in directives(headers, &CACHE_CONTROL) {
-        match name.as_str() {
+    for directive in directives(headers, &CACHE_CONTROL) {
+        let value = directive.value;
+        match directive.name.to_ascii_lowercase().as_slice() {
             // The first of a doubled directive counts.
-            "max-age" => d.max_age = d.max_age.or(Some(seconds(value).unwrap_or(0))),
-            "max-stale" => d.max_stale = d.max_stale.or(Some(if value.is_none() { u64::MAX } else { seconds(value).unwrap_or(0) })),
-            "min-fresh" => d.min_fresh = d.min_fresh.or(Some(seconds(value).unwrap_or(0))),
-            "no-cache" => d.no_cache = true,
-            "no-store" => d.no_store = true,
-            "only-if-cached" => d.only_if_cached = true,
+            b"max-age" => d.max_age = d.max_age.or(Some(seconds(value).unwrap_or(0))),
+            b"max-stale" => d.max_stale = d.max_stale.or(Some(if value.is_none() { u64::MAX } else { seconds(value).unwrap_or(0) })),
+            b"min-fresh" => d.min_fresh = d.min_fresh.or(Some(seconds(value).unwrap_or(0))),
+            b"no-cache" => d.no_cache = true,
+            b"no-store" => d.no_store = true,
+            b"only-if-cached" => d.only_if_cached = true,
+            _ if !directive.is_well_formed => {
+                for word in words(directive.member) {
+                    d.no_cache |= word.eq_ignore_ascii_case(b"no-cache");
+                    d.no_store |= word.eq_ignore_ascii_case(b"no-store");
+                }
+            }
             _ => {}
         }
     }
     d
 }
 
+/// The directives of the most specific field that applies to this cache.
 #[must_use]
 pub fn of_response(headers: &HeaderMap) -> ResponseDirectives {
     for name in TARGETED {
         let name = HeaderName::from_static(name);
-        if headers.contains_key(&name)
-            && let Some(mut d) = parse(headers, &name, true)
-        {
-            d.targeted = true;
-            return d;
+        if !headers.contains_key(&name) {
+            continue;
+        }
+        // Surrogate-Control is older than RFC 9213, and no structured field.
+        let read = if name == TARGETED[2] { Some(lenient(headers, &name)) } else { strict(headers, &name) };
+        if let Some(directives) = read {
+            return ResponseDirectives { targeted: true, ..directives };
         }
     }
-    parse(headers, &CACHE_CONTROL, false).unwrap_or_default()
+    lenient(headers, &CACHE_CONTROL)
 }
 
-/// `strict`: a targeted field is a structured one, a field that is not counts as absent (RFC 9213 section 2.1).
-fn parse(headers: &HeaderMap, name: &HeaderName, strict: bool) -> Option<ResponseDirectives> {
+/// Cache-Control as origins write it. What cannot be read is never a permission: a lifetime that is no number is over, and of a
+/// member that is malformed each word that forbids something counts, whatever stands around it.
+fn lenient(headers: &HeaderMap, name: &HeaderName) -> ResponseDirectives {
     let mut d = ResponseDirectives::default();
-    let mut some = false;
-    // The first of a doubled directive counts (RFC 9111 section 4.2.1), in a structured field the last (RFC 9651 section 4.2.2).
-    let take = |slot: &mut Option<u64>, value: Option<&str>| {
-        let value = value.map(|v| if strict { v.split(';').next().unwrap_or(v).trim_end() } else { v });
-        let parsed = seconds(value);
-        if strict && (parsed.is_none() || value.is_some_and(|v| v.starts_with('"'))) {
-            return false;
-        }
-        if strict || slot.is_none() {
-            *slot = Some(parsed.unwrap_or(0));
-        }
-        true
-    };
-    // A structured field's keys are in lower case (RFC 9651 section 3.1.2).
-    let is_key = |member: &str| member.split(['=', ';']).next().is_some_and(|key| !key.bytes().any(|b| b.is_ascii_uppercase()));
-    if strict && !field::list(headers, name).all(is_key) {
-        return None;
-    }
-    for (name, value) in directives(headers, name) {
-        some = true;
-        let valid = match name.as_str() {
-            "max-age" => take(&mut d.max_age, value),
-            "s-maxage" => take(&mut d.s_maxage, value),
-            "stale-while-revalidate" => take(&mut d.stale_while_revalidate, value),
-            "stale-if-error" => take(&mut d.stale_if_error, value),
+    for directive in directives(headers, name) {
+        let value = directive.value;
+        // The first of a doubled directive counts (RFC 9111 section 4.2.1).
+        let take = |slot: &mut Option<u64>| *slot = slot.or(Some(seconds(value).unwrap_or(0)));
+        let mut is_known = true;
+        match directive.name.to_ascii_lowercase().as_slice() {
+            b"max-age" => take(&mut d.max_age),
+            b"s-maxage" => take(&mut d.s_maxage),
+            b"stale-while-revalidate" => take(&mut d.stale_while_revalidate),
+            b"stale-if-error" => take(&mut d.stale_if_error),
             // With field names they concern those fields alone: see `unshared`.
-            "no-cache" => field_names(value).is_some() || set(&mut d.no_cache),
-            "private" => field_names(value).is_some() || set(&mut d.private),
-            "no-store" => set(&mut d.no_store),
-            "public" => set(&mut d.public),
-            "must-revalidate" => set(&mut d.must_revalidate),
-            "proxy-revalidate" => set(&mut d.proxy_revalidate),
-            "must-understand" => set(&mut d.must_understand),
-            _ => true,
-        };
-        if !valid {
-            return None;
+            b"no-cache" => d.no_cache |= field_names(value).is_none(),
+            b"private" => d.private |= field_names(value).is_none(),
+            b"no-store" => d.no_store = true,
+            b"public" => d.public = true,
+            b"must-revalidate" => d.must_revalidate = true,
+            b"proxy-revalidate" => d.proxy_revalidate = true,
+            b"must-understand" => d.must_understand = true,
+            _ => is_known = false,
+        }
+        if !directive.is_well_formed {
+            d.forbid(directive.member);
+        } else if !is_known {
+            d.forbid(directive.name);
         }
     }
-    (some || !strict).then_some(d)
+    d
 }
+
+impl ResponseDirectives {
+    /// Takes over the words that forbid something.
+    fn forbid(&mut self, text: &[u8]) {
+        for word in words(text) {
+            let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+            self.no_cache |= is("no-cache");
+            self.no_store |= is("no-store");
+            self.private |= is("private");
+            self.must_revalidate |= is("must-revalidate");
+            self.proxy_revalidate |= is("proxy-revalidate");
+        }
+    }
+}
+
+/// A targeted field is a structured one, a Dictionary (RFC 9213 section 2.1). `None`: it is none, or empty, or one of its
+/// directives has a value of another type; it counts as absent then, as a whole.
+fn strict(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
+    let lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    let dictionary = sfv::Parser::new(&lines.join(&b", "[..])).parse::<sfv::Dictionary>().ok().filter(|d| !d.is_empty())?;
+    let mut d = ResponseDirectives::default();
+    for (key, entry) in &dictionary {
+        let sfv::ListEntry::Item(sfv::Item { bare_item: value, .. }) = entry else {
+            // An inner list: the value of no directive that is known here.
+            if KNOWN.contains(&key.as_str()) {
+                return None;
+            }
+            continue;
+        };
+        let seconds = || value.as_integer().and_then(|n| u64::try_from(i64::from(n)).ok()).map(|n| n.min(MOST_SECONDS));
+        // Without a value a key is `true`; with field names the directive concerns those fields alone.
+        let flag = || value.as_boolean();
+        let flag_or_fields = || value.as_string().map_or_else(flag, |names| Some(names_of(names.as_str().as_bytes()).is_none()));
+        match key.as_str() {
+            "max-age" => d.max_age = Some(seconds()?),
+            "s-maxage" => d.s_maxage = Some(seconds()?),
+            "stale-while-revalidate" => d.stale_while_revalidate = Some(seconds()?),
+            "stale-if-error" => d.stale_if_error = Some(seconds()?),
+            "no-cache" => d.no_cache = flag_or_fields()?,
+            "private" => d.private = flag_or_fields()?,
+            "no-store" => d.no_store = flag()?,
+            "public" => d.public = flag()?,
+            "must-revalidate" => d.must_revalidate = flag()?,
+            "proxy-revalidate" => d.proxy_revalidate = flag()?,
+            "must-understand" => d.must_understand = flag()?,
+            _ => {}
+        }
+    }
+    Some(d)
+}
+
+/// The directives that [`strict`] reads.
+const KNOWN: [&str; 11] = [
+    "max-age",
+    "s-maxage",
+    "stale-while-revalidate",
+    "stale-if-error",
+    "no-cache",
+    "private",
+    "no-store",
+    "public",
+    "must-revalidate",
+    "proxy-revalidate",
+    "must-understand",
+];
 
 /// The fields that a directive with a value names; `None` where that is anything else than their names, or where they are such that
 /// nobody can read the rest without them.
-fn field_names(value: Option<&str>) -> Option<Vec<HeaderName>> {
-    let names = value?.strip_prefix('"')?.strip_suffix('"')?;
-    let names: Vec<HeaderName> = field::members(names).map(|n| n.parse().ok()).collect::<Option<_>>()?;
+fn field_names(value: Option<&[u8]>) -> Option<Vec<HeaderName>> {
+    let [b'"', names @ .., b'"'] = value? else { return None };
+    names_of(names)
+}
+
+fn names_of(list: &[u8]) -> Option<Vec<HeaderName>> {
+    let names: Vec<HeaderName> = field::members(list).map(|n| HeaderName::from_bytes(n).ok()).collect::<Option<_>>()?;
     let vital = |n: &HeaderName| n.as_str().starts_with("content-") || matches!(n.as_str(), "vary" | "transfer-encoding" | "etag" | "date");
     (!names.is_empty() && !names.iter().any(vital)).then_some(names)
 }
@@ -155,13 +282,8 @@ pub fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
     // A list stands in quotes, and most responses have none.
     let quoted = |name: &HeaderName| headers.get_all(name).iter().any(|v| v.as_bytes().contains(&b'"'));
     let all = std::iter::once(&CACHE_CONTROL).chain(&targeted).filter(|name| quoted(name));
-    let named = all.flat_map(|name| directives(headers, name)).filter(|(d, _)| matches!(d.as_str(), "no-cache" | "private"));
-    named.filter_map(|(_, value)| field_names(value)).flatten().collect()
-}
-
-fn set(flag: &mut bool) -> bool {
-    *flag = true;
-    true
+    let named = all.flat_map(|name| directives(headers, name)).filter(|d| d.is("no-cache") || d.is("private"));
+    named.filter_map(|d| field_names(d.value)).flatten().collect()
 }
 
 #[cfg(test)]
@@ -191,6 +313,48 @@ mod tests {
     }
 
     #[test]
+    fn what_forbids_counts_however_it_is_written() {
+        let of = |value: &[u8]| {
+            let mut h = HeaderMap::new();
+            h.append("cache-control", HeaderValue::from_bytes(value).unwrap());
+            of_response(&h)
+        };
+        for private in [
+            &b"private;"[..],
+            b"max-age=60 private",
+            b"\"private\"",
+            b"private no-store",
+            b"max-age=60; private",
+            b"private|x",
+            b"x, private=\"a",
+        ] {
+            assert!(of(private).private, "{}", String::from_utf8_lossy(private));
+        }
+        for no_store in [
+            &b"no-cache; no-store; must-revalidate"[..],
+            b"no-store, note=\"\xe9\"",
+            b"\xe9, no-store",
+            b"\xe9 no-store",
+            b"note=\"no-store",
+        ] {
+            assert!(of(no_store).no_store, "{}", String::from_utf8_lossy(no_store));
+        }
+        assert!(of(b"no-store, must-understand; no-store").no_store);
+        for allowed in [
+            &b"note=\"private, no-store\", max-age=5"[..],
+            b"no-storage, max-age=5",
+            b"x-private-y=1, max-age=5",
+            b"max-age=5, private=\"x-a\"",
+        ] {
+            let d = of(allowed);
+            assert_eq!((d.private, d.no_store, d.max_age), (false, false, Some(5)), "{}", String::from_utf8_lossy(allowed));
+        }
+        let d = of(b"max-age=60 must-revalidate");
+        assert_eq!((d.max_age, d.must_revalidate), (Some(0), true));
+        assert_eq!(of(b"public; x").public, false);
+    }
+
+    #[test]
     fn field_names_are_of_those_fields_alone() {
         let d = response(&[("cache-control", "private=\"X-A, x-b\", no-cache=\"set-cookie\", max-age=5")]);
         assert_eq!((d.private, d.no_cache, d.max_age), (false, false, Some(5)));
@@ -208,8 +372,22 @@ mod tests {
         assert_eq!((d.no_store, d.max_age, d.targeted), (false, Some(9), true));
         let d = response(&[("tidegate-cache-control", "max-age=1"), ("cdn-cache-control", "max-age=9")]);
         assert_eq!(d.max_age, Some(1));
-        for invalid in ["max-age=\"x\"", "max-age=\"9\"", "max-age=9.5", "max-age", "MAX-AGE=9", "max-age=-9", "", "max-age=9, s-maxage=x"]
-        {
+        for invalid in [
+            "max-age=9, &&",
+            "max-age=9,",
+            "max-age=9, x=(",
+            "max-age=9;;",
+            "max-age=(9)",
+            "max-age=9, no-store=x",
+            "max-age=\"x\"",
+            "max-age=\"9\"",
+            "max-age=9.5",
+            "max-age",
+            "MAX-AGE=9",
+            "max-age=-9",
+            "",
+            "max-age=9, s-maxage=x",
+        ] {
             let d = response(&[("cache-control", "max-age=3"), ("cdn-cache-control", invalid)]);
             assert_eq!((d.max_age, d.targeted), (Some(3), false), "{invalid}");
         }

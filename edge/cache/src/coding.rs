@@ -48,6 +48,7 @@ impl Accepted {
     pub fn of(request: &HeaderMap) -> Self {
         let (mut named, mut others, mut identity) = ([None; 3], None, None);
         for member in field::list(request, &ACCEPT_ENCODING) {
+            let Ok(member) = std::str::from_utf8(member) else { continue };
             let (token, weight) = weighed(member);
             match Coding::of(token) {
                 Some(coding) => named[coding as usize] = named[coding as usize].max(Some(weight)),
@@ -106,7 +107,7 @@ fn weighed(member: &str) -> (&str, u16) {
 #[must_use]
 pub fn is_codable(status: StatusCode, headers: &HeaderMap, length: Option<u64>, types: &[String], least: u64) -> bool {
     let plain = !headers.contains_key(CONTENT_ENCODING) && !headers.contains_key(CONTENT_RANGE);
-    let fixed = || field::list(headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case("no-transform"));
+    let fixed = || field::list(headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case(b"no-transform"));
     status == StatusCode::OK && plain && length.is_none_or(|l| l >= least) && has_type(headers, types) && !fixed()
 }
 
@@ -122,7 +123,7 @@ fn has_type(headers: &HeaderMap, types: &[String]) -> bool {
 
 /// The head of a response that may be coded says so, whichever form it goes out in (RFC 9110 section 12.5.5).
 pub fn vary(headers: &mut HeaderMap) {
-    if !field::list(headers, &VARY).any(|n| n == "*" || n.eq_ignore_ascii_case("accept-encoding")) {
+    if !field::list(headers, &VARY).any(|n| n == b"*" || n.eq_ignore_ascii_case(b"accept-encoding")) {
         headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
 }

@@ -1,35 +1,58 @@
 //! Conditional requests answered from a stored response (RFC 9110 section 13, RFC 9111 section 4.3.2).
-//! If-Match and If-Unmodified-Since are the origin's business: a cache may ignore them (RFC 9110 section 13.1.1).
+//! What If-Match and If-Unmodified-Since allow is given; what they forbid is for the origin to say (RFC 9110 section 13.1.1).
 
 use crate::field;
-use http::header::{DATE, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED};
+use http::HeaderValue;
+use http::header::{DATE, ETAG, HeaderMap, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED};
 
-fn weak_equal(a: &str, b: &str) -> bool {
-    a.strip_prefix("W/").unwrap_or(a) == b.strip_prefix("W/").unwrap_or(b)
+fn weak_equal(a: &[u8], b: &[u8]) -> bool {
+    a.strip_prefix(b"W/").unwrap_or(a) == b.strip_prefix(b"W/").unwrap_or(b)
 }
 
 /// Whether 304 answers the request, given the headers of the stored 200.
 #[must_use]
 pub fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     if request.contains_key(IF_NONE_MATCH) {
-        let Some(etag) = stored.get(ETAG).and_then(|v| v.to_str().ok()) else {
-            return field::list(request, &IF_NONE_MATCH).any(|m| m == "*");
+        let Some(etag) = stored.get(ETAG).map(HeaderValue::as_bytes) else {
+            return field::list(request, &IF_NONE_MATCH).any(|m| m == b"*");
         };
-        return field::list(request, &IF_NONE_MATCH).any(|m| m == "*" || weak_equal(m, etag));
+        return field::list(request, &IF_NONE_MATCH).any(|m| m == b"*" || weak_equal(m, etag));
     }
     let Some(since) = field::date(request, &IF_MODIFIED_SINCE) else { return false };
     // Without Last-Modified, its Date stands in (RFC 9111 section 4.3.2).
     field::date(stored, &LAST_MODIFIED).or_else(|| field::date(stored, &DATE)).is_some_and(|changed| changed <= since)
 }
 
+/// Whether the request's If-Match and If-Unmodified-Since, where it has any, hold for the stored response (RFC 9110 sections 13.1.1
+/// and 13.1.4).
+#[must_use]
+pub fn holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
+    if request.contains_key(IF_MATCH) {
+        let etag = stored.get(ETAG).map(HeaderValue::as_bytes).filter(|e| !e.starts_with(b"W/"));
+        return field::list(request, &IF_MATCH).any(|m| m == b"*" || Some(m) == etag);
+    }
+    if request.contains_key(IF_UNMODIFIED_SINCE) {
+        let (since, changed) = (field::date(request, &IF_UNMODIFIED_SINCE), field::date(stored, &LAST_MODIFIED));
+        // One that is no date is ignored.
+        return since.is_none_or(|since| changed.is_some_and(|changed| changed <= since));
+    }
+    true
+}
+
+/// Whether they hold whatever the response is, because there are none.
+#[must_use]
+pub fn holds_for_any(request: &HeaderMap) -> bool {
+    !request.contains_key(IF_MATCH) && !request.contains_key(IF_UNMODIFIED_SINCE)
+}
+
 /// Whether a Range of the request applies to the stored response (RFC 9110 section 13.1.5).
 #[must_use]
 pub fn range_applies(request: &HeaderMap, stored: &HeaderMap) -> bool {
     let Some(value) = request.get(IF_RANGE) else { return true };
-    let Ok(value) = value.to_str() else { return false };
-    if value.starts_with('"') || value.starts_with("W/") {
+    let value = value.as_bytes();
+    if value.starts_with(b"\"") || value.starts_with(b"W/") {
         // Strong comparison.
-        return !value.starts_with("W/") && stored.get(ETAG).is_some_and(|e| e.as_bytes() == value.as_bytes());
+        return !value.starts_with(b"W/") && stored.get(ETAG).is_some_and(|e| e.as_bytes() == value);
     }
     let (Some(date), Some(changed)) = (field::http_date(value), field::date(stored, &LAST_MODIFIED)) else { return false };
     // A date is a strong validator only a second or more before the response's own (RFC 9110 section 8.8.2.2).
@@ -62,6 +85,17 @@ mod tests {
         assert!(!not_modified(&headers(&[("if-none-match", "\"b\""), ("if-modified-since", "Tue, 01 Jan 2030 00:00:00 GMT")]), &stored));
         assert!(not_modified(&headers(&[("if-modified-since", "Tue, 01 Jan 2019 00:00:00 GMT")]), &stored));
         assert!(!not_modified(&headers(&[("if-modified-since", "Mon, 31 Dec 2018 00:00:00 GMT")]), &stored));
+    }
+
+    #[test]
+    fn what_a_client_holds_to_is_compared_strongly() {
+        let stored = headers(&[("etag", "\"a\""), ("last-modified", "Tue, 01 Jan 2019 00:00:00 GMT")]);
+        let holds = |name, value: &str| super::holds(&headers(&[(name, value)]), &stored);
+        assert!(holds("if-match", "\"b\", \"a\"") && holds("if-match", "*") && holds("accept", "x"));
+        assert!(!holds("if-match", "W/\"a\"") && !holds("if-match", "\"b\""));
+        let date = "if-unmodified-since";
+        assert!(holds(date, "Tue, 01 Jan 2019 00:00:00 GMT") && holds(date, "nonsense") && !holds(date, "Mon, 31 Dec 2018 00:00:00 GMT"));
+        assert!(!super::holds(&headers(&[("if-match", "W/\"a\"")]), &headers(&[("etag", "W/\"a\"")])));
     }
 
     #[test]

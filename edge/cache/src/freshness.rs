@@ -98,6 +98,14 @@ impl Freshness {
         self.initial_age + now.since(self.response_time).as_secs()
     }
 
+    /// Whether a stored copy answers requests that ask for nothing special, at the time at which it came: else its like is not worth
+    /// waiting for.
+    #[must_use]
+    pub fn is_shared_on_arrival(&self) -> bool {
+        let stale_for = (self.initial_age >= self.lifetime).then(|| self.initial_age - self.lifetime);
+        !self.no_cache && stale_for.is_none_or(|s| !self.must_revalidate && s < self.stale_while_revalidate)
+    }
+
     /// How many seconds it has been stale for at `now`; `None` while it is fresh.
     #[must_use]
     pub fn stale_for(&self, now: WallTime) -> Option<u64> {
@@ -133,12 +141,9 @@ fn lifetime(status: StatusCode, headers: &HeaderMap, said: &ResponseDirectives, 
 /// Section 4.2.3, at the time of the response.
 fn initial_age(headers: &HeaderMap, date: Option<u64>, request_time: WallTime, response_time: WallTime) -> u64 {
     let apparent = date.map_or(0, |d| response_time.as_secs().saturating_sub(d));
-    // One number of seconds (section 5.1). From anything else nobody can tell how old it is: as old as can be.
-    let value = match &field::list(headers, &AGE).collect::<Vec<_>>()[..] {
-        [] => 0,
-        [one] if one.bytes().all(|b| b.is_ascii_digit()) => one.parse().unwrap_or(OLDEST).min(OLDEST),
-        _ => OLDEST,
-    };
+    // Of a list the first member counts, and what is no number of seconds is ignored (section 5.1).
+    let first = field::list(headers, &AGE).next().filter(|m| m.iter().all(u8::is_ascii_digit));
+    let value = first.map_or(0, |m| field::digits(m).unwrap_or(OLDEST).min(OLDEST));
     let corrected = value + response_time.since(request_time).as_secs();
     apparent.max(corrected)
 }
@@ -192,9 +197,9 @@ mod tests {
         assert_eq!(f.current_age(WallTime(NOW.0 + 5_999)), 35);
         assert_eq!(f.stale_for(WallTime(NOW.0 + 29_999)), None);
         assert_eq!(f.stale_for(WallTime(NOW.0 + 31_000)), Some(1));
-        for unclear in ["50, 3", "x", "-1", "1.5", "0;a=b", "99999999999"] {
-            assert_eq!(check(&[("age", unclear.into())]).initial_age, OLDEST, "{unclear}");
+        for (age, counts) in [("50, 3", 50), ("x, 3", 0), ("x", 0), ("-1", 0), ("1.5", 0), ("0;a=b", 0), ("", 0), ("99999999999", OLDEST)] {
+            assert_eq!(check(&[("age", age.into())]).initial_age, counts, "{age}");
         }
-        assert_eq!(check(&[("age", "0".into()), ("age", "0".into())]).initial_age, OLDEST);
+        assert_eq!(check(&[("age", "7".into()), ("age", "9".into())]).initial_age, 7);
     }
 }

@@ -25,4 +25,4 @@ pub use key::{CacheKey, Target};
 pub use ledger::{Ledger, Scope, Standing};
 /// Revisions and times are the network's own.
 pub use tidegate_control_types::{BootTime, Incarnation, Revision, WallTime};
-pub use vary::VaryKey;
+pub use vary::{NoVaryKey, RequestHead, VaryKey};

@@ -29,7 +29,7 @@ pub fn is_part_of(stored: &HeaderMap, part: &HeaderMap) -> bool {
 /// Whether the rest of a response can be asked for later, part by part.
 #[must_use]
 pub fn takes_ranges(response: &HeaderMap) -> bool {
-    field::list(response, &ACCEPT_RANGES).any(|unit| unit.eq_ignore_ascii_case("bytes")) && strong_validator(response).is_some()
+    field::list(response, &ACCEPT_RANGES).any(|unit| unit.eq_ignore_ascii_case(b"bytes")) && strong_validator(response).is_some()
 }
 
 /// First and last byte, and the length of the whole, of a 206 with one part (RFC 9110 section 14.4). Invariant: `first <= last <

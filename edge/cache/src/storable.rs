@@ -2,22 +2,86 @@
 
 use crate::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::key::Target;
-use http::header::{AUTHORIZATION, CONTENT_LOCATION, EXPIRES, HeaderMap, SET_COOKIE};
+use http::header::{AUTHORIZATION, CONTENT_LOCATION, CONTENT_TYPE, COOKIE, EXPIRES, HeaderMap, SET_COOKIE};
 use http::{Method, StatusCode};
 
-/// Why it may not: the word that the access log and the metrics show.
+/// Why it may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotStorable {
     Method,
     Status,
     NoStore,
+    /// The request's own `no-store`.
+    RequestNoStore,
     Private,
     Authorization,
     NoFreshness,
+    /// Nothing says for how long it is fresh, and the request carried Cookie or Authorization: it may be for one client.
+    HeuristicForOneClient,
     VaryStar,
+    /// Vary has a member that is no field name.
+    VaryUnreadable,
+    /// A tag is not UTF-8.
+    TagsUnreadable,
     /// A cookie is for one client; only where the origin said for how long the response may be kept is it kept, without the cookie.
     SetCookie,
     TooLarge,
+    /// Its body ends with its connection: a whole one cannot be told from a torn one.
+    Unframed,
+    /// It has no end: events, frames of a camera, messages of a call.
+    Stream,
+}
+
+impl NotStorable {
+    /// Whether the next requests for the same key fare the same, whatever they carry. What one client asks for, and who it is,
+    /// changes nothing for the others.
+    #[must_use]
+    pub fn is_of_the_key(self) -> bool {
+        !matches!(self, Self::Method | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
+    }
+
+    /// The word for Cache-Status, logs and metrics.
+    #[must_use]
+    pub fn token(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::Status => "status",
+            Self::NoStore => "no-store",
+            Self::RequestNoStore => "request-no-store",
+            Self::Private => "private",
+            Self::Authorization => "authorization",
+            Self::NoFreshness => "no-freshness",
+            Self::HeuristicForOneClient => "no-freshness-and-cookie",
+            Self::VaryStar => "vary-star",
+            Self::VaryUnreadable => "vary-unreadable",
+            Self::TagsUnreadable => "tags-unreadable",
+            Self::SetCookie => "set-cookie",
+            Self::TooLarge => "too-large",
+            Self::Unframed => "unframed",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+/// A request and its response, as far as storing is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange<'a> {
+    pub method: &'a Method,
+    pub request: &'a HeaderMap,
+    pub asked: &'a RequestDirectives,
+    pub status: StatusCode,
+    pub response: &'a HeaderMap,
+    pub said: &'a ResponseDirectives,
+    /// The site says for how long a response is fresh that does not say so itself.
+    pub has_default_ttl: bool,
+}
+
+/// Whether a body of this type goes on for as long as its client listens.
+#[must_use]
+pub fn is_stream(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
+    let media = crate::field::without_parameters(value.as_bytes()).to_ascii_lowercase();
+    matches!(&media[..], b"text/event-stream" | b"multipart/x-mixed-replace") || media.starts_with(b"application/grpc")
 }
 
 /// Final statuses that this cache understands (RFC 9111 section 3, `must-understand`), and that are cacheable
@@ -31,20 +95,14 @@ fn understood(status: StatusCode) -> bool {
     heuristically_cacheable(status) || matches!(status.as_u16(), 302 | 303 | 307 | 400 | 403 | 500 | 502 | 503 | 504)
 }
 
-/// `vary_star`: the response cannot be selected again. 206 is combined and not stored by this rule; 416 speaks of one request's range, 425 of one's early data.
+/// Whether the response to a GET may be stored. 206 is combined and not stored by this rule; 416 speaks of one request's range, 425 of
+/// one's early data.
 ///
 /// # Errors
 /// Why not.
-pub fn storable(
-    method: &Method,
-    request: &HeaderMap,
-    asked: &RequestDirectives,
-    status: StatusCode,
-    response: &HeaderMap,
-    said: &ResponseDirectives,
-    vary_star: bool,
-) -> Result<(), NotStorable> {
-    let shared = said.public || said.s_maxage.is_some();
+pub fn storable(exchange: &Exchange<'_>) -> Result<(), NotStorable> {
+    let Exchange { method, request, asked, status, response, said, has_default_ttl } = *exchange;
+    let shared = said.public || said.s_maxage.is_some_and(|seconds| seconds > 0);
     let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
     // Said of a response with a cookie: kept for a while, for whoever comes.
     let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
@@ -52,20 +110,24 @@ pub fn storable(
         Err(NotStorable::Method)
     } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304 | 416 | 425) {
         Err(NotStorable::Status)
-    } else if asked.no_store || (said.no_store && !(said.must_understand && understood(status))) {
+    } else if said.no_store && !(said.must_understand && understood(status)) {
         Err(NotStorable::NoStore)
     } else if said.must_understand && !understood(status) {
         Err(NotStorable::Status)
     } else if said.private {
         Err(NotStorable::Private)
-    } else if request.contains_key(AUTHORIZATION) && !(shared || said.must_revalidate) {
-        Err(NotStorable::Authorization)
-    } else if vary_star {
-        Err(NotStorable::VaryStar)
+    } else if is_stream(response) {
+        Err(NotStorable::Stream)
     } else if response.contains_key(SET_COOKIE) && !for_others_too {
         Err(NotStorable::SetCookie)
     } else if !(explicit || said.public || heuristically_cacheable(status)) {
         Err(NotStorable::NoFreshness)
+    } else if asked.no_store {
+        Err(NotStorable::RequestNoStore)
+    } else if request.contains_key(AUTHORIZATION) && !(shared || said.must_revalidate) {
+        Err(NotStorable::Authorization)
+    } else if !(explicit || has_default_ttl) && (request.contains_key(COOKIE) || request.contains_key(AUTHORIZATION)) {
+        Err(NotStorable::HeuristicForOneClient)
     } else {
         Ok(())
     }
@@ -120,7 +182,9 @@ mod tests {
         };
         let (request, response) = (map(request), map(response));
         let (asked, said) = (cache_control::of_request(&request), cache_control::of_response(&response));
-        storable(&Method::GET, &request, &asked, StatusCode::from_u16(status).unwrap(), &response, &said, false)
+        let status = StatusCode::from_u16(status).unwrap();
+        let (method, request, asked, response, said) = (&Method::GET, &request, &asked, &response, &said);
+        storable(&Exchange { method, request, asked, status, response, said, has_default_ttl: false })
     }
 
     #[test]
@@ -137,7 +201,13 @@ mod tests {
             (&[], 299, &[(cc, "max-age=1")], Ok(())),
             (&[], 302, &[], Err(NotStorable::NoFreshness)),
             (&[], 206, &[(cc, "max-age=1")], Err(NotStorable::Status)),
-            (&[(cc, "no-store")], 200, &[(cc, "max-age=1")], Err(NotStorable::NoStore)),
+            (&[(cc, "no-store")], 200, &[(cc, "max-age=1")], Err(NotStorable::RequestNoStore)),
+            (&[(cc, "no-store")], 200, &[(cc, "private")], Err(NotStorable::Private)),
+            (&[("authorization", "x")], 200, &[(cc, "s-maxage=0")], Err(NotStorable::Authorization)),
+            (&[("authorization", "x")], 200, &[(cc, "public")], Err(NotStorable::HeuristicForOneClient)),
+            (&[("cookie", "x")], 200, &[("last-modified", "x")], Err(NotStorable::HeuristicForOneClient)),
+            (&[("cookie", "x")], 200, &[(cc, "max-age=1")], Ok(())),
+            (&[], 200, &[("content-type", "Text/Event-Stream; x=y"), (cc, "max-age=1")], Err(NotStorable::Stream)),
             (&[("authorization", "x")], 200, &[(cc, "max-age=1")], Err(NotStorable::Authorization)),
             (&[("authorization", "x")], 200, &[(cc, "s-maxage=1")], Ok(())),
             (&[("authorization", "x")], 200, &[(cc, "max-age=1, must-revalidate")], Ok(())),

@@ -27,7 +27,10 @@ pub fn confirms(stored: &HeaderMap, not_modified: &HeaderMap) -> bool {
         (None, Some(_)) => false,
         (_, None) => true,
     };
-    let etag = |h: &HeaderMap| h.get(ETAG).and_then(|v| v.to_str().ok()).map(|v| v.trim_start_matches("W/").to_owned());
+    fn etag(headers: &HeaderMap) -> Option<&[u8]> {
+        let value = headers.get(ETAG)?.as_bytes();
+        Some(value.strip_prefix(b"W/").unwrap_or(value))
+    }
     match (etag(stored), etag(not_modified)) {
         (Some(a), Some(b)) => a == b,
         (None, Some(_)) => false,

@@ -1,8 +1,22 @@
 //! Vary: which of several stored responses a request may get (RFC 9111 section 4.1).
 
 use crate::field;
+use http::HeaderName;
 use http::header::{ACCEPT_LANGUAGE, CONTENT_LANGUAGE, HeaderMap, VARY};
 use serde::{Deserialize, Serialize};
+
+/// The head of a request as it reaches the origin: what variants are told apart by. Fields that a node adds on the way are part
+/// of it, fields that it drops are not.
+pub trait RequestHead {
+    /// Calls `visit` with each line of a field, in order. `name` is in lower case.
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8]));
+}
+
+impl RequestHead for HeaderMap {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        self.get_all(name).iter().for_each(|v| visit(v.as_bytes()));
+    }
+}
 
 /// The fields that a response varies on, with the values of the request that it answered: what the next
 /// request is compared with.
@@ -14,46 +28,94 @@ pub struct VaryKey {
 }
 
 /// A field's name, and its value where the request had it.
-type Varied = (Box<str>, Option<Box<str>>);
+type Varied = (Box<str>, Option<Box<[u8]>>);
+
+/// Why a response cannot be selected for another request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoVaryKey {
+    /// `Vary: *`, which matches nothing.
+    Star,
+    /// A member is no field name: nobody can tell which requests the response answers.
+    Unreadable,
+}
+
+/// What one request has of the fields that a set of variants varies on.
+#[derive(Debug)]
+pub struct Wanted(Vec<Option<Box<[u8]>>>);
 
 impl VaryKey {
-    /// `None` for `Vary: *`, which matches nothing.
-    #[must_use]
-    pub fn new(response: &HeaderMap, request: &HeaderMap) -> Option<Self> {
+    /// # Errors
+    /// The response answers no other request than its own.
+    pub fn new(response: &HeaderMap, request: &impl RequestHead) -> Result<Self, NoVaryKey> {
         if !response.contains_key(VARY) {
-            return Some(Self::default());
+            return Ok(Self::default());
         }
-        let mut names: Vec<Box<str>> = field::list(response, &VARY).map(|n| n.to_ascii_lowercase().into()).collect();
+        let mut names: Vec<Box<str>> = Vec::new();
+        for member in field::list(response, &VARY) {
+            if member == b"*" {
+                return Err(NoVaryKey::Star);
+            }
+            names.push(HeaderName::from_bytes(member).map_err(|_| NoVaryKey::Unreadable)?.as_str().into());
+        }
         names.sort_unstable();
         names.dedup();
-        if names.iter().any(|n| &**n == "*") {
-            return None;
-        }
         let language = names.iter().any(|n| **n == *ACCEPT_LANGUAGE.as_str()).then(|| only_language(response)).flatten();
         let varied = names.into_iter().map(|n| (n.clone(), normal_value(request, &n))).collect();
-        Some(Self { varied, language })
+        Ok(Self { varied, language })
     }
 
+    /// Whether the response answers this request.
     #[must_use]
-    pub fn matches(&self, request: &HeaderMap) -> bool {
-        self.varied.iter().all(|(name, value)| {
-            normal_value(request, name).as_deref() == value.as_deref() || (**name == *ACCEPT_LANGUAGE.as_str() && self.is_wanted(request))
+    pub fn matches(&self, request: &impl RequestHead) -> bool {
+        self.varied.is_empty() || self.is_for(&self.wanted(request), request)
+    }
+
+    /// What a request has of the fields that this one varies on: made once for all variants with [the same
+    /// fields](Self::has_fields_of).
+    #[must_use]
+    pub fn wanted(&self, request: &impl RequestHead) -> Wanted {
+        Wanted(self.varied.iter().map(|(name, _)| normal_value(request, name)).collect())
+    }
+
+    /// `wanted`: what the request has of the fields of this key.
+    #[must_use]
+    pub fn is_for(&self, wanted: &Wanted, request: &impl RequestHead) -> bool {
+        self.varied.iter().zip(&wanted.0).all(|((name, value), wanted)| {
+            value == wanted || (**name == *ACCEPT_LANGUAGE.as_str() && self.language.is_some() && self.is_in_wanted_language(request))
         })
+    }
+
+    /// Whether both vary on the same fields.
+    #[must_use]
+    pub fn has_fields_of(&self, other: &Self) -> bool {
+        self.varied.len() == other.varied.len() && self.varied.iter().zip(&other.varied).all(|(a, b)| a.0 == b.0)
+    }
+
+    /// Whether a request may get it by its language alone, whatever else it accepts.
+    #[must_use]
+    pub fn has_language(&self) -> bool {
+        self.language.is_some()
+    }
+
+    /// A number that is the same for all requests with these values, for a table of variants with the same fields.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        hash_of(self.varied.iter().map(|(_, value)| value.as_deref()))
     }
 
     /// Whether it is in the one language that the request wants before all others: whatever else was asked for, it would get
     /// this one.
-    fn is_wanted(&self, request: &HeaderMap) -> bool {
+    fn is_in_wanted_language(&self, request: &impl RequestHead) -> bool {
         let Some(language) = &self.language else { return false };
         let accepted = preferences(request, ACCEPT_LANGUAGE.as_str());
         match &accepted[..] {
             [] => false,
-            [first, rest @ ..] => first.1 == **language && first.0 > 0 && rest.first().is_none_or(|second| second.0 < first.0),
+            [first, rest @ ..] => first.1 == *language.as_bytes() && first.0 > 0 && rest.first().is_none_or(|second| second.0 < first.0),
         }
     }
 
     /// The fields, with their values in the form in which they are compared.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+    pub fn fields(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
         self.varied.iter().map(|(name, value)| (&**name, value.as_deref()))
     }
 
@@ -69,26 +131,44 @@ impl VaryKey {
     }
 }
 
+impl Wanted {
+    /// As [`VaryKey::hash`] of the variant that answers this request.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        hash_of(self.0.iter().map(Option::as_deref))
+    }
+}
+
+fn hash_of<'a>(values: impl Iterator<Item = Option<&'a [u8]>>) -> u64 {
+    use std::hash::{BuildHasher, Hash, Hasher};
+    // Keyed anew in each process: clients choose the values.
+    static KEYS: std::sync::LazyLock<std::hash::RandomState> = std::sync::LazyLock::new(std::hash::RandomState::new);
+    let mut hasher = KEYS.build_hasher();
+    values.for_each(|value| value.hash(&mut hasher));
+    hasher.finish()
+}
+
 fn only_language(response: &HeaderMap) -> Option<Box<str>> {
     let mut all = field::list(response, &CONTENT_LANGUAGE);
-    let only = all.next()?;
+    let only = std::str::from_utf8(all.next()?).ok()?;
     all.next().is_none().then(|| only.to_ascii_lowercase().into())
 }
 
 /// The members of a negotiating field, the most wanted first: weight in thousandths, and the rest in lower case (RFC 9110 section
 /// 12.4.2). Among equals their order says nothing (section 12.5.4).
-fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
+fn preferences(head: &impl RequestHead, name: &str) -> Vec<(u16, Vec<u8>)> {
     let mut all = Vec::new();
-    for value in headers.get_all(name) {
-        for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
-            let parts: Vec<String> = member.split(';').map(|p| p.trim_matches([' ', '\t']).to_ascii_lowercase()).collect();
+    head.each(name, &mut |value| {
+        for member in field::members(value) {
+            let parts: Vec<Vec<u8>> = member.split(|b| *b == b';').map(|p| field::trim(p).to_ascii_lowercase()).collect();
+            let weight = |last: &[u8]| field::weight(std::str::from_utf8(last.strip_prefix(b"q=")?).ok()?);
             // What is no weight is part of the name, which then equals no other.
-            all.push(match parts.split_last().and_then(|(last, before)| Some((field::weight(last.strip_prefix("q=")?)?, before))) {
-                Some((weight, before)) if !before.is_empty() => (weight, before.join(";")),
-                _ => (1000, parts.join(";")),
+            all.push(match parts.split_last().and_then(|(last, before)| Some((weight(last)?, before))) {
+                Some((weight, before)) if !before.is_empty() => (weight, before.join(&b';')),
+                _ => (1000, parts.join(&b';')),
             });
         }
-    }
+    });
     all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     all.dedup();
     all
@@ -96,30 +176,30 @@ fn preferences(headers: &HeaderMap, name: &str) -> Vec<(u16, String)> {
 
 /// The lines of a field combined, members trimmed, and for the negotiating fields in one order: what RFC 9111 allows to be taken as
 /// equal. What stands between the parts can be in none of them.
-fn normal_value(headers: &HeaderMap, name: &str) -> Option<Box<str>> {
-    let mut values = headers.get_all(name).iter().peekable();
-    if name == "accept-encoding" && values.peek().is_none() {
-        // Whoever names no coding is answered as one that wants none, and upstream is asked so.
-        return Some("identity\r1000\n".into());
-    }
-    values.peek()?;
-    let mut out = String::new();
+fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
+    let (mut is_there, mut out) = (false, Vec::new());
     if matches!(name, "accept-encoding" | "accept-language" | "accept-charset") {
-        for (weight, what) in preferences(headers, name) {
-            out.push_str(&what);
-            out.push('\r');
-            out.push_str(&weight.to_string());
-            out.push('\n');
+        head.each(name, &mut |_| is_there = true);
+        for (weight, what) in preferences(head, name) {
+            out.extend_from_slice(&what);
+            out.push(b'\r');
+            out.extend_from_slice(weight.to_string().as_bytes());
+            out.push(b'\n');
         }
-        return Some(out.into());
+    } else {
+        head.each(name, &mut |value| {
+            is_there = true;
+            for member in field::members(value) {
+                out.extend_from_slice(member);
+                out.push(b'\n');
+            }
+        });
     }
-    for value in values {
-        for member in field::members(&String::from_utf8_lossy(value.as_bytes())) {
-            out.push_str(member);
-            out.push('\n');
-        }
+    if !is_there && name == "accept-encoding" {
+        // Whoever names no coding is answered as one that wants none, and upstream is asked so.
+        return Some(b"identity\r1000\n".as_slice().into());
     }
-    Some(out.into())
+    is_there.then(|| out.into())
 }
 
 #[cfg(test)]
@@ -142,7 +222,20 @@ mod tests {
         assert!(key.matches(&headers(&[("accept-encoding", "GZIP,br")])));
         assert!(!key.matches(&headers(&[("accept-encoding", "br")])));
         assert!(!key.matches(&headers(&[("accept-encoding", "gzip, br"), ("x-a", "")])), "absent is not empty");
-        assert_eq!(VaryKey::new(&headers(&[("vary", "a, *")]), &stored), None);
+        assert_eq!(VaryKey::new(&headers(&[("vary", "a, *")]), &stored), Err(NoVaryKey::Star));
+        let unreadable = http::HeaderValue::from_bytes(b"accept, caf\xe9").unwrap();
+        for vary in [unreadable, http::HeaderValue::from_static("accept encoding"), http::HeaderValue::from_static("\"accept\"")] {
+            assert_eq!(VaryKey::new(&HeaderMap::from_iter([(VARY, vary)]), &stored), Err(NoVaryKey::Unreadable));
+        }
+    }
+
+    #[test]
+    fn values_are_bytes() {
+        let response = headers(&[("vary", "x")]);
+        let request = |value: &[u8]| HeaderMap::from_iter([(HeaderName::from_static("x"), http::HeaderValue::from_bytes(value).unwrap())]);
+        let key = VaryKey::new(&response, &request(b"caf\xe9")).unwrap();
+        assert!(key.matches(&request(b"caf\xe9")) && !key.matches(&request(b"caf\xe8")));
+        assert_eq!(key.hash(), key.wanted(&request(b"caf\xe9")).hash());
     }
 
     #[test]

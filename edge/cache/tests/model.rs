@@ -112,7 +112,13 @@ impl Case {
         if self.says("private") {
             return false;
         }
-        if self.authorization && !(self.says("must-revalidate") || self.says("public") || self.says("s-maxage")) {
+        // What may be stored need not be: `s-maxage=0` says that nobody else gets it.
+        let for_others = self.says("public") || seconds(&self.response, "s-maxage").is_some_and(|s| s > 0);
+        if self.authorization && !(self.says("must-revalidate") || for_others) {
+            return false;
+        }
+        let explicit = self.expires.is_some() || self.says("max-age") || self.says("s-maxage");
+        if self.authorization && !explicit {
             return false;
         }
         self.says("public") || self.expires.is_some() || self.says("max-age") || self.says("s-maxage") || by_itself
@@ -204,7 +210,16 @@ proptest! {
         let (request, response) = case.fields();
         let (asked, said) = (cache_control::of_request(&request), cache_control::of_response(&response));
         let status = StatusCode::from_u16(case.status).unwrap();
-        let kept = storable::storable(&Method::GET, &request, &asked, status, &response, &said, false);
+        let exchange = storable::Exchange {
+            method: &Method::GET,
+            request: &request,
+            asked: &asked,
+            status,
+            response: &response,
+            said: &said,
+            has_default_ttl: false,
+        };
+        let kept = storable::storable(&exchange);
         prop_assert_eq!(kept.is_ok(), case.may_be_kept(), "{:?}", kept);
         let (sent, came) = (WallTime((NOW - case.delay) * 1000), WallTime(NOW * 1000));
         let freshness = Freshness::new(status, &response, &said, sent, came, FreshnessDefaults::default());

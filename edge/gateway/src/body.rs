@@ -9,11 +9,13 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tidegate_store::{Piece, Store};
 use tokio::sync::oneshot;
@@ -255,6 +257,66 @@ impl Body for ResponseBody {
     }
 }
 
+/// Whose turn it is while a request's body is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Turn {
+    /// The client's, to send more of it.
+    Client,
+    /// Upstream's, to take what is there.
+    #[default]
+    Upstream,
+    /// Upstream's, to answer: all of it was handed over, or given up.
+    Answer,
+}
+
+/// How a request's body comes on, for whoever keeps upstream's time.
+#[derive(Debug, Default)]
+pub struct Progress {
+    turn: Cell<Turn>,
+    /// Goes up with each step.
+    steps: Cell<u64>,
+    client_failed: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Progress {
+    #[must_use]
+    pub fn turn(&self) -> Turn {
+        self.turn.get()
+    }
+
+    /// Whether the body did not come whole, which is the client's doing.
+    #[must_use]
+    pub fn client_failed(&self) -> bool {
+        self.client_failed.get()
+    }
+
+    fn step(&self, turn: Turn) {
+        self.turn.set(turn);
+        self.steps.set(self.steps.get() + 1);
+        let waker = self.waker.borrow_mut().take();
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// The steps so far.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps.get()
+    }
+
+    /// Until there is one step more than these. For one waiter at a time.
+    pub async fn stepped(&self, since: u64) {
+        std::future::poll_fn(|cx| {
+            if self.steps.get() != since {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
 /// The body of a request to upstream.
 pub enum RequestBody {
     Empty,
@@ -262,6 +324,7 @@ pub enum RequestBody {
         body: ClientBody,
         /// Bytes that may still come.
         left: u64,
+        progress: Rc<Progress>,
     },
 }
 
@@ -285,16 +348,31 @@ impl RequestBody {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        if body.is_end_stream() { Self::Empty } else { Self::Client { body: Box::pin(body.map_err(Into::into)), left: most } }
+        if body.is_end_stream() { Self::Empty } else { Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default() } }
     }
 }
+
 impl RequestBody {
     /// Of a tunnel, which ends when its ends want it to.
     #[must_use]
-    pub fn unlimited(self) -> Self {
-        match self {
-            Self::Empty => Self::Empty,
-            Self::Client { body, .. } => Self::Client { body, left: u64::MAX },
+    pub fn unlimited(mut self) -> Self {
+        if let Self::Client { left, .. } = &mut self {
+            *left = u64::MAX;
+        }
+        self
+    }
+
+    /// Where it can be seen how it comes on.
+    #[must_use]
+    pub fn progress(&self) -> Option<Rc<Progress>> {
+        if let Self::Client { progress, .. } = self { Some(Rc::clone(progress)) } else { None }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Self::Client { progress, .. } = self {
+            progress.step(Turn::Answer);
         }
     }
 }
@@ -304,13 +382,26 @@ impl Body for RequestBody {
     type Error = RequestBodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let Self::Client { body, left } = &mut *self else { return Poll::Ready(None) };
-        let frame = ready!(body.as_mut().poll_frame(cx)).transpose()?;
+        let Self::Client { body, left, progress } = &mut *self else { return Poll::Ready(None) };
+        let frame = match body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => frame.transpose(),
+            Poll::Pending => {
+                if progress.turn() != Turn::Client {
+                    progress.step(Turn::Client);
+                }
+                return Poll::Pending;
+            }
+        };
+        let frame = frame.inspect_err(|_| progress.client_failed.set(true))?;
         let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
         match left.checked_sub(length) {
             Some(rest) => *left = rest,
-            None => return Poll::Ready(Some(Err(RequestBodyError::TooLarge))),
+            None => {
+                progress.client_failed.set(true);
+                return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
+            }
         }
+        progress.step(if frame.is_none() || body.is_end_stream() { Turn::Answer } else { Turn::Upstream });
         Poll::Ready(frame.map(|frame| {
             Ok(match frame.into_trailers() {
                 Ok(mut trailers) => {
@@ -342,11 +433,7 @@ impl Body for RequestBody {
 #[allow(clippy::cast_possible_truncation, clippy::panic)] // A test fails by panicking.
 mod tests {
     use super::*;
-    use std::cell::Cell;
-    use std::rc::Rc;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
-    use std::task::Waker;
 
     #[test]
     fn a_relayed_body_is_complete_with_its_last_byte() {

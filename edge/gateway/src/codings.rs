@@ -1,7 +1,8 @@
 //! Content codings at an edge: what a client accepts, and the coded form of a stored response that it gets.
 
+use crate::asked::Asked;
 use crate::coder::Job;
-use crate::gateway::{Asked, Gateway, Tier};
+use crate::gateway::{Gateway, Tier};
 use crate::site::Site;
 use crate::upstream::Upstream;
 use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, RANGE};
@@ -15,12 +16,12 @@ impl<U: Upstream> Gateway<U> {
         self.coder.is_some() && site.state.spec.compression.enabled
     }
 
-    /// At an edge: what codings a client accepts is put into one form, so that it makes few variants, or none.
+    /// At an edge: for what is shared, the codings that a client accepts are put into one form, so that they make few variants, or
+    /// none.
     pub(crate) fn negotiate(&self, asked: &mut Asked) {
-        if self.node.tier == Tier::Edge && asked.headers.contains_key(ACCEPT_ENCODING) {
-            asked.accepted = Accepted::of(&asked.headers);
-            let codings = if self.codes(&asked.site) { Accepted::default() } else { asked.accepted };
-            asked.headers.insert(ACCEPT_ENCODING, codings.normal());
+        if self.node.tier == Tier::Edge {
+            let codes = self.codes(&asked.site);
+            negotiate(asked, codes);
         }
     }
 
@@ -30,7 +31,7 @@ impl<U: Upstream> Gateway<U> {
         if !self.codes(&asked.site) {
             return None;
         }
-        if field::list(&asked.headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case("no-transform")) {
+        if field::list(&asked.headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case(b"no-transform")) {
             // RFC 9111 section 5.2.1.6.
             return None;
         }
@@ -54,4 +55,13 @@ impl<U: Upstream> Gateway<U> {
             });
         }
     }
+}
+
+/// `codes`: this node makes the codings of what it stores, and asks for what has none.
+pub fn negotiate(asked: &mut Asked, codes: bool) {
+    if asked.headers.contains_key(ACCEPT_ENCODING) {
+        asked.accepted = Accepted::of(&asked.headers);
+    }
+    let codings = if codes { Accepted::default() } else { asked.accepted };
+    asked.shared_coding = Some(codings.normal());
 }

@@ -1,14 +1,15 @@
 //! What goes back: a stored response, a fill as it grows, or another's response handed through.
 
+use crate::asked::Asked;
 use crate::body::ResponseBody;
 use crate::fetch::Own;
 use crate::fields;
 use crate::fill::{Fill, FillHead, FillReader};
-use crate::gateway::{Answer, Asked, Gateway, Moment, Tier};
+use crate::gateway::{Answer, Gateway, Moment, Tier};
 use crate::hot::Said;
 use crate::site::Counters;
 use crate::slices::{LARGE, SLICE, SlicedBody, Slices};
-use crate::upstream::{FetchError, Upstream};
+use crate::upstream::{FetchFailed, Upstream};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
@@ -143,10 +144,17 @@ fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, coded
     vouch(gateway, &mut headers, stored.clean_through());
     if let Some((coding, body)) = coded {
         coding::describe(&mut headers, coding, body.len());
-    } else if !headers.contains_key(header::CONTENT_LENGTH) && stored.status != StatusCode::NO_CONTENT {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(stored.body.len()));
+    } else {
+        set_length(&mut headers, stored.status, Some(stored.body.len()));
     }
     headers
+}
+
+/// Says how long a body is, where a response of this status may say so (RFC 9110 section 8.6).
+fn set_length(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>) {
+    if let Some(length) = length.filter(|_| !status.is_informational() && status != StatusCode::NO_CONTENT) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
 }
 
 /// What of a stored response this request gets.
@@ -245,12 +253,16 @@ pub fn fill<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, head: &FillHead, f
             unsatisfiable(&mut headers, head.length.unwrap_or(0));
             (StatusCode::RANGE_NOT_SATISFIABLE, ResponseBody::empty())
         }
-        Part::Bytes(status, _) if asked.method == Method::HEAD => (status, ResponseBody::empty()),
-        Part::Bytes(status, None) if head.length.is_some() => (status, ResponseBody::empty()),
+        Part::Bytes(status, bounds) if asked.method == Method::HEAD || (bounds.is_none() && head.length.is_some()) => {
+            set_length(&mut headers, status, head.length);
+            (status, ResponseBody::empty())
+        }
         Part::Bytes(status, None) => (status, ResponseBody::fill(FillReader::new(fill, 0, None))),
         Part::Bytes(status, Some((first, last))) => {
             if status == StatusCode::PARTIAL_CONTENT {
                 set_range(&mut headers, first, last, head.length.unwrap_or(0));
+            } else {
+                set_length(&mut headers, status, head.length);
             }
             (status, ResponseBody::fill(FillReader::new(fill, first, Some(last + 1))))
         }
@@ -265,6 +277,7 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
     let mut headers = parts.headers;
     fields::strip_hop_by_hop(&mut headers);
     fields::strip_internal(&mut headers);
+    fields::strip_framing(&mut headers);
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut headers);
     } else {
@@ -278,9 +291,9 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
     }
     headers.append(header::VIA, gateway.node.via.clone());
     mark(gateway, &mut headers, how);
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    set_length(&mut headers, parts.status, own.length);
     let bodiless = asked.method == Method::HEAD || matches!(parts.status.as_u16(), 101 | 204 | 304);
-    let body = if bodiless { ResponseBody::empty() } else { ResponseBody::relay(body, length) };
+    let body = if bodiless { ResponseBody::empty() } else { ResponseBody::relay(body, own.length) };
     count(asked, &body);
     answer(parts.status, headers, body, how)
 }
@@ -299,11 +312,13 @@ pub fn own<U: Upstream>(gateway: &Gateway<U>, status: StatusCode, how: CacheStat
 }
 
 /// There is no response from upstream.
-pub fn failed<U: Upstream>(gateway: &Gateway<U>, error: FetchError, how: CacheStatus) -> Answer {
-    let how = CacheStatus { detail: Some(error.token()), ..how };
-    let mut answer = own(gateway, error.status(), how, &error.to_string());
+pub fn failed<U: Upstream>(gateway: &Gateway<U>, failed: FetchFailed, how: CacheStatus) -> Answer {
+    let how = CacheStatus { detail: Some(failed.error.token()), ..how };
+    let mut answer = own(gateway, failed.error.status(), how, &failed.to_string());
     if gateway.node.tier == Tier::Shield {
-        answer.response.headers_mut().insert(fields::OWN_ERROR, HeaderValue::from_static(error.token()));
+        let headers = answer.response.headers_mut();
+        headers.insert(fields::OWN_ERROR, HeaderValue::from_static(failed.error.token()));
+        headers.insert(fields::ATTEMPTS, HeaderValue::from(failed.attempts));
     }
     answer
 }

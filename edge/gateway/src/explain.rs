@@ -1,20 +1,20 @@
 //! What this node holds for a request, and what it would do with it: said by the functions that do it.
 
-use crate::fields;
-use crate::gateway::{Asked, Gateway};
+use crate::asked::{Asked, Outgoing, Purpose};
+use crate::codings::negotiate;
+use crate::gateway::Gateway;
 use crate::site::Site;
 use crate::upstream::Upstream;
-use http::header::{ACCEPT_ENCODING, ETAG};
+use http::header::{COOKIE, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use std::rc::Rc;
 use std::sync::Arc;
-use tidegate_cache::cache_control;
+use tidegate_cache::Standing;
 use tidegate_cache::freshness::LifetimeBy;
 use tidegate_cache::reuse::{self, Reuse, Why};
-use tidegate_cache::{Accepted, Standing};
 use tidegate_control_types::explain::{Explained, Next, Question, Variant};
 use tidegate_control_types::site::WhenDetached;
-use tidegate_store::StoredResponse;
+use tidegate_store::{Passed, StoredResponse};
 
 impl Asked {
     /// The request that a question speaks of, to one of its site's nodes.
@@ -27,20 +27,7 @@ impl Asked {
                 headers.append(name, value);
             }
         }
-        fields::strip_internal(&mut headers);
-        let key = crate::key(site.name(), &target);
-        Self {
-            site,
-            method: Method::GET,
-            target,
-            key,
-            headers,
-            accepted: Accepted::default(),
-            client: None,
-            interim: None,
-            demand: None,
-            end_to_end: false,
-        }
+        Self::of_client(site, Method::GET, target, headers)
     }
 }
 
@@ -60,12 +47,14 @@ pub fn unknown<U: Upstream>(gateway: &Gateway<U>, question: &Question) -> Explai
 impl<U: Upstream> Gateway<U> {
     /// What is stored for a request, and what the next one like it would do.
     pub async fn explain(self: Rc<Self>, mut asked: Asked) -> Explained {
-        self.negotiate_for(&mut asked);
+        // At a shield what its edges send.
+        let codes = asked.site.state.spec.compression.enabled;
+        negotiate(&mut asked, codes);
         let mut variants = self.store.get(asked.key.as_bytes());
         if self.store.may_load(&asked.key, variants.as_ref()) {
             variants = self.load(&asked.key).await.or(variants);
         }
-        let selected = variants.as_ref().and_then(|v| v.select(&asked.headers)).cloned();
+        let selected = variants.as_ref().and_then(|v| v.select(&Outgoing::new(&asked, &self.node, Purpose::Shared))).cloned();
         let all = variants.iter().flat_map(|v| v.iter());
         let described = all.map(|r| self.describe(&asked, r, selected.as_ref().is_some_and(|s| Arc::ptr_eq(s, r)))).collect();
         let (next, why) = self.next(&asked, variants.is_some(), selected.as_ref());
@@ -85,7 +74,11 @@ impl<U: Upstream> Gateway<U> {
         Variant {
             selected,
             status: r.status.as_u16(),
-            vary: r.vary.fields().map(|(n, v)| (n.to_owned(), v.map(|v| v.trim_end().replace(['\r', '\n'], " ")))).collect(),
+            vary: r
+                .vary
+                .fields()
+                .map(|(n, v)| (n.to_owned(), v.map(|v| String::from_utf8_lossy(v).trim_end().replace(['\r', '\n'], " "))))
+                .collect(),
             age: r.freshness.current_age(self.clock.wall()),
             lifetime: r.freshness.lifetime,
             lifetime_by: by(r.freshness.by).into(),
@@ -106,13 +99,10 @@ impl<U: Upstream> Gateway<U> {
         let Some(moment) = self.moment(&asked.site) else {
             return (Next::Refuse, "this node was removed, or is cut off and the site's when_detached is \"refuse\"".into());
         };
-        let asks = cache_control::of_request(&asked.headers);
+        let asks = asked.directives();
         let Some(stored) = selected else {
-            if self.store.is_passed(&asked.key) {
-                return (
-                    Next::Pass,
-                    "the last answer was not one to be shared: for a minute such requests do not wait for one another".into(),
-                );
+            if self.is_for_one_client(asked, &asks, None) {
+                return (Next::Pass, self.why_for_one_client(asked).into());
             }
             let why = if any {
                 "what is stored under this key is for requests with other fields (Vary)"
@@ -151,12 +141,14 @@ impl<U: Upstream> Gateway<U> {
         }
     }
 
-    /// As [`Gateway::answer`] has it, at a shield what its edges send.
-    fn negotiate_for(&self, asked: &mut Asked) {
-        let accepted = Accepted::of(&asked.headers);
-        let codings = if asked.site.state.spec.compression.enabled { Accepted::default() } else { accepted };
-        asked.accepted = accepted;
-        asked.headers.insert(ACCEPT_ENCODING, codings.normal());
+    fn why_for_one_client(&self, asked: &Asked) -> &'static str {
+        match self.store.passed(&asked.key) {
+            Some(Passed::Everyones) => "the last answer could not be shared: for a minute such requests do not wait for one another",
+            Some(Passed::WithCookie) if asked.headers.contains_key(COOKIE) => {
+                "the request carries a cookie, and the last answer did not say for how long it is fresh"
+            }
+            _ => "the request is one client's alone (Authorization, its own no-store, or a range of what has no strong validator)",
+        }
     }
 }
 

@@ -1,21 +1,22 @@
 //! The leader's part of a fill: ask upstream, decide whether the response may be stored, and store while it streams.
 
-use crate::body::RequestBody;
+use crate::asked::{Asked, Outgoing, Purpose};
 use crate::fields;
 use crate::fill::{Fill, FillHead};
-use crate::gateway::{Asked, Gateway, Tier, UpstreamRequest, hash};
+use crate::gateway::{Gateway, Tier, hash};
 use crate::slices::{self, LARGE, SLICE};
-use crate::upstream::{FetchError, Fetched, Upstream, UpstreamBody};
+use crate::upstream::{FetchError, FetchFailed, Fetched, Upstream, UpstreamBody};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_cache::storable::NotStorable;
-use tidegate_cache::{Freshness, VaryKey, cache_control, coding, field, partial, range, storable, validation};
+use tidegate_cache::storable::{Exchange, NotStorable};
+use tidegate_cache::{Freshness, NoVaryKey, VaryKey, cache_control, coding, field, partial, range, storable, validation};
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::{BootTime, Revision, WallTime};
-use tidegate_store::StoredResponse;
+use tidegate_store::{Passed, Ranges, StoredResponse};
 use tokio::sync::oneshot;
 
 /// A stored response that upstream is asked about.
@@ -26,11 +27,21 @@ pub struct Validating {
     pub or_stale: bool,
 }
 
+impl Validating {
+    /// Whether upstream can be asked whether it is still good.
+    #[must_use]
+    pub fn has_validator(&self) -> bool {
+        !validation::conditions(&self.stored.headers).is_empty()
+    }
+}
+
 /// A response for the one request that fetched it.
 pub struct Own {
     pub response: Response<UpstreamBody>,
     /// Through which it is known to be clean.
     pub clean_through: Revision,
+    /// Bytes of its body, where its framing said how many.
+    pub length: Option<u64>,
     /// Its body ends with its connection: nobody can tell a whole one from a torn one.
     pub unframed: bool,
 }
@@ -65,38 +76,6 @@ fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
     names
 }
 
-/// The request as it goes upstream. `for_store`: conditions and ranges of the client are this node's own business.
-pub fn upstream_request<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, method: &Method, for_store: bool) -> UpstreamRequest {
-    let mut request = Request::new(RequestBody::Empty);
-    let mut headers = asked.headers.clone();
-    // With what is stored none are kept, and a WebSocket has none.
-    let takes_trailers = !for_store && !headers.contains_key(header::UPGRADE) && fields::takes_trailers(&headers);
-    fields::strip_hop_by_hop(&mut headers);
-    fields::strip_internal(&mut headers);
-    if takes_trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    if for_store {
-        fields::strip_selection(&mut headers);
-    }
-    if gateway.node.tier == Tier::Edge {
-        if !for_store || !headers.contains_key(header::ACCEPT_ENCODING) {
-            headers.insert(header::ACCEPT_ENCODING, asked.accepted.normal());
-        }
-        fields::strip_reflected(&mut headers, method);
-        fields::add_forwarding(&mut headers, asked.client, &asked.target, &gateway.node.via, &gateway.node.cdn_id);
-    } else {
-        headers.append(header::VIA, gateway.node.via.clone());
-    }
-    fields::insert(&mut headers, header::HOST, &asked.target.authority());
-    request.method_mut().clone_from(method);
-    // In origin form; whoever sends it adds scheme and authority where its protocol wants them. A target that is no URI
-    // cannot come from an admitted request.
-    *request.uri_mut() = asked.target.path_and_query.parse().unwrap_or_default();
-    *request.headers_mut() = headers;
-    request
-}
-
 /// What of a response is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -104,8 +83,14 @@ pub enum Wanted {
     Whole,
     /// The slice that the client's range begins in.
     Slice(u64),
-    /// What the client asked for: it will not be shared.
-    AsAsked,
+}
+
+/// What becomes of a part that cannot be kept.
+enum Instead {
+    /// Upstream is asked for this.
+    Ask(Wanted),
+    /// Each client asks for its own part.
+    Unshared,
 }
 
 struct Received {
@@ -118,16 +103,23 @@ struct Received {
     clean_through: Revision,
 }
 
-/// Runs a fill from its request to its end. `relay` gets what is not shared.
+/// Runs a fill from its request, once the head of `after` is here, to its end. `relay` gets what is not shared.
+#[allow(clippy::too_many_arguments)]
 pub async fn run<U: Upstream>(
     gateway: Rc<Gateway<U>>,
     asked: Rc<Asked>,
     fill: Arc<Fill>,
+    after: Option<Arc<Fill>>,
     demand: Revision,
     end_to_end: bool,
     validating: Option<Validating>,
     relay: Option<oneshot::Sender<Relayed>>,
 ) {
+    if let Some(after) = after {
+        // However that one ends.
+        let _ = after.arrived().await;
+        fill.begin(gateway.clock.boot());
+    }
     let ended = lead(&gateway, &asked, &fill, demand, end_to_end, validating, relay).await;
     if let Err(error) = ended {
         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, %error, "a fill failed");
@@ -144,16 +136,17 @@ async fn lead<U: Upstream>(
     end_to_end: bool,
     mut validating: Option<Validating>,
     relay: Option<oneshot::Sender<Relayed>>,
-) -> Result<(), FetchError> {
+) -> Result<(), FetchFailed> {
     let mut wanted = wanted(gateway, asked);
     loop {
         let conditions = validating.as_ref().map(|v| validation::conditions(&v.stored.headers)).unwrap_or_default();
         let mut received = ask(gateway, asked, demand, end_to_end, &conditions, wanted).await?;
         let status = received.fetched.response.status();
         if status == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
-            let Some(v) = validating.take() else { return Err(FetchError::Broken) };
+            let Some(v) = validating.take() else { return Err(FetchError::Broken.into()) };
             if let Some(confirmed) = confirm(gateway, asked, &v.stored, &received) {
                 let confirmed = Arc::new(confirmed);
+                note_sharing(gateway, asked, &confirmed.freshness);
                 keep(gateway, asked, fill, &confirmed);
                 relay_own(relay, received.fetched.response.headers());
                 fill.stored(confirmed, Some(status));
@@ -163,14 +156,18 @@ async fn lead<U: Upstream>(
             continue;
         }
         if is_server_error(status) && validating.as_ref().is_some_and(|v| v.or_stale) {
-            return Err(FetchError::ServerError);
+            return Err(FetchError::ServerError.into());
         }
         let part = match wanted {
             Wanted::Slice(slice) if status == StatusCode::PARTIAL_CONTENT => match as_whole(gateway, asked, &mut received, slice) {
                 Ok(part) => part,
-                Err(instead) => {
+                Err(Instead::Ask(instead)) => {
                     wanted = instead;
                     continue;
+                }
+                Err(Instead::Unshared) => {
+                    fill.unshared();
+                    return Ok(());
                 }
             },
             // Whether the client's range can be satisfied is for this node to say, once it knows the length.
@@ -180,14 +177,14 @@ async fn lead<U: Upstream>(
             }
             _ => None,
         };
-        return receive(gateway, asked, fill, received, relay, part).await;
+        return receive(gateway, asked, Purpose::Shared, fill, received, relay, part).await;
     }
 }
 
 fn wanted<U: Upstream>(gateway: &Gateway<U>, asked: &Asked) -> Wanted {
-    match range::first(&asked.headers) {
-        Some(_) if gateway.store.is_passed(&asked.key) => Wanted::AsAsked,
-        Some(first) if gateway.store.gives_ranges(&asked.key) => Wanted::Slice(first / SLICE),
+    // A HEAD has no range (RFC 9110 section 14.2).
+    match range::first(&asked.headers).filter(|_| asked.method == Method::GET) {
+        Some(first) if gateway.store.ranges(&asked.key) == Ranges::InSlices => Wanted::Slice(first / SLICE),
         _ => Wanted::Whole,
     }
 }
@@ -195,14 +192,16 @@ fn wanted<U: Upstream>(gateway: &Gateway<U>, asked: &Asked) -> Wanted {
 /// Makes the head of a 206 that of the whole; returns the slice that it is one of, or `None` where it is all of it.
 ///
 /// # Errors
-/// It cannot be kept: what to ask for instead.
-fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Received, slice: u64) -> Result<Option<u64>, Wanted> {
+/// It cannot be kept.
+fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Received, slice: u64) -> Result<Option<u64>, Instead> {
     let response = &mut received.fetched.response;
-    let Some(length) = slices::of_slice(response.headers(), slice).filter(|_| partial::strong_validator(response.headers()).is_some())
-    else {
+    let length = slices::of_slice(response.headers(), slice);
+    let Some(length) = length.filter(|_| partial::strong_validator(response.headers()).is_some()) else {
         // Parts that nothing ties together, or others than were asked for.
-        gateway.store.takes_no_ranges(&asked.key);
-        return Err(Wanted::Whole);
+        let is_large = partial::content_range(response.headers()).is_some_and(|(_, _, length)| length > LARGE);
+        let ranges = if is_large { Ranges::OfOneClient } else { Ranges::Whole };
+        gateway.store.note_ranges(&asked.key, ranges);
+        return Err(if is_large { Instead::Unshared } else { Instead::Ask(Wanted::Whole) });
     };
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
@@ -210,16 +209,23 @@ fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Rec
     for name in [header::CONTENT_RANGE, HeaderName::from_static("content-md5"), HeaderName::from_static("content-digest")] {
         headers.remove(name);
     }
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    match may_store(asked, received, Some(length), asked.site.state.spec.cache.max_object) {
+    received.fetched.length = Some(length);
+    match may_store(gateway, asked, Purpose::Shared, &received.fetched, asked.site.state.spec.cache.max_object) {
         Ok(_) => Ok((length > SLICE).then_some(slice)),
         Err(why) => {
-            if remembered(why) {
-                gateway.store.pass(&asked.key);
-            }
-            Err(Wanted::AsAsked)
+            note_unshared(gateway, asked, why);
+            Err(Instead::Unshared)
         }
+    }
+}
+
+/// How the next requests for the same key are to be treated, after a response that may not be stored.
+fn note_unshared<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, why: NotStorable) {
+    if why.is_of_the_key() {
+        gateway.store.pass(&asked.key, Passed::Everyones);
+    } else if why == NotStorable::HeuristicForOneClient {
+        gateway.store.pass(&asked.key, Passed::WithCookie);
     }
 }
 
@@ -235,16 +241,10 @@ async fn ask<U: Upstream>(
     end_to_end: bool,
     conditions: &[(HeaderName, HeaderValue)],
     wanted: Wanted,
-) -> Result<Received, FetchError> {
-    let mut request = upstream_request(gateway, asked, &Method::GET, true);
-    match wanted {
-        Wanted::Whole => {}
-        Wanted::Slice(slice) => drop(request.headers_mut().insert(header::RANGE, slices::range(slice))),
-        Wanted::AsAsked => {
-            for name in [header::RANGE, header::IF_RANGE] {
-                request.headers_mut().extend(asked.headers.get(&name).map(|v| (name, v.clone())));
-            }
-        }
+) -> Result<Received, FetchFailed> {
+    let mut request = gateway.shared_head(asked).request(&Method::GET);
+    if let Wanted::Slice(slice) = wanted {
+        request.headers_mut().insert(header::RANGE, slices::range(slice));
     }
     for (name, value) in conditions {
         request.headers_mut().insert(name.clone(), value.clone());
@@ -270,13 +270,14 @@ async fn ask<U: Upstream>(
 fn cleanse(headers: &mut HeaderMap, response_time: WallTime) {
     fields::strip_hop_by_hop(headers);
     fields::strip_internal(headers);
+    fields::strip_framing(headers);
     if !headers.contains_key(header::DATE) {
         // RFC 9110 section 6.6.1.
         fields::insert(headers, header::DATE, &field::show_date(response_time.as_secs()));
     }
 }
 
-/// The answer to a POST, sent at these times, that is what its target gives from now on: a fill for all who come.
+/// An answer to one client, sent for at these times, that answers others too: a fill for all who come.
 pub fn keep_answer<U: Upstream>(
     gateway: &Rc<Gateway<U>>,
     asked: &Rc<Asked>,
@@ -285,14 +286,14 @@ pub fn keep_answer<U: Upstream>(
     clean_through: Revision,
 ) -> (Arc<Fill>, oneshot::Receiver<Relayed>) {
     // Among the others, so that a later invalidation finds it.
-    let fill = gateway.fills.add(&asked.key, Fill::new(clean_through, asked_at, false));
+    let fill = gateway.fills.add(&asked.key, gateway.fills.new_fill(clean_through, asked_at, false, None));
     let response_time = gateway.clock.wall();
     cleanse(fetched.response.headers_mut(), response_time);
     let received = Received { fetched, request_time, response_time, asked_at, end_to_end: false, clean_through };
     let (relay, relayed) = oneshot::channel();
     let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
     tokio::task::spawn_local(async move {
-        if let Err(error) = receive(&gateway, &asked, &of_task, received, Some(relay), None).await {
+        if let Err(error) = receive(&gateway, &asked, Purpose::OneClient, &of_task, received, Some(relay), None).await {
             of_task.fail(error);
         }
         gateway.fills.remove(&asked.key, &of_task);
@@ -359,7 +360,7 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
     }
     let mut confirmed =
         StoredResponse::new(stored.target.clone(), stored.status, headers, stored.vary.clone(), freshness, stored.body.clone());
-    let tags = field::tags(received.fetched.response.headers());
+    let tags = field::tags(received.fetched.response.headers()).ok()?;
     confirmed.tags = if tags.is_empty() { stored.tags.clone() } else { tags };
     confirmed.asked_origin_at = asked_origin_at(received);
     confirmed.codings = codable.then(|| Arc::new(stored.codings.as_ref().map(|c| c.anew()).unwrap_or_default()));
@@ -372,40 +373,35 @@ fn is_codable<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, status: StatusCo
     gateway.codes(&asked.site) && coding::is_codable(status, headers, length, &rule.types, rule.min_size)
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 async fn receive<U: Upstream>(
     gateway: &Rc<Gateway<U>>,
     asked: &Asked,
+    purpose: Purpose,
     fill: &Arc<Fill>,
     mut received: Received,
     relay: Option<oneshot::Sender<Relayed>>,
     part: Option<u64>,
-) -> Result<(), FetchError> {
+) -> Result<(), FetchFailed> {
     let status = received.fetched.response.status();
-    let length = content_length(received.fetched.response.headers());
+    let length = received.fetched.length;
     let in_slices = part.is_some()
         || (status == StatusCode::OK
             && length.is_some_and(|l| l > LARGE)
             && !received.fetched.close_delimited
-            && gateway.store.gives_ranges(&asked.key)
+            && gateway.store.ranges(&asked.key) != Ranges::Whole
             && partial::takes_ranges(received.fetched.response.headers()));
     let max_object = asked.site.state.spec.cache.max_object;
     let most = if in_slices { max_object } else { max_object.min(gateway.store.most_body()) };
-    let verdict = may_store(asked, &received, length, most);
-    let vary = match verdict {
+    let vary = match may_store(gateway, asked, purpose, &received.fetched, most) {
         Ok(vary) => vary,
         Err(why) => {
             // A part says nothing of what all of it would be.
-            if remembered(why) && !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::TOO_EARLY)
-            {
-                gateway.store.pass(&asked.key);
+            if !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::TOO_EARLY) {
+                note_unshared(gateway, asked, why);
             }
             if let Some(relay) = relay {
-                let Fetched { response, close_delimited, .. } = received.fetched;
-                let own = Own { response, clean_through: received.clean_through, unframed: close_delimited };
+                let Fetched { response, length, close_delimited, .. } = received.fetched;
+                let own = Own { response, clean_through: received.clean_through, length, unframed: close_delimited };
                 let _ = relay.send(Relayed::Whole(own));
             }
             fill.unshared();
@@ -413,7 +409,9 @@ async fn receive<U: Upstream>(
         }
     };
     let freshness = freshness(asked, status, received.fetched.response.headers(), &received);
-    let tags = field::tags(received.fetched.response.headers());
+    note_sharing(gateway, asked, &freshness);
+    // One with tags that cannot be read is not storable.
+    let tags = field::tags(received.fetched.response.headers()).unwrap_or_default();
     let mut headers = stored_headers(gateway, received.fetched.response.headers());
     let codable = is_codable(gateway, asked, status, &headers, length);
     if codable {
@@ -465,6 +463,10 @@ fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response:
 
 /// How long the readers of a body that is not kept wait for one that does not move.
 const LAG: Duration = Duration::from_secs(30);
+/// A body that nobody has read for so long is judged. Longer than it takes from a head's arrival to its first reader.
+pub const UNREAD_FOR: Duration = Duration::from_millis(500);
+/// Where the bodies under way hold as much memory as they may together, longer ones are no longer kept. Bytes.
+const LEAST_PASSED_BY: u64 = 1 << 20;
 
 /// Pushes the body into the fill; `false`: it grew too large to be kept and was handed through.
 async fn stream<U: Upstream>(
@@ -474,29 +476,51 @@ async fn stream<U: Upstream>(
     body: &mut UpstreamBody,
     length: Option<u64>,
     most: u64,
-) -> Result<bool, FetchError> {
+) -> Result<bool, FetchFailed> {
     let (mut total, mut passing) = (0, false);
-    while let Some(data) = body.data().await {
+    let mut abandoned = pin!(is_not_worth_its_end(asked, fill, length));
+    loop {
+        let data = tokio::select! {
+            biased;
+            () = &mut abandoned => return Err(FetchError::Abandoned.into()),
+            data = body.data() => data,
+        };
+        let Some(data) = data else { break };
         total = fill.push(&data?);
-        if !passing && total > most {
+        if !passing && (total > most || (total > LEAST_PASSED_BY && gateway.fills.held() > gateway.store.most_body())) {
             passing = true;
-            gateway.store.pass(&asked.key);
+            gateway.store.pass(&asked.key, Passed::Everyones);
             gateway.fills.remove(&asked.key, fill);
             fill.pass_by();
         }
         if passing && !keep_pace(fill).await {
             // Whoever still comes to it gets an error rather than silence.
-            fill.fail(FetchError::Broken);
-            return Ok(false);
+            return Err(FetchError::Abandoned.into());
         }
     }
     if length.is_some_and(|l| l != total) {
-        return Err(FetchError::Broken);
+        return Err(FetchError::Broken.into());
     }
     if passing {
         fill.done();
     }
     Ok(!passing)
+}
+
+/// Resolves once nobody reads a body of `length` bytes any more and fetching the rest is not worth it: much of it is missing, or it
+/// takes long, or nobody knows how much is missing.
+pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64>) {
+    let rule = &asked.site.state.spec.cache;
+    loop {
+        fill.unread().await;
+        if tokio::time::timeout(UNREAD_FOR, fill.read()).await.is_ok() {
+            continue;
+        }
+        let missing = length.map(|l| l.saturating_sub(fill.length()));
+        if missing.is_none_or(|m| m > rule.finish_size) || tokio::time::timeout(rule.finish_time, fill.read()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for the readers of a body that passes by, but not for ever; `false`: none is left.
@@ -510,25 +534,62 @@ async fn keep_pace(fill: &Fill) -> bool {
     }
 }
 
-fn may_store(asked: &Asked, received: &Received, length: Option<u64>, most: u64) -> Result<VaryKey, NotStorable> {
-    let response = &received.fetched.response;
-    let directives = cache_control::of_request(&asked.headers);
-    let said = cache_control::of_response(response.headers());
-    let vary = VaryKey::new(response.headers(), &asked.headers);
-    storable::storable(&Method::GET, &asked.headers, &directives, response.status(), response.headers(), &said, vary.is_none())?;
-    if length.is_some_and(|l| l > most) || most == 0 {
-        return Err(NotStorable::TooLarge);
+/// Whether the next requests for the key wait for one another: only if one's response is another's.
+fn note_sharing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, freshness: &Freshness) {
+    if freshness.is_shared_on_arrival() {
+        gateway.store.share(&asked.key);
+    } else {
+        gateway.store.pass(&asked.key, Passed::Everyones);
     }
-    if received.fetched.close_delimited {
-        // Its end cannot be told from a torn one.
-        return Err(NotStorable::Status);
-    }
-    vary.ok_or(NotStorable::VaryStar)
 }
 
-/// Whether the next requests for the same key had better not wait for one another.
-fn remembered(why: NotStorable) -> bool {
-    !matches!(why, NotStorable::Method | NotStorable::Authorization)
+/// Whether a response to `asked`, which went upstream with this purpose, may be stored; then by what it is told from other variants.
+/// `most`: bytes of a body.
+pub fn may_store<U: Upstream>(
+    gateway: &Gateway<U>,
+    asked: &Asked,
+    purpose: Purpose,
+    fetched: &Fetched,
+    most: u64,
+) -> Result<VaryKey, NotStorable> {
+    let response = &fetched.response;
+    let (headers, said) = (response.headers(), cache_control::of_response(response.headers()));
+    storable::storable(&Exchange {
+        method: &Method::GET,
+        request: &asked.headers,
+        asked: &asked.directives(),
+        status: response.status(),
+        response: headers,
+        said: &said,
+        has_default_ttl: asked.site.defaults.ttl.is_some(),
+    })?;
+    field::tags(headers).map_err(|_| NotStorable::TagsUnreadable)?;
+    if fetched.length.is_some_and(|l| l > most) || most == 0 {
+        return Err(NotStorable::TooLarge);
+    }
+    if fetched.close_delimited {
+        return Err(NotStorable::Unframed);
+    }
+    VaryKey::new(headers, &Outgoing::new(asked, &gateway.node, purpose)).map_err(|no| match no {
+        NoVaryKey::Star => NotStorable::VaryStar,
+        NoVaryKey::Unreadable => NotStorable::VaryUnreadable,
+    })
+}
+
+/// Whether the answer to a GET that went upstream as its client asked may be kept for others, and is worth it.
+pub fn answers_others<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fetched: &Fetched, request_time: WallTime) -> bool {
+    let headers = fetched.response.headers();
+    // Upstream was told of no codings, and so may choose any: who takes none must not get one.
+    let is_plain = asked.headers.contains_key(header::ACCEPT_ENCODING) || !headers.contains_key(header::CONTENT_ENCODING);
+    let freshness = {
+        let (now, said) = (gateway.clock.wall(), cache_control::of_response(headers));
+        Freshness::new(fetched.response.status(), headers, &said, request_time, now, asked.site.defaults)
+    };
+    let most = asked.site.state.spec.cache.max_object.min(gateway.store.most_body());
+    asked.method == Method::GET
+        && is_plain
+        && freshness.is_shared_on_arrival()
+        && may_store(gateway, asked, Purpose::OneClient, fetched, most).is_ok()
 }
 
 /// The head as it is kept: at an edge ready for clients, at a shield with all that edges need.

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use tidegate_cache::{Revision, Target, cache_control, field};
+use tidegate_cache::{Revision, cache_control, field};
 
 /// Edge to shield: the fetch must have begun at or after this revision.
 pub const DEMAND: HeaderName = HeaderName::from_static("tidegate-demand");
@@ -12,6 +12,10 @@ pub const END_TO_END: HeaderName = HeaderName::from_static("tidegate-end-to-end"
 /// Edge to shield: the site, and the scheme that the client used.
 pub const SITE: HeaderName = HeaderName::from_static("tidegate-site");
 pub const SCHEME: HeaderName = HeaderName::from_static("tidegate-scheme");
+/// Edge to shield: how many requests to origin servers this one may cost. Shield to edge: how many it did cost.
+pub const ATTEMPTS: HeaderName = HeaderName::from_static("tidegate-attempts");
+/// Edge to shield: milliseconds until its client is told that nothing came.
+pub const WITHIN: HeaderName = HeaderName::from_static("tidegate-within");
 /// Shield to edge: the revision through which the answer is vouched for.
 pub const VOUCHED: HeaderName = HeaderName::from_static("tidegate-vouched");
 /// Shield to edge: the origin's body ended with its connection, so it may be a torn one.
@@ -21,9 +25,9 @@ pub const OWN_ERROR: HeaderName = HeaderName::from_static("tidegate-error");
 
 pub const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
@@ -39,7 +43,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 /// Removes what belongs to one connection alone: the known fields and those that Connection names (RFC 9110 section 7.6.1).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = field::list(headers, &header::CONNECTION).filter_map(|n| n.parse().ok()).collect();
+        let named: Vec<HeaderName> = field::list(headers, &header::CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
         for name in named {
             headers.remove(name);
         }
@@ -81,7 +85,7 @@ pub fn strip_of_trailers(trailers: &mut HeaderMap) {
 /// Whether the sender of a request takes trailers with its response (RFC 9110 section 10.1.4).
 #[must_use]
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TE) && field::list(headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"))
+    headers.contains_key(header::TE) && field::list(headers, &header::TE).any(|t| t.eq_ignore_ascii_case(b"trailers"))
 }
 
 /// One Cookie field out of those that a client has split it into over HTTP/2 or HTTP/3, for what takes one alone (RFC 9113 section 8.2.3).
@@ -98,7 +102,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
 pub fn strip_internal(headers: &mut HeaderMap) {
-    for name in [DEMAND, END_TO_END, SITE, SCHEME, VOUCHED, UNFRAMED, OWN_ERROR] {
+    for name in [DEMAND, END_TO_END, SITE, SCHEME, ATTEMPTS, WITHIN, VOUCHED, UNFRAMED, OWN_ERROR] {
         headers.remove(name);
     }
 }
@@ -114,15 +118,36 @@ pub fn strip_for_client(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes the conditions and ranges of a client's request, for a fetch that is to be stored, and what speaks of a body that it does
-/// not have: the request that it was made for may have been a POST.
+/// Conditions and ranges of a client's request, and what speaks of a body that a fetch for the store does not have: the request that
+/// it is made for may have been a POST.
+const SELECTION: [HeaderName; 9] = [
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_MATCH,
+    header::IF_UNMODIFIED_SINCE,
+    header::IF_RANGE,
+    header::RANGE,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::EXPECT,
+];
+
+/// Whether [`strip_selection`] removes the field. `name` is in lower case.
+#[must_use]
+pub fn is_selection(name: &str) -> bool {
+    SELECTION.iter().any(|n| n.as_str() == name)
+}
+
+/// Removes what a fetch for the store does not say.
 pub fn strip_selection(headers: &mut HeaderMap) {
-    const OF_SELECTION: [HeaderName; 6] =
-        [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE, header::IF_RANGE, header::RANGE];
-    const OF_BODY: [HeaderName; 4] = [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT];
-    for name in OF_SELECTION.into_iter().chain(OF_BODY) {
-        headers.remove(name);
-    }
+    SELECTION.iter().for_each(|name| drop(headers.remove(name)));
+}
+
+/// Removes the fields that say how long a body is, once the message has been received: from then on its length is what the framing
+/// gave (RFC 9112 section 6), and no field is read for it again.
+pub fn strip_framing(headers: &mut HeaderMap) {
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::TRANSFER_ENCODING);
 }
 
 /// The same fields with all values in one piece of memory of their own: what is kept must not pin the buffers that it was
@@ -174,28 +199,17 @@ pub fn strip_reflected(headers: &mut HeaderMap, method: &Method) {
     }
 }
 
-/// Tells the origin about the client, and proxies about this one.
-pub fn add_forwarding(
-    headers: &mut HeaderMap,
-    client: Option<std::net::IpAddr>,
-    target: &Target,
-    via: &HeaderValue,
-    cdn_loop: &HeaderValue,
-) {
-    headers.append(header::VIA, via.clone());
-    headers.append(CDN_LOOP, cdn_loop.clone());
-    if let Some(client) = client {
-        insert(headers, FORWARDED_FOR, &client.to_string());
-    }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if target.https { "https" } else { "http" }));
-    insert(headers, FORWARDED_HOST, &target.authority());
-}
-
 /// Inserts a value that is made of checked parts; one that is not a field value after all is left out.
 pub fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
+}
+
+/// A number in a field of nodes among themselves.
+#[must_use]
+pub fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    field::digits(headers.get(name)?.as_bytes())
 }
 
 /// A revision in a field of nodes among themselves.
@@ -207,8 +221,7 @@ pub fn revision(headers: &HeaderMap, name: &HeaderName) -> Option<Revision> {
 /// How often this network stands in CDN-Loop (RFC 8586).
 #[must_use]
 pub fn loops(headers: &HeaderMap, cdn_id: &HeaderValue) -> bool {
-    let Ok(id) = cdn_id.to_str() else { return false };
-    headers.contains_key(CDN_LOOP) && field::list(headers, &CDN_LOOP).any(|m| m.split(';').next().is_some_and(|m| m.trim() == id))
+    headers.contains_key(CDN_LOOP) && field::list(headers, &CDN_LOOP).any(|m| field::without_parameters(m) == cdn_id.as_bytes())
 }
 
 #[cfg(test)]

@@ -6,21 +6,22 @@
 //!
 //! Invariants: `chunks` are [`CHUNK`] bytes each; `length() == chunks' lengths + tail.len()`; after `Done` it grows no more.
 
-use crate::upstream::FetchError;
+use crate::upstream::{FetchError, FetchFailed};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use tidegate_cache::cache_control::RequestDirectives;
 use tidegate_cache::{CacheKey, Freshness, VaryKey};
 use tidegate_control_types::{BootTime, Revision};
 use tidegate_store::{CHUNK, StoredResponse};
 
 /// Why a fill gave nothing: what stands in the access log.
-pub type FillError = FetchError;
+pub type FillError = FetchFailed;
 
 /// What is known of a response once its head has come.
 #[derive(Debug)]
@@ -60,11 +61,29 @@ struct State {
     passing: bool,
 }
 
+/// That a fetch was made because its client wants something newer than what is stored or under way, by these directives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reload(pub RequestDirectives);
+
+impl Reload {
+    /// Whether a fetch that `self` brings gives what `other` wants.
+    fn serves(self, other: Self) -> bool {
+        self.0.no_cache || self == other
+    }
+}
+
 pub struct Fill {
     /// Requests that demand no later one may join.
     pub begun: Revision,
-    pub begun_at: BootTime,
+    /// Nanoseconds; moves when a fill that awaited its turn begins.
+    begun_at: AtomicU64,
     pub end_to_end: bool,
+    reload: Option<Reload>,
+    /// It begins once another one's head is here.
+    awaits_turn: AtomicBool,
+    /// Bytes of its body in memory, and those of all fills of the node.
+    held: AtomicU64,
+    of_all: Arc<AtomicU64>,
     forgotten: AtomicBool,
     state: Mutex<State>,
 }
@@ -79,7 +98,7 @@ pub enum Arrived {
 
 impl Fill {
     #[must_use]
-    pub fn new(begun: Revision, begun_at: BootTime, end_to_end: bool) -> Arc<Self> {
+    fn new(begun: Revision, begun_at: BootTime, end_to_end: bool, reload: Option<Reload>, of_all: &Arc<AtomicU64>) -> Arc<Self> {
         let state = State {
             phase: Phase::Waiting,
             chunks: Vec::new(),
@@ -90,13 +109,61 @@ impl Fill {
             wanted: false,
             passing: false,
         };
-        Arc::new(Self { begun, begun_at, end_to_end, forgotten: AtomicBool::new(false), state: Mutex::new(state) })
+        Arc::new(Self {
+            begun,
+            begun_at: AtomicU64::new(begun_at.as_nanos()),
+            end_to_end,
+            reload,
+            awaits_turn: AtomicBool::new(false),
+            held: AtomicU64::new(0),
+            of_all: Arc::clone(of_all),
+            forgotten: AtomicBool::new(false),
+            state: Mutex::new(state),
+        })
+    }
+
+    #[must_use]
+    pub fn begun_at(&self) -> BootTime {
+        BootTime::from_nanos(self.begun_at.load(Ordering::Acquire))
+    }
+
+    /// Its turn has come: upstream is asked now.
+    pub fn begin(&self, now: BootTime) {
+        self.begun_at.store(now.as_nanos(), Ordering::Release);
+        self.awaits_turn.store(false, Ordering::Release);
+    }
+
+    /// Whether it has not begun yet, and will give what a request with these directives wants.
+    #[must_use]
+    pub fn awaits_its_turn_for(&self, mine: Reload) -> bool {
+        self.awaits_turn.load(Ordering::Acquire) && self.reload.is_some_and(|r| r.serves(mine))
+    }
+
+    /// What is known of its response by now; `None` before its head has come. A fill that failed is none to join.
+    #[must_use]
+    pub fn arrived_so_far(&self) -> Option<Arrived> {
+        match &self.state.lock().phase {
+            Phase::Waiting => None,
+            Phase::Head(h) => Some(Arrived::Head(Arc::clone(h))),
+            Phase::Stored(r, status) => Some(Arrived::Stored(Arc::clone(r), *status)),
+            Phase::Unshared | Phase::Failed(_) => Some(Arrived::Unshared),
+        }
     }
 
     /// What it fetches was invalidated meanwhile: its readers get it, nobody else does.
     #[must_use]
     pub fn is_forgotten(&self) -> bool {
         self.forgotten.load(Ordering::Acquire)
+    }
+
+    fn holds(&self, bytes: u64) {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        self.of_all.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn lets_go(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.of_all.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn change(&self, f: impl FnOnce(&mut State)) {
@@ -125,9 +192,9 @@ impl Fill {
         self.change(|s| s.phase = Phase::Unshared);
     }
 
-    pub fn fail(&self, error: FillError) {
+    pub fn fail(&self, error: impl Into<FillError>) {
         self.change(|s| {
-            s.phase = Phase::Failed(error);
+            s.phase = Phase::Failed(error.into());
             s.chunks.clear();
             s.tail = Vec::new();
         });
@@ -136,6 +203,7 @@ impl Fill {
     /// Appends what came in. Returns the length so far.
     pub fn push(&self, mut data: &[u8]) -> u64 {
         let mut length = 0;
+        self.holds(data.len() as u64);
         self.change(|s| {
             while !data.is_empty() {
                 let (now, later) = data.split_at(data.len().min(CHUNK - s.tail.len()));
@@ -161,7 +229,8 @@ impl Fill {
             let mut s = self.state.lock();
             let Some(slowest) = s.readers.iter().flatten().min().copied() else { return Poll::Ready(false) };
             let passed = usize::try_from(slowest).unwrap_or(0) / CHUNK;
-            s.chunks.iter_mut().take(passed).for_each(|c| *c = Bytes::new());
+            let released: usize = s.chunks.iter_mut().take(passed).map(|c| std::mem::take(c).len()).sum();
+            self.lets_go(released as u64);
             if s.length().saturating_sub(slowest) <= WINDOW {
                 return Poll::Ready(true);
             }
@@ -194,11 +263,36 @@ impl Fill {
         .await;
     }
 
+    /// Bytes that have come.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.state.lock().total()
+    }
+
+    /// Whether anybody reads it.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.state.lock().is_read()
+    }
+
+    /// Until somebody reads it.
+    pub async fn read(&self) {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            if s.is_read() {
+                return Poll::Ready(());
+            }
+            s.wait(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Until nobody reads it.
     pub async fn unread(&self) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
-            if s.readers.iter().all(Option::is_none) {
+            if !s.is_read() {
                 return Poll::Ready(());
             }
             s.wait(cx);
@@ -265,11 +359,15 @@ impl Fill {
 }
 
 /// How far the slowest reader of a body that is not kept may lag, in bytes.
-const WINDOW: u64 = 8 << 20;
+const WINDOW: u64 = 2 << 20;
 
 impl State {
     fn length(&self) -> u64 {
         (self.chunks.len() * CHUNK + self.tail.len()) as u64
+    }
+
+    fn is_read(&self) -> bool {
+        self.readers.iter().any(Option::is_some)
     }
 
     /// The length, also once the last chunk is a short one.
@@ -299,11 +397,11 @@ pub struct FillReader {
 impl FillReader {
     #[must_use]
     pub fn new(fill: Arc<Fill>, first: u64, end: Option<u64>) -> Self {
-        let number = {
-            let mut s = fill.state.lock();
+        let mut number = 0;
+        fill.change(|s| {
+            number = s.readers.len();
             s.readers.push(Some(first));
-            s.readers.len() - 1
-        };
+        });
         Self { fill, number, at: first, end }
     }
 
@@ -330,7 +428,7 @@ impl FillReader {
         }
         let mut s = self.fill.state.lock();
         if let Phase::Failed(e) = &s.phase {
-            return Poll::Ready(Some(Err(*e)));
+            return Poll::Ready(Some(Err(e.error)));
         }
         let length = s.total();
         if self.at >= length {
@@ -369,38 +467,64 @@ impl Drop for FillReader {
     }
 }
 
+impl Drop for Fill {
+    fn drop(&mut self) {
+        self.of_all.fetch_sub(self.held.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 /// The fills under way on a node.
 #[derive(Default)]
-pub struct Fills(Mutex<HashMap<CacheKey, Vec<Arc<Fill>>>>);
+pub struct Fills {
+    table: Mutex<HashMap<CacheKey, Vec<Arc<Fill>>>>,
+    /// Bytes of bodies that all fills hold in memory.
+    held: Arc<AtomicU64>,
+}
 
-/// Whether a request got a fill to share, or begins one itself.
+/// Whether a request got a fill to share, or begins one itself: at once, or once the head of another one is here.
 pub enum Joined {
     Joined(Arc<Fill>),
-    Began(Arc<Fill>),
+    Began(Arc<Fill>, Option<Arc<Fill>>),
 }
 
 impl Fills {
-    /// Joins a fill that `fits`, or begins `new`.
+    /// One that can be joined once it is among the others. `reload`: a client's own directives bring it.
+    #[must_use]
+    pub fn new_fill(&self, begun: Revision, begun_at: BootTime, end_to_end: bool, reload: Option<Reload>) -> Arc<Fill> {
+        Fill::new(begun, begun_at, end_to_end, reload, &self.held)
+    }
+
+    /// Bytes of bodies that all fills hold in memory.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Joins a fill that `fits`, or begins `new`. One that a client's directives bring waits for the head of the last such one, so that
+    /// clients who reload bring one fetch at a time, and all who come meanwhile share the next.
     pub fn join(&self, key: &CacheKey, fits: impl Fn(&Fill) -> bool, new: impl FnOnce() -> Arc<Fill>) -> Joined {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         let fills = table.entry(key.clone()).or_default();
         if let Some(found) = fills.iter().find(|f| fits(f)) {
             return Joined::Joined(Arc::clone(found));
         }
         let fill = new();
+        let before = fills.iter().rev().find(|f| f.reload.is_some() && f.arrived_so_far().is_none()).cloned();
+        let after = before.filter(|_| fill.reload.is_some());
+        fill.awaits_turn.store(after.is_some(), Ordering::Release);
         fills.push(Arc::clone(&fill));
-        Joined::Began(fill)
+        Joined::Began(fill, after)
     }
 
     /// Begins `fill`, whatever else is under way.
     pub fn add(&self, key: &CacheKey, fill: Arc<Fill>) -> Arc<Fill> {
-        self.0.lock().entry(key.clone()).or_default().push(Arc::clone(&fill));
+        self.table.lock().entry(key.clone()).or_default().push(Arc::clone(&fill));
         fill
     }
 
     /// It is over, or no longer to be joined.
     pub fn remove(&self, key: &CacheKey, fill: &Arc<Fill>) {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         if let Some(fills) = table.get_mut(key) {
             fills.retain(|f| !Arc::ptr_eq(f, fill));
             if fills.is_empty() {
@@ -411,14 +535,14 @@ impl Fills {
 
     /// No request joins what is under way for this key, and it is not to be stored.
     pub fn forget(&self, key: &CacheKey) {
-        for fill in self.0.lock().remove(key).into_iter().flatten() {
+        for fill in self.table.lock().remove(key).into_iter().flatten() {
             fill.forgotten.store(true, Ordering::Release);
         }
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.lock().len()
+        self.table.lock().len()
     }
 
     #[must_use]
@@ -434,7 +558,7 @@ mod tests {
     use tidegate_cache::Incarnation;
 
     fn fill() -> Arc<Fill> {
-        Fill::new(Revision::new(Incarnation(1), 1), BootTime::default(), false)
+        Fills::default().new_fill(Revision::new(Incarnation(1), 1), BootTime::default(), false, None)
     }
 
     fn head(length: Option<u64>) -> Arc<FillHead> {

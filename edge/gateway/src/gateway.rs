@@ -1,32 +1,30 @@
 //! The way of a request through a cache node, for all protocols and both tiers.
 
 use crate::answering::Answering;
+use crate::asked::{Asked, Outgoing, Purpose};
 use crate::body::{RequestBody, ResponseBody};
 use crate::coder::Coder;
 use crate::deliver;
 use crate::fetch::{self, Own, Relayed, Validating};
-use crate::fields;
-use crate::fill::{Arrived, Fill, Fills, Joined};
+use crate::fill::{Arrived, Fill, Fills, Joined, Reload};
 use crate::hot::Hot;
-use crate::interim::Interim;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
-use crate::upstream::{Fetch, FetchError, Upstream};
-use http::header::ACCEPT_ENCODING;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use crate::upstream::{Allowance, Fetch, FetchError, FetchFailed, Upstream};
+use http::header::{AUTHORIZATION, COOKIE, RANGE};
+use http::{HeaderValue, Method, Response, StatusCode};
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate_cache::cache_control::{self, RequestDirectives};
+use tidegate_cache::cache_control::RequestDirectives;
 use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
-use tidegate_cache::{Accepted, CacheKey, CacheStatus, ForwardReason, Freshness, Ledger, Standing, Target, field};
+use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Freshness, Ledger, Standing, VaryKey, conditional, field};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::WhenDetached;
 use tidegate_control_types::{BootTime, Clock, Incarnation, Revision, WallTime};
-use tidegate_store::{Store, StoredResponse, Variants};
+use tidegate_store::{Passed, Ranges, Store, StoredResponse, Variants};
 use tokio::sync::{Notify, oneshot};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,24 +41,6 @@ pub struct Node {
     pub via: HeaderValue,
     /// This network's word in CDN-Loop.
     pub cdn_id: HeaderValue,
-}
-
-/// One request, admitted and routed.
-pub struct Asked {
-    pub site: Rc<Site>,
-    pub method: Method,
-    pub target: Target,
-    pub key: CacheKey,
-    /// As they came, end to end.
-    pub headers: HeaderMap,
-    /// At an edge, filled in by [`Gateway::answer`]: the codings that the client accepts.
-    pub accepted: Accepted,
-    pub client: Option<IpAddr>,
-    /// Where interim responses go.
-    pub interim: Option<Interim>,
-    /// At a shield: what the edge demands.
-    pub demand: Option<Revision>,
-    pub end_to_end: bool,
 }
 
 /// A response, how it came about, and for a 101 the upstream's side of the tunnel.
@@ -135,7 +115,7 @@ enum Found {
 pub(crate) struct Moment {
     boot: BootTime,
     pub wall: WallTime,
-    attachment: Attachment,
+    pub attachment: Attachment,
 }
 
 impl Moment {
@@ -178,26 +158,26 @@ impl<U: Upstream> Gateway<U> {
         let Some(moment) = self.moment(&asked.site) else { return Answering::now(deliver::detached(self)) };
         Counters::add(&asked.site.counters.requests, 1);
         if !matches!(asked.method, Method::GET | Method::HEAD) {
-            return self.pass(asked, body, ForwardReason::Method);
+            return self.pass(asked, body, None, ForwardReason::Method);
         }
-        if !matches!(body, RequestBody::Empty) || asked.headers.contains_key(http::header::UPGRADE) {
+        if !matches!(body, RequestBody::Empty) || asked.upgrade.is_some() {
             // What a body on GET means only the origin knows (RFC 9110 section 9.3.1), and whether it grants another
             // protocol too.
-            return self.pass(asked, body, ForwardReason::Bypass);
+            return self.pass(asked, body, None, ForwardReason::Bypass);
         }
         if asked.demand.is_some_and(|demand| !self.revision().reaches(demand)) && !Bug::DemandIgnored.is_planted() {
             let this = Rc::clone(self);
             return Answering::later(async move {
                 let caught_up = this.catch_up(&asked).await;
-                this.from_store(asked, body, moment, caught_up).await
+                this.from_store(asked, moment, caught_up).await
             });
         }
-        self.from_store(asked, body, moment, true)
+        self.from_store(asked, moment, true)
     }
 
     /// From what is stored, as far as that goes. `caught_up`: the ledger knows all that this request demands.
-    fn from_store(self: &Rc<Self>, asked: Asked, body: RequestBody, moment: Moment, caught_up: bool) -> Answering<Answer> {
-        let directives = cache_control::of_request(&asked.headers);
+    fn from_store(self: &Rc<Self>, asked: Asked, moment: Moment, caught_up: bool) -> Answering<Answer> {
+        let directives = asked.directives();
         let found = if caught_up && (!asked.end_to_end || Bug::EndToEndIgnored.is_planted()) {
             self.look_up(&asked, &directives, moment)
         } else {
@@ -208,21 +188,20 @@ impl<U: Upstream> Gateway<U> {
             return Answering::later(async move {
                 let variants = this.load(&asked.key).await;
                 let found = this.look_into(variants, &asked, &directives, moment);
-                this.from_found(asked, body, moment, &directives, found).await
+                this.from_found(asked, moment, &directives, found).await
             });
         }
-        self.from_found(asked, body, moment, &directives, found)
+        self.from_found(asked, moment, &directives, found)
     }
 
-    fn from_found(
-        self: &Rc<Self>,
-        asked: Asked,
-        body: RequestBody,
-        moment: Moment,
-        directives: &RequestDirectives,
-        found: Found,
-    ) -> Answering<Answer> {
+    fn from_found(self: &Rc<Self>, asked: Asked, moment: Moment, directives: &RequestDirectives, found: Found) -> Answering<Answer> {
         let mut found = found;
+        if let Found::Fresh(stored) | Found::StaleWhileRevalidating(stored) = &found
+            && !conditional::holds(&asked.headers, &stored.headers)
+        {
+            // Whether the client's own version is the newest is for the origin to say (RFC 9110 section 13.1.1).
+            return self.pass(asked, RequestBody::Empty, None, ForwardReason::Request);
+        }
         if let Found::Fresh(stored) | Found::StaleWhileRevalidating(stored) = &found
             && let Some(slice) = deliver::missing(self, &asked, stored)
         {
@@ -260,11 +239,27 @@ impl<U: Upstream> Gateway<U> {
                 "nothing stored answers this request, and only-if-cached was asked for",
             ));
         }
-        if asked.method == Method::HEAD && validating.is_none() {
-            return self.pass(asked, body, reason);
+        if self.is_for_one_client(&asked, directives, validating.as_ref()) {
+            return self.pass(asked, RequestBody::Empty, validating, reason);
         }
         let this = Rc::clone(self);
         Answering::later(async move { this.fetch(asked, validating, reason, moment.attachment).await })
+    }
+
+    /// Whether upstream is asked for this request alone, and as its client asks: its response will be nobody else's, as far as
+    /// anybody can tell before it has come.
+    pub(crate) fn is_for_one_client(&self, asked: &Asked, directives: &RequestDirectives, validating: Option<&Validating>) -> bool {
+        let has = |name| asked.headers.contains_key(name);
+        let passed = match self.store.passed(&asked.key) {
+            Some(Passed::Everyones) => true,
+            Some(Passed::WithCookie) => has(COOKIE),
+            None => false,
+        };
+        has(AUTHORIZATION)
+            || directives.no_store
+            || (passed && !validating.is_some_and(Validating::has_validator))
+            || (has(RANGE) && asked.method == Method::GET && self.store.ranges(&asked.key) == Ranges::OfOneClient)
+            || !conditional::holds_for_any(&asked.headers)
     }
 
     /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse,
@@ -299,11 +294,16 @@ impl<U: Upstream> Gateway<U> {
 
     fn look_up(&self, asked: &Asked, directives: &RequestDirectives, moment: Moment) -> Found {
         let variants = self.hot.get(&asked.key, &self.store);
-        let is_here = variants.as_ref().is_some_and(|v| v.select(&asked.headers).is_some());
+        let is_here = variants.as_ref().is_some_and(|v| v.select(&self.shared_head(asked)).is_some());
         if !is_here && self.store.may_load(&asked.key, variants.as_ref()) {
             return Found::OnDisk;
         }
         self.look_into(variants, asked, directives, moment)
+    }
+
+    /// The head with which upstream is asked for what is shared.
+    pub(crate) fn shared_head<'a>(&'a self, asked: &'a Asked) -> Outgoing<'a> {
+        Outgoing::new(asked, &self.node, Purpose::Shared)
     }
 
     /// What the disk holds of a key, in memory now.
@@ -314,7 +314,7 @@ impl<U: Upstream> Gateway<U> {
 
     fn look_into(&self, variants: Option<Arc<Variants>>, asked: &Asked, directives: &RequestDirectives, moment: Moment) -> Found {
         let Some(variants) = variants else { return Found::Nothing(ForwardReason::UriMiss) };
-        let Some(stored) = variants.select(&asked.headers) else { return Found::Nothing(ForwardReason::VaryMiss) };
+        let Some(stored) = variants.select(&self.shared_head(asked)) else { return Found::Nothing(ForwardReason::VaryMiss) };
         let standing = self.standing(asked.site.name(), stored);
         let attachment = self.attachment(moment, stored);
         match reuse::decide(&stored.freshness, directives, standing, attachment, moment.wall) {
@@ -380,9 +380,9 @@ impl<U: Upstream> Gateway<U> {
         match Slices::new(self, &asked, &stored).fill(slice).arrived().await {
             Ok(_) => {
                 let status = CacheStatus { forward_status: Some(206), stored: true, ..status };
-                deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status))
+                deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken.into(), status))
             }
-            Err(FetchError::Changed) => self.fetch(asked, None, ForwardReason::Partial, attachment).await,
+            Err(FetchFailed { error: FetchError::Changed, .. }) => self.fetch(asked, None, ForwardReason::Partial, attachment).await,
             Err(error) => self.failed(&asked, None, error, status),
         }
     }
@@ -396,16 +396,18 @@ impl<U: Upstream> Gateway<U> {
         let validating = Validating { stored: Arc::clone(stored), or_stale: true };
         let demand = self.demand(asked);
         let end_to_end = self.past_caches(asked);
-        if let Joined::Began(fill) = self.join(asked, demand, end_to_end) {
+        let now = self.clock.wall();
+        let usable = |vary: &VaryKey, freshness: &Freshness| vary.matches(&self.shared_head(asked)) && freshness.stale_for(now).is_none();
+        if let Joined::Began(fill, _) = self.join(asked, demand, end_to_end, None, usable) {
             let asked = Rc::new(asked.again());
-            tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, demand, end_to_end, Some(validating), None));
+            tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, None, demand, end_to_end, Some(validating), None));
         }
     }
 
     /// Joins a fill that is under way or begins one, and answers from it as it grows.
     async fn fetch(
         self: &Rc<Self>,
-        mut asked: Asked,
+        asked: Asked,
         mut validating: Option<Validating>,
         reason: ForwardReason,
         attachment: Attachment,
@@ -413,25 +415,26 @@ impl<U: Upstream> Gateway<U> {
         let arrival = self.revision();
         let end_to_end = self.past_caches(&asked) || matches!(attachment, Attachment::AloneRevalidating { .. });
         let mut demand = self.demand(&asked);
-        let passed = self.store.is_passed(&asked.key);
-        if passed && self.node.tier == Tier::Edge {
-            // It will not be shared, most likely, and nobody here would code it.
-            asked.headers.insert(ACCEPT_ENCODING, asked.accepted.normal());
-        }
+        let directives = asked.directives();
+        let reload = directives.wants_newer().then_some(Reload(directives));
+        // Not to be shared, as far as anybody knows, but what is stored may be confirmed.
+        let passed = self.store.passed(&asked.key) == Some(Passed::Everyones);
         let asked = Rc::new(asked);
         for _ in 0..MOST_FETCHES {
             let (relay, mut relayed) = oneshot::channel();
-            let joined =
-                if passed { Joined::Began(self.own_fill(&asked, demand, end_to_end)) } else { self.join(&asked, demand, end_to_end) };
+            let joined = if passed {
+                Joined::Began(self.own_fill(&asked, demand, end_to_end), None)
+            } else {
+                self.join(&asked, demand, end_to_end, reload, |vary, freshness| {
+                    vary.matches(&self.shared_head(&asked)) && self.answers(freshness, &directives, reload)
+                })
+            };
             let (fill, collapsed) = match joined {
                 Joined::Joined(fill) => (fill, true),
-                Joined::Began(fill) => {
+                Joined::Began(fill, after) => {
                     // The fill that this request just missed may have ended between its look-up and now.
                     let moment = Moment { boot: self.clock.boot(), wall: self.clock.wall(), attachment };
-                    let again = || {
-                        let variants = self.store.get(asked.key.as_bytes());
-                        self.look_into(variants, &asked, &cache_control::of_request(&asked.headers), moment)
-                    };
+                    let again = || self.look_into(self.store.get(asked.key.as_bytes()), &asked, &directives, moment);
                     if validating.is_none()
                         && !end_to_end
                         && let Found::Fresh(stored) = again()
@@ -449,6 +452,7 @@ impl<U: Upstream> Gateway<U> {
                         Rc::clone(self),
                         Rc::clone(&asked),
                         Arc::clone(&fill),
+                        after,
                         demand,
                         end_to_end,
                         validating,
@@ -459,17 +463,36 @@ impl<U: Upstream> Gateway<U> {
             };
             Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
             let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
-            match fill.arrived().await {
+            let arrived = match fill.arrived().await {
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
-                Ok(Arrived::Stored(stored, by)) => {
-                    if collapsed && !stored.vary.matches(&asked.headers) {
-                        return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await;
+                Ok(arrived) => arrived,
+            };
+            let (vary, freshness, tags, clean_through) = match &arrived {
+                Arrived::Unshared => match relayed.try_recv() {
+                    Ok(Relayed::Whole(own)) if !collapsed && !self.own_was_purged(&asked, &own, arrival) => {
+                        return self.relay(&asked, own, status);
                     }
-                    let freshness = Some((&stored.freshness, demand));
-                    if self.purged_before_arrival(&asked, &stored.tags, stored.clean_through(), freshness, arrival) {
-                        demand = self.demand(&asked).max_index(self.revision());
-                        continue;
-                    }
+                    // Another's answer, not to be shared, or one from before a purge: this request goes its own way.
+                    _ => return self.by_itself(asked, validating, demand.max_index(arrival), end_to_end, status).await,
+                },
+                Arrived::Head(head) => (&head.vary, &head.freshness, &head.tags, head.clean_through),
+                Arrived::Stored(stored, _) => (&stored.vary, &stored.freshness, &stored.tags, stored.clean_through()),
+            };
+            if collapsed && !vary.matches(&self.shared_head(&asked)) {
+                return self.alone(&asked, None, demand.max_index(arrival), end_to_end, status).await;
+            }
+            if collapsed && !self.answers(freshness, &directives, reload) {
+                if !freshness.is_shared_on_arrival() {
+                    return self.by_itself(asked, validating, demand.max_index(arrival), end_to_end, status).await;
+                }
+                continue;
+            }
+            if self.purged_before_arrival(&asked, tags, clean_through, Some((freshness, demand)), arrival) {
+                demand = self.demand(&asked).max_index(self.revision());
+                continue;
+            }
+            match arrived {
+                Arrived::Stored(stored, by) => {
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
                     if let Some(answer) = deliver::stored(self, &asked, &stored, status) {
                         return answer.with_own(relayed.try_recv().ok());
@@ -478,30 +501,47 @@ impl<U: Upstream> Gateway<U> {
                     self.store.drop_response(&asked.key, &stored);
                     validating = None;
                 }
-                Ok(Arrived::Unshared) => match relayed.try_recv() {
-                    Ok(Relayed::Whole(own)) if !collapsed && !self.own_was_purged(&asked, &own, arrival) => {
-                        return self.relay(&asked, own, status);
-                    }
-                    // Another's answer, not to be shared, or one from before a purge: this request goes its own way.
-                    _ => return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await,
-                },
-                Ok(Arrived::Head(head)) => {
-                    if collapsed && !head.vary.matches(&asked.headers) {
-                        return self.alone(&asked, demand.max_index(arrival), end_to_end, status).await;
-                    }
-                    let freshness = Some((&head.freshness, demand));
-                    if self.purged_before_arrival(&asked, &head.tags, head.clean_through, freshness, arrival) {
-                        demand = self.demand(&asked).max_index(self.revision());
-                        continue;
-                    }
+                Arrived::Head(head) => {
                     let status = CacheStatus { forward_status: Some(head.status.as_u16()), stored: true, ..status };
                     return deliver::fill(self, &asked, &head, fill, status).with_own(relayed.try_recv().ok());
                 }
+                Arrived::Unshared => {}
             }
         }
         // Purges come faster than answers: those that came after this request need not keep it from one.
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
-        self.alone(&asked, self.demand(&asked).max_index(self.revision()), end_to_end, status).await
+        self.alone(&asked, None, self.demand(&asked).max_index(self.revision()), end_to_end, status).await
+    }
+
+    /// Whether a response that another request brings answers this one too: whether a stored copy of it would, at this moment (RFC
+    /// 9111 sections 3 and 4). Variants and purges are looked at apart. `reload`: it was fetched after this request had come, or it
+    /// would not have been joined, so that what the request wants newer is new.
+    fn answers(&self, freshness: &Freshness, directives: &RequestDirectives, reload: Option<Reload>) -> bool {
+        let directives = if reload.is_some() { directives.satisfied() } else { *directives };
+        let decided = reuse::decide(freshness, &directives, Standing::Current, Attachment::Attached, self.clock.wall());
+        matches!(decided, Reuse::Fresh | Reuse::StaleWhileRevalidating)
+    }
+
+    /// Upstream is asked for this request alone: whether what is stored is still good, where that can be asked, else as its client
+    /// asks.
+    async fn by_itself(
+        self: &Rc<Self>,
+        asked: Rc<Asked>,
+        validating: Option<Validating>,
+        demand: Revision,
+        end_to_end: bool,
+        status: CacheStatus,
+    ) -> Answer {
+        if validating.as_ref().is_some_and(Validating::has_validator) {
+            return self.alone(&asked, validating, demand, end_to_end, status).await;
+        }
+        let reason = status.forward.unwrap_or(ForwardReason::Miss);
+        let asked = Rc::try_unwrap(asked).unwrap_or_else(|shared| Asked {
+            method: shared.method.clone(),
+            interim: shared.interim.clone(),
+            ..shared.again()
+        });
+        Rc::clone(self).passed(asked, RequestBody::Empty, validating, reason).await
     }
 
     /// Whether a purge that this request must honour, seen only by the tags in the head, came after the response was known
@@ -540,7 +580,7 @@ impl<U: Upstream> Gateway<U> {
     /// Whether what a shield answered may be given although it was softly purged. `knowing`: the shield knew that, so that it answered
     /// as it did because its own upstream failed, or because it asks it meanwhile.
     fn may_be_stale(&self, asked: &Asked, freshness: &Freshness, knowing: bool) -> bool {
-        let directives = cache_control::of_request(&asked.headers);
+        let directives = asked.directives();
         match reuse::decide(freshness, &directives, Standing::SoftlyPurged, Attachment::Attached, self.clock.wall()) {
             Reuse::StaleWhileRevalidating => true,
             Reuse::Validate { or_stale, .. } => or_stale && knowing,
@@ -549,10 +589,18 @@ impl<U: Upstream> Gateway<U> {
     }
 
     fn own_was_purged(&self, asked: &Asked, own: &Own, arrival: Revision) -> bool {
-        self.purged_before_arrival(asked, &field::tags(own.response.headers()), own.clean_through, None, arrival)
+        // By a tag that cannot be read no purge can have named it.
+        let tags = field::tags(own.response.headers()).unwrap_or_default();
+        self.purged_before_arrival(asked, &tags, own.clean_through, None, arrival)
     }
 
-    fn failed(self: &Rc<Self>, asked: &Asked, validating: Option<&Validating>, error: FetchError, status: CacheStatus) -> Answer {
+    pub(crate) fn failed(
+        self: &Rc<Self>,
+        asked: &Asked,
+        validating: Option<&Validating>,
+        error: FetchFailed,
+        status: CacheStatus,
+    ) -> Answer {
         if let Some(v) = validating
             .filter(|v| v.or_stale && !matches!(self.standing(asked.site.name(), &v.stored), Standing::Purged | Standing::Unvouched))
         {
@@ -571,26 +619,35 @@ impl<U: Upstream> Gateway<U> {
         deliver::relay(self, asked, own, status)
     }
 
-    /// A fetch for one request alone. What it demands is all that this node knew when the request came, tags and all: it
-    /// shares nothing, so that unrelated purges keep it from nothing.
-    async fn alone(self: &Rc<Self>, asked: &Rc<Asked>, demand: Revision, end_to_end: bool, status: CacheStatus) -> Answer {
+    /// A fetch for one request alone, of which the response may be kept for others. What it demands is all that this node knew when
+    /// the request came, tags and all: it shares nothing, so that unrelated purges keep it from nothing.
+    async fn alone(
+        self: &Rc<Self>,
+        asked: &Rc<Asked>,
+        validating: Option<Validating>,
+        demand: Revision,
+        end_to_end: bool,
+        status: CacheStatus,
+    ) -> Answer {
         let (relay, relayed) = oneshot::channel();
         let fill = self.own_fill(asked, demand, end_to_end);
-        let run = fetch::run(Rc::clone(self), Rc::clone(asked), Arc::clone(&fill), demand, end_to_end, None, Some(relay));
+        let (gateway, asked_too, of_task) = (Rc::clone(self), Rc::clone(asked), Arc::clone(&fill));
+        let run = fetch::run(gateway, asked_too, of_task, None, demand, end_to_end, validating.clone(), Some(relay));
         tokio::task::spawn_local(run);
-        self.answer_alone(asked, fill, relayed, status).await
+        self.answer_alone(asked, validating.as_ref(), fill, relayed, status).await
     }
 
     /// From a fill that this request alone began, and nobody joins.
     pub(crate) async fn answer_alone(
         self: &Rc<Self>,
-        asked: &Rc<Asked>,
+        asked: &Asked,
+        validating: Option<&Validating>,
         fill: Arc<Fill>,
         mut relayed: oneshot::Receiver<Relayed>,
         status: CacheStatus,
     ) -> Answer {
         match fill.arrived().await {
-            Err(error) => self.failed(asked, None, error, status),
+            Err(error) => self.failed(asked, validating, error, status),
             Ok(Arrived::Head(head)) => deliver::fill(
                 self,
                 asked,
@@ -602,11 +659,11 @@ impl<U: Upstream> Gateway<U> {
             Ok(Arrived::Stored(stored, by)) => {
                 let status = CacheStatus { collapsed: false, forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
                 let answer = deliver::stored(self, asked, &stored, status);
-                answer.unwrap_or_else(|| deliver::failed(self, FetchError::Broken, status)).with_own(relayed.try_recv().ok())
+                answer.unwrap_or_else(|| deliver::failed(self, FetchError::Broken.into(), status)).with_own(relayed.try_recv().ok())
             }
             Ok(Arrived::Unshared) => match relayed.await {
                 Ok(Relayed::Whole(own)) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
-                _ => deliver::failed(self, FetchError::Broken, status),
+                _ => deliver::failed(self, FetchError::Broken.into(), status),
             },
         }
     }
@@ -619,7 +676,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     pub(crate) fn new_fill(&self, demand: Revision, end_to_end: bool) -> Arc<Fill> {
-        Fill::new(demand, self.clock.boot(), end_to_end)
+        self.fills.new_fill(demand, self.clock.boot(), end_to_end, None)
     }
 
     /// One that waits for no other; among the others all the same, so that an invalidation finds it.
@@ -627,15 +684,32 @@ impl<U: Upstream> Gateway<U> {
         self.fills.add(&asked.key, self.new_fill(demand, end_to_end))
     }
 
-    fn join(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Joined {
+    /// `reload`: the request wants what is fetched after it has come. `usable`: whether a response whose head is here answers the
+    /// request.
+    fn join(
+        &self,
+        asked: &Asked,
+        demand: Revision,
+        end_to_end: bool,
+        reload: Option<Reload>,
+        usable: impl Fn(&VaryKey, &Freshness) -> bool,
+    ) -> Joined {
         let now = self.clock.boot();
         // An edge counts its second from when it asked: at a shield it joins nothing that began before.
         let window = if asked.end_to_end && !Bug::SecondPerTier.is_planted() { Duration::ZERO } else { CONFIRMED_FOR };
         let fits = |fill: &Fill| {
-            let recent = now.since(fill.begun_at) < window || Bug::SecondIgnoredInJoining.is_planted();
-            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && recent))
+            let recent = now.since(fill.begun_at()) < window || Bug::SecondIgnoredInJoining.is_planted();
+            let is_new = reload.is_none_or(|mine| fill.awaits_its_turn_for(mine));
+            let answers = match fill.arrived_so_far() {
+                None => true,
+                Some(Arrived::Head(head)) => usable(&head.vary, &head.freshness),
+                Some(Arrived::Stored(stored, _)) => usable(&stored.vary, &stored.freshness),
+                Some(Arrived::Unshared) => false,
+            };
+            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && recent)) && is_new && answers
         };
-        self.fills.join(&asked.key, fits, || self.new_fill(demand, end_to_end))
+        let new = || self.fills.new_fill(demand, now, end_to_end, reload);
+        self.fills.join(&asked.key, fits, new)
     }
 
     /// What a fetch for this request has to have begun at or after.
@@ -650,6 +724,14 @@ impl<U: Upstream> Gateway<U> {
         }
     }
 
+    /// What the site allows, and at a shield no more than the edge does.
+    fn allowance(&self, asked: &Asked) -> Allowance {
+        let origin = &asked.site.state.spec.origin;
+        let (most, longest) = (origin.retries + 1, origin.total_timeout);
+        let (attempts, within) = asked.allowed.map_or((most, longest), |(attempts, within)| (attempts.min(most), within.min(longest)));
+        Allowance { attempts: attempts.max(1), until: self.clock.boot() + within }
+    }
+
     pub(crate) fn fetch_to(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Fetch {
         Fetch {
             site: Rc::clone(&asked.site),
@@ -659,6 +741,7 @@ impl<U: Upstream> Gateway<U> {
             https: asked.target.https,
             direct: false,
             interim: asked.interim.clone(),
+            allowance: self.allowance(asked),
         }
     }
 
@@ -681,34 +764,8 @@ impl MaxIndex for Revision {
     }
 }
 
-impl Asked {
-    /// The same request once more, for work that goes on behind it.
-    pub(crate) fn again(&self) -> Self {
-        Self {
-            site: Rc::clone(&self.site),
-            method: Method::GET,
-            target: self.target.clone(),
-            key: self.key.clone(),
-            headers: self.headers.clone(),
-            accepted: self.accepted,
-            client: self.client,
-            interim: None,
-            demand: self.demand,
-            end_to_end: self.end_to_end,
-        }
-    }
-
-    /// What an edge says to a shield about its request.
-    pub fn internal(headers: &HeaderMap) -> (Option<Revision>, bool) {
-        (fields::revision(headers, &fields::DEMAND), headers.contains_key(fields::END_TO_END))
-    }
-}
-
 /// FNV-1a: spreads keys over shields alike on every node, whatever its version of a library.
 #[must_use]
 pub fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
-
-/// A request to upstream without a body.
-pub(crate) type UpstreamRequest = Request<RequestBody>;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod answering;
+mod asked;
 mod body;
 mod coder;
 mod codings;
@@ -29,15 +30,16 @@ mod tests;
 mod upstream;
 
 pub use answering::Answering;
-pub use body::{Finished, MULTIPLEXED_PIECE, RequestBody, ResponseBody};
+pub use asked::{Asked, Outgoing, Purpose};
+pub use body::{Finished, MULTIPLEXED_PIECE, Progress, RequestBody, ResponseBody, Turn};
 pub use coder::Coder;
 pub use explain::unknown;
 pub use figures::{AllCounters, Figures};
 pub use fill::{FillError, Fills};
-pub use gateway::{Answer, Asked, Caches, Gateway, Node, Tier, hash};
+pub use gateway::{Answer, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
 pub use site::{Counters, Site};
-pub use upstream::{ConnectProtocol, Fetch, FetchError, Fetched, Upstream, UpstreamBody};
+pub use upstream::{Allowance, ConnectProtocol, Fetch, FetchError, FetchFailed, Fetched, Upstream, UpstreamBody};
 
 /// The key of a target within a site.
 #[must_use]
@@ -52,6 +54,7 @@ pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
 }
 pub use tidegate_cache::Accepted;
 pub use tidegate_cache::field::show_date;
+pub use tidegate_cache::storable::is_stream;
 pub use tidegate_cache::ledger::MOST_SELECTORS;
 pub use tidegate_store as store;
 pub use tidegate_store::Store;

@@ -1,30 +1,43 @@
 //! Requests that are not answered from the cache: other methods, bodies on GET, other protocols. What they change is forgotten.
 
 use crate::answering::Answering;
+use crate::asked::{Asked, Outgoing, Purpose};
 use crate::body::RequestBody;
 use crate::deliver;
-use crate::fetch::{self, Own};
-use crate::gateway::{Answer, Asked, Gateway, MaxIndex, Tier};
+use crate::fetch::{self, Own, Validating};
+use crate::gateway::{Answer, Gateway, MaxIndex};
 use crate::site::Counters;
 use crate::upstream::{Fetch, Fetched, Upstream};
-use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use std::rc::Rc;
+use tidegate_cache::reuse::Attachment;
 use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, cache_control, storable};
 
 impl<U: Upstream> Gateway<U> {
-    /// Everything that is not answered from the cache: streamed both ways.
-    pub(crate) fn pass(self: &Rc<Self>, asked: Asked, body: RequestBody, reason: ForwardReason) -> Answering<Answer> {
+    /// Upstream is asked as the client asks, and its response streams to this client; the request's body streams the other way.
+    /// `validating`: a response that may stand in if upstream fails.
+    pub(crate) fn pass(
+        self: &Rc<Self>,
+        asked: Asked,
+        body: RequestBody,
+        validating: Option<Validating>,
+        reason: ForwardReason,
+    ) -> Answering<Answer> {
         let this = Rc::clone(self);
-        Answering::later(async move { this.passed(asked, body, reason).await })
+        Answering::later(async move { this.passed(asked, body, validating, reason).await })
     }
 
-    async fn passed(self: Rc<Self>, mut asked: Asked, body: RequestBody, reason: ForwardReason) -> Answer {
+    pub(crate) async fn passed(
+        self: Rc<Self>,
+        asked: Asked,
+        body: RequestBody,
+        validating: Option<Validating>,
+        reason: ForwardReason,
+    ) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
-        let upgrade = asked.headers.get(http::header::UPGRADE).cloned();
-        let mut request = fetch::upstream_request(&self, &asked, &asked.method, false);
+        let mut request = Outgoing::new(&asked, &self.node, Purpose::OneClient).request(&asked.method);
         *request.body_mut() = body;
-        if let Some(protocol) = &upgrade {
+        if let Some(protocol) = &asked.upgrade {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
             request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
@@ -32,40 +45,34 @@ impl<U: Upstream> Gateway<U> {
         // What is purged while the answer is under way, it may not know; all that was purged before, by whatever tag, it must.
         let before = self.revision();
         let demand = self.demand(&asked).max_index(before);
-        let fetch = Fetch { direct: upgrade.is_some(), ..self.fetch_to(&asked, demand, self.past_caches(&asked)) };
+        let revalidates = self.moment(&asked.site).is_none_or(|m| matches!(m.attachment, Attachment::AloneRevalidating { .. }));
+        let end_to_end = self.past_caches(&asked) || revalidates;
+        let fetch = Fetch { direct: asked.upgrade.is_some(), ..self.fetch_to(&asked, demand, end_to_end) };
         Counters::add(&asked.site.counters.fetches, 1);
-        match self.upstream.fetch(request, fetch).await {
-            Err(error) => {
-                Counters::add(&asked.site.counters.errors, 1);
-                deliver::failed(&self, error, status)
-            }
-            Ok(mut fetched) => {
-                let code = fetched.response.status();
-                if storable::invalidates(&asked.method, code) {
-                    self.invalidate(&asked, fetched.response.headers());
-                }
-                if self.answers_get(&asked, &fetched) {
-                    if self.node.tier == Tier::Edge {
-                        // As it was asked for: by this it is told from other variants.
-                        asked.headers.insert(ACCEPT_ENCODING, asked.accepted.normal());
-                    }
-                    let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
-                    let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
-                    return self.answer_alone(&asked, fill, relayed, CacheStatus { forward_status: Some(code.as_u16()), ..status }).await;
-                }
-                let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
-                let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
-                let own =
-                    Own { clean_through: fetched.vouched.unwrap_or(before), unframed: fetched.close_delimited, response: fetched.response };
-                let mut answer = deliver::relay(&self, &asked, own, status);
-                if let (Some(_), Some(protocol)) = (&tunnel, upgrade) {
-                    answer.response.headers_mut().insert(http::header::UPGRADE, protocol);
-                    answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-                }
-                answer.tunnel = tunnel;
-                answer
-            }
+        let mut fetched = match self.upstream.fetch(request, fetch).await {
+            Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
+            Ok(fetched) => fetched,
+        };
+        let code = fetched.response.status();
+        let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
+        if storable::invalidates(&asked.method, code) {
+            self.invalidate(&asked, fetched.response.headers());
         }
+        if self.answers_get(&asked, &fetched) || fetch::answers_others(&self, &asked, &fetched, sent.0) {
+            let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
+            let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
+            return self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
+        }
+        let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
+        let Fetched { response, length, vouched, close_delimited, .. } = fetched;
+        let own = Own { clean_through: vouched.unwrap_or(before), length, unframed: close_delimited, response };
+        let mut answer = deliver::relay(&self, &asked, own, status);
+        if let (Some(_), Some(protocol)) = (&tunnel, &asked.upgrade) {
+            answer.response.headers_mut().insert(http::header::UPGRADE, protocol.clone());
+            answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        answer.tunnel = tunnel;
+        answer
     }
 
     /// Whether the answer to a POST may be kept for a GET of the same target.

@@ -4,11 +4,12 @@
 //! What is missing of a stored response is no mistake here: it has not been asked for yet, or was evicted. Each slice that is on
 //! its way is a [`Fill`] of its own, which all who need it share.
 
+use crate::asked::Asked;
 use crate::fetch;
 use crate::fill::{Fill, FillHead, FillReader, Joined};
-use crate::gateway::{Asked, Gateway};
+use crate::gateway::Gateway;
 use crate::site::Counters;
-use crate::upstream::{FetchError, Upstream, UpstreamBody};
+use crate::upstream::{FetchError, FetchFailed, Upstream, UpstreamBody};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
@@ -21,7 +22,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tidegate_cache::{CacheKey, Freshness, VaryKey, partial};
 use tidegate_control_types::Revision;
-use tidegate_store::{Body, CHUNK, Piece, Store, StoredResponse};
+use tidegate_store::{Body, CHUNK, Piece, Ranges, Store, StoredResponse};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
@@ -29,8 +30,10 @@ use tokio::time::Sleep;
 pub const SLICE: u64 = 4 * CHUNK as u64;
 /// Longer bodies are kept slice by slice, where upstream takes ranges, in bytes.
 pub const LARGE: u64 = 8 << 20;
-/// How long a body that comes by itself waits for somebody to want its next slice.
-const LINGER: Duration = Duration::from_secs(10);
+/// How long a body that comes by itself waits for a slow reader to want its next slice.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long slices that have come wait for readers that are a little behind.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// Slices that have come and are still held.
 const MOST_RECENT: usize = 8;
 /// A disk that takes longer for one piece has failed.
@@ -103,7 +106,7 @@ impl<U: Upstream> Source for Slices<U> {
                 fill.want();
                 fill
             }
-            Joined::Began(fill) => {
+            Joined::Began(fill, _) => {
                 fill.want();
                 if self.is_here(slice, &fill) {
                     gateway.fills.remove(&key, &fill);
@@ -133,8 +136,8 @@ async fn fetch_slice<U: Upstream>(
     fill: &Arc<Fill>,
     demand: Revision,
     end_to_end: bool,
-) -> Result<(), FetchError> {
-    let mut request = fetch::upstream_request(gateway, asked, &Method::GET, true);
+) -> Result<(), FetchFailed> {
+    let mut request = gateway.shared_head(asked).request(&Method::GET);
     request.headers_mut().insert(header::RANGE, range(slice));
     if let Some(validator) = partial::strong_validator(&stored.headers) {
         request.headers_mut().insert(header::IF_RANGE, validator.clone());
@@ -143,20 +146,20 @@ async fn fetch_slice<U: Upstream>(
     let mut fetched = gateway.upstream.fetch(request, gateway.fetch_to(asked, demand, end_to_end)).await?;
     let (status, headers) = (fetched.response.status(), fetched.response.headers());
     if status.is_server_error() {
-        return Err(FetchError::ServerError);
+        return Err(FetchError::ServerError.into());
     }
     let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
     if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
         // Of this request alone, or for now.
-        return Err(FetchError::Broken);
+        return Err(FetchError::Broken.into());
     }
     if !is_part || !partial::is_part_of(&stored.headers, headers) {
         if status == StatusCode::OK && partial::is_part_of(&stored.headers, headers) {
-            gateway.store.takes_no_ranges(&asked.key);
+            gateway.store.note_ranges(&asked.key, Ranges::Whole);
         }
         // What is here has no future: upstream has something else by now, or gives no parts of it.
         gateway.store.drop_response(&asked.key, stored);
-        return Err(FetchError::Changed);
+        return Err(FetchError::Changed.into());
     }
     fill.head(Arc::new(head_of_slice(demand, SLICE.min(stored.body.len()))));
     take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), fetched.response.body_mut(), false).await?;
@@ -212,7 +215,12 @@ pub async fn take_in<U: Upstream>(
         while on && upcoming.len() < 2 && slice + 1 + (upcoming.len() as u64) < slices {
             upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.begun));
         }
-        let whole = fill_slice(&fill, SLICE.min(body.len() - slice * SLICE), &mut rest, from).await;
+        let length = SLICE.min(body.len() - slice * SLICE);
+        let whole = tokio::select! {
+            biased;
+            whole = fill_slice(&fill, length, &mut rest, from) => whole,
+            () = fetch::is_not_worth_its_end(asked, &fill, Some(length)) => Err(FetchError::Abandoned),
+        };
         match whole {
             Err(error) => fill.fail(error),
             Ok(()) => {
@@ -224,9 +232,9 @@ pub async fn take_in<U: Upstream>(
         }
         recent.fills.push_back((slice, fill));
         let Some(next) = upcoming.pop_front() else { break whole };
-        recent.leave_all_but(MOST_RECENT, LINGER).await;
+        recent.leave_all_but(MOST_RECENT, LEAVE_WITHIN).await;
         (slice, fill) = (slice + 1, next);
-        if whole.is_err() || tokio::time::timeout(LINGER, fill.wanted()).await.is_err() {
+        if whole.is_err() || !recent.is_followed_by(&fill).await {
             // Whoever came to these meanwhile asks for them by itself.
             for (slice, fill) in (slice..).zip(std::iter::once(fill).chain(upcoming)) {
                 fill.fail(FetchError::Broken);
@@ -235,7 +243,7 @@ pub async fn take_in<U: Upstream>(
             break whole;
         }
     };
-    recent.leave_all_but(0, LINGER).await;
+    recent.leave_all_but(0, LEAVE_WITHIN).await;
     ended
 }
 
@@ -247,6 +255,23 @@ struct Recent<'a, U> {
 }
 
 impl<U: Upstream> Recent<'_, U> {
+    /// Until somebody wants the next slice; `false`: nobody reads these any more, or their readers are too slow.
+    async fn is_followed_by(&self, next: &Fill) -> bool {
+        let unread = async {
+            let mut looks = 0;
+            while looks < 2 {
+                tokio::time::sleep(fetch::UNREAD_FOR / 2).await;
+                looks = if self.fills.iter().any(|(_, fill)| fill.is_read()) { 0 } else { looks + 1 };
+            }
+        };
+        tokio::select! {
+            biased;
+            () = next.wanted() => true,
+            () = unread => false,
+            () = tokio::time::sleep(LINGER) => false,
+        }
+    }
+
     /// Lets go of the oldest, which readers of what is stored nowhere have to be done with, or to be so slow that they ask for it
     /// by themselves.
     async fn leave_all_but(&mut self, most: usize, within: Duration) {

@@ -2,7 +2,7 @@
 //! for.
 
 use crate::{
-    Accepted, Answer, Asked, Caches, Fetch, FetchError, Fetched, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier, Upstream,
+    Answer, Asked, Caches, Fetch, FetchError, FetchFailed, Fetched, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier, Upstream,
     UpstreamBody,
 };
 use bytes::Bytes;
@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tidegate_cache::CacheKey;
 use tidegate_control_types::event::Event;
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::{BootTime, Clock, Incarnation, PurgeOrder, Revision, Selector, SiteState, WallTime, site_file};
@@ -53,11 +52,11 @@ struct Origin {
 struct Scripted(Rc<Origin>);
 
 impl Upstream for Scripted {
-    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchFailed> {
         let (answer, answered) = oneshot::channel();
         self.0.pending.borrow_mut().push_back(Pending { headers: request.headers().clone(), fetch, answer });
         self.0.came.notify_one();
-        answered.await.unwrap_or(Err(FetchError::Broken))
+        Ok(answered.await.unwrap_or(Err(FetchError::Broken))?)
     }
 }
 
@@ -83,7 +82,9 @@ impl Pending {
         for (name, value) in headers {
             response.headers_mut().append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        let _ = self.answer.send(Ok(Fetched { response, vouched, close_delimited: false, upgrade: None }));
+        let length = response.headers().get("content-length").map(|v| v.to_str().unwrap().parse().unwrap());
+        crate::fields::strip_framing(response.headers_mut());
+        let _ = self.answer.send(Ok(Fetched { response, length, vouched, close_delimited: false, upgrade: None }));
         feed
     }
 
@@ -160,18 +161,7 @@ impl World {
         for (name, value) in headers {
             fields.append(*name, value.parse().unwrap());
         }
-        Asked {
-            key: CacheKey::new("s", &target),
-            site: Rc::clone(&self.site),
-            method: Method::GET,
-            target,
-            headers: fields,
-            accepted: Accepted::default(),
-            client: None,
-            interim: None,
-            demand: None,
-            end_to_end: false,
-        }
+        Asked::of_client(Rc::clone(&self.site), Method::GET, target, fields)
     }
 
     fn start(&self, asked: Asked) -> JoinHandle<Answer> {

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use tidegate_control_types::Revision;
+use tidegate_control_types::{BootTime, Revision};
 
 /// What a fetch has to satisfy beyond HTTP.
 #[derive(Clone)]
@@ -27,68 +27,181 @@ pub struct Fetch {
     pub direct: bool,
     /// Where interim responses go.
     pub interim: Option<Interim>,
+    pub allowance: Allowance,
+}
+
+/// What one request may cost upstream, over both tiers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Requests to origin servers.
+    pub attempts: u32,
+    /// When the client is told that nothing came, for a request that is sent at once.
+    pub until: BootTime,
 }
 
 /// Why there is no response, in words for the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    #[error("no origin server can be reached")]
+    #[error("the origin refused the connection")]
+    Refused,
+    #[error("no address of the origin can be reached")]
     Connect,
+    #[error("the origin did not accept a connection in time")]
+    ConnectTimeout,
     #[error("the origin's name does not resolve")]
     Resolve,
-    #[error("the origin's certificate is not accepted")]
+    #[error("the origin's certificate has expired, or is not valid yet")]
+    TlsExpired,
+    #[error("the origin's certificate is for another name (origin.tls.server_name says which one to expect)")]
+    TlsName,
+    #[error("the origin's certificate is from an authority that is not trusted (origin.tls.ca names another one)")]
+    TlsUnknownAuthority,
+    #[error("the TLS handshake with the origin failed")]
     Tls,
-    #[error("the origin did not answer in time")]
+    #[error("the origin did not begin its answer in time")]
     Timeout,
+    #[error("the origin stopped taking the request's body")]
+    Stalled,
+    #[error("the origin closed the connection before it answered")]
+    Reset,
+    #[error("the origin's answer is not valid HTTP")]
+    Malformed,
+    #[error("the origin's answer can be framed in two ways (Content-Length, Transfer-Encoding)")]
+    Framing,
+    #[error("the origin switched to another protocol, or answered finally with an interim status, which nobody had asked for")]
+    Switched,
     #[error("the origin has something else by now")]
     Changed,
-    #[error("the origin broke off or answered what is not HTTP")]
+    #[error("the answer broke off")]
     Broken,
+    #[error("nobody reads it any more, and too much of it is missing to fetch it for those to come")]
+    Abandoned,
     #[error("every origin server is down")]
     Down,
-    #[error("the origin's address is private, and this site may not reach such addresses")]
+    #[error("the origin's address is private, and this site may not reach such addresses (origin.allow_private)")]
     Private,
     #[error("the origin answered with an error, and a stale response may stand in")]
     ServerError,
+    #[error("the client broke off its request, or its body is not what its head says")]
+    Client,
+    #[error("no shield of this region can be reached")]
+    Shield,
 }
 
 impl FetchError {
+    const ALL: [Self; 22] = [
+        Self::Refused,
+        Self::Connect,
+        Self::ConnectTimeout,
+        Self::Resolve,
+        Self::TlsExpired,
+        Self::TlsName,
+        Self::TlsUnknownAuthority,
+        Self::Tls,
+        Self::Timeout,
+        Self::Stalled,
+        Self::Reset,
+        Self::Malformed,
+        Self::Framing,
+        Self::Switched,
+        Self::Changed,
+        Self::Broken,
+        Self::Abandoned,
+        Self::Down,
+        Self::Private,
+        Self::ServerError,
+        Self::Client,
+        Self::Shield,
+    ];
+
     /// The word for Cache-Status, logs and between nodes.
     #[must_use]
     pub fn token(self) -> &'static str {
         match self {
+            Self::Refused => "refused",
             Self::Connect => "connect",
+            Self::ConnectTimeout => "connect-timeout",
             Self::Resolve => "resolve",
+            Self::TlsExpired => "tls-expired",
+            Self::TlsName => "tls-name",
+            Self::TlsUnknownAuthority => "tls-unknown-authority",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
+            Self::Stalled => "stalled",
+            Self::Reset => "reset",
+            Self::Malformed => "malformed",
+            Self::Framing => "framing",
+            Self::Switched => "switched",
             Self::Changed => "changed",
             Self::Broken => "broken",
+            Self::Abandoned => "abandoned",
             Self::Down => "down",
             Self::Private => "private",
             Self::ServerError => "server-error",
+            Self::Client => "client",
+            Self::Shield => "shield",
         }
     }
 
     #[must_use]
     pub fn of_token(token: &str) -> Option<Self> {
-        [Self::Connect, Self::Resolve, Self::Tls, Self::Timeout, Self::Changed, Self::Broken, Self::Down, Self::Private, Self::ServerError]
-            .into_iter()
-            .find(|e| e.token() == token)
+        Self::ALL.into_iter().find(|e| e.token() == token)
     }
 
     /// What the client gets.
     #[must_use]
     pub fn status(self) -> http::StatusCode {
         match self {
-            Self::Timeout => http::StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::ConnectTimeout | Self::Stalled => http::StatusCode::GATEWAY_TIMEOUT,
             Self::Down => http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::Client => http::StatusCode::BAD_REQUEST,
             _ => http::StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whether the same server may do better a moment later.
+    #[must_use]
+    pub fn is_worth_a_retry(self) -> bool {
+        matches!(self, Self::Refused | Self::Connect | Self::ConnectTimeout | Self::Timeout | Self::Reset | Self::Broken | Self::Down)
+    }
+
+    /// Whether it speaks against the server as such, and not against this request or this answer.
+    #[must_use]
+    pub fn is_of_the_server(self) -> bool {
+        let of_this = matches!(self, Self::Malformed | Self::Framing | Self::Switched | Self::Client | Self::Private | Self::Abandoned);
+        !of_this
+    }
+}
+
+/// A fetch that came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct FetchFailed {
+    /// Of the last attempt.
+    pub error: FetchError,
+    /// Requests to origin servers, over both tiers.
+    pub attempts: u32,
+}
+
+impl From<FetchError> for FetchFailed {
+    fn from(error: FetchError) -> Self {
+        Self { error, attempts: 0 }
+    }
+}
+
+impl std::fmt::Display for FetchFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.attempts {
+            0 | 1 => write!(f, "{}", self.error),
+            n => write!(f, "{} (the last of {n} attempts)", self.error),
         }
     }
 }
 
 pub struct Fetched {
+    /// Without the fields that framed its body.
     pub response: Response<UpstreamBody>,
+    /// Bytes of its body, where the framing said how many; of a response to HEAD, and of a 304, what its GET would have.
+    pub length: Option<u64>,
     /// From a shield: the revision through which it vouches. From the origin: `None`.
     pub vouched: Option<Revision>,
     /// Whether a missing length means that the body ends with the connection, so that nobody can tell a whole body from
@@ -104,7 +217,7 @@ pub struct ConnectProtocol(pub Bytes);
 
 pub trait Upstream: 'static {
     /// Sends the request and returns once the response's head is there.
-    fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> impl Future<Output = Result<Fetched, FetchError>>;
+    fn fetch(&self, request: Request<RequestBody>, fetch: Fetch) -> impl Future<Output = Result<Fetched, FetchFailed>>;
 }
 
 /// A response body on its way in: yields data until it ends or fails.
@@ -143,8 +256,26 @@ impl UpstreamBody {
         self.trailers.is_none() && self.body.is_end_stream()
     }
 
+    /// Bytes that are still to come, where its framing says how many.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
     /// What came after its data, where it is for who is to get it.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
         self.trailers.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_a_word_of_its_own() {
+        for error in FetchError::ALL {
+            assert_eq!(FetchError::of_token(error.token()), Some(error));
+        }
     }
 }

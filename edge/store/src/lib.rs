@@ -12,7 +12,7 @@ mod stored;
 mod trace;
 
 pub use disk::{DiskFigures, Executor, Folder, Medium, Segment, Threads, Tier};
-pub use memory::Variants;
+pub use memory::{Passed, Ranges, Variants};
 pub use store::{DiskPiece, Piece, Store};
 pub use stored::{Body, Codings, StoredResponse};
 

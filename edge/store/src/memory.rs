@@ -2,37 +2,83 @@
 
 use crate::stored::{Body, StoredResponse};
 use bytes::Bytes;
-use http::HeaderMap;
 use moka::ops::compute::Op;
 use moka::sync::Cache;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tidegate_cache::{CacheKey, Coding};
+use tidegate_cache::{CacheKey, Coding, RequestHead, VaryKey};
 
-/// Responses of one key that differ by Vary; more push out the oldest.
-pub const MOST_VARIANTS: usize = 16;
+/// Responses of one key that differ by Vary: the most, and how many sets of fields they may vary on.
+const MAX_VARIANTS: usize = 1024;
+const MAX_GROUPS: usize = 16;
+/// The part of the memory tier, and the bytes, that the variants of one key may take.
+const VARIANTS_PART: u64 = 16;
+const MAX_VARIANTS_BYTES: u64 = 32 << 20;
+/// Times that a variant was asked for, as far as they are told apart.
+const MAX_WANTED: u8 = 15;
 /// What an entry takes beside its own bytes, in moka and the allocator.
 const ENTRY_OVERHEAD: usize = 200;
 /// How long a key is remembered as not storable (hit-for-miss), and how many such keys are.
 const PASS_FOR: Duration = Duration::from_secs(60);
 const MOST_PASSED: u64 = 100_000;
-/// How long a key is remembered as one of which upstream gives no parts.
-const WHOLE_FOR: Duration = Duration::from_secs(600);
+/// How long it is remembered how ranges of a key are to be asked for.
+const RANGES_FOR: Duration = Duration::from_secs(600);
+
+/// Whose requests for a key are not shared, for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    Everyones,
+    /// Of those who carry a cookie: nothing says for how long the response is fresh.
+    WithCookie,
+}
+
+/// How a range of what is not here is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ranges {
+    /// In slices, which are kept: a strong validator ties them together, as far as anybody knows.
+    #[default]
+    InSlices,
+    /// Not at all: upstream gives no parts, or all of it is small.
+    Whole,
+    /// As the client asks: it is large, and nothing ties its parts together.
+    OfOneClient,
+}
 
 /// The stored responses of one key, newest first.
+///
+/// Invariant: of two responses for the same requests only the newer one is here; each of `list` is in one of `groups`.
 #[derive(Debug, Default)]
 pub struct Variants {
     list: Vec<Arc<StoredResponse>>,
+    groups: Vec<Group>,
     left: AtomicBool,
     /// What the disk holds of them is here.
     all: bool,
 }
 
+/// Variants that vary on the same fields: a request's values of these are made once, and looked up.
+#[derive(Debug)]
+struct Group {
+    /// One of them, in `list`.
+    of: usize,
+    by_values: HashMap<u64, usize>,
+    /// Those that a request may get by their language alone.
+    by_language: Vec<usize>,
+}
+
 impl Variants {
-    fn new(mut list: Vec<Arc<StoredResponse>>, all: bool) -> Arc<Self> {
-        list.truncate(MOST_VARIANTS);
-        Arc::new(Self { list, left: AtomicBool::new(false), all })
+    /// `max_bytes`: of all of them together, but for the newest.
+    fn new(mut list: Vec<Arc<StoredResponse>>, all: bool, max_bytes: u64) -> Arc<Self> {
+        keep_the_most_wanted(&mut list, max_bytes);
+        let mut groups = groups_of(&list);
+        if groups.len() > MAX_GROUPS {
+            let kept: Vec<VaryKey> = groups.iter().take(MAX_GROUPS).filter_map(|g| list.get(g.of)).map(|r| r.vary.clone()).collect();
+            list.retain(|r| kept.iter().any(|k| k.has_fields_of(&r.vary)));
+            groups = groups_of(&list);
+        }
+        Arc::new(Self { groups, list, left: AtomicBool::new(false), all })
     }
 
     /// Whether the disk holds no more of them.
@@ -41,10 +87,28 @@ impl Variants {
         self.all
     }
 
-    /// The newest whose Vary the request matches (RFC 9111 section 4.1).
+    /// The newest whose Vary the request matches. One without Vary, which would answer any request, is the last choice (RFC 9111
+    /// section 4.1).
     #[must_use]
-    pub fn select(&self, request: &HeaderMap) -> Option<&Arc<StoredResponse>> {
-        self.list.iter().find(|r| r.vary.matches(request))
+    pub fn select(&self, request: &impl RequestHead) -> Option<&Arc<StoredResponse>> {
+        let (mut best, mut plain): (Option<usize>, Option<usize>) = (None, None);
+        for group in &self.groups {
+            let Some(key) = self.list.get(group.of).map(|r| &r.vary) else { continue };
+            if key.is_empty() {
+                plain = Some(group.of);
+                continue;
+            }
+            let wanted = key.wanted(request);
+            let answers = |at: &usize| self.list.get(*at).is_some_and(|r| r.vary.is_for(&wanted, request));
+            let by_values = group.by_values.get(&wanted.hash()).copied().filter(answers);
+            let found = by_values.or_else(|| group.by_language.iter().copied().find(answers));
+            best = [best, found].into_iter().flatten().min();
+        }
+        let response = self.list.get(best.or(plain)?)?;
+        if self.list.len() > 1 {
+            response.note_wanted(MAX_WANTED);
+        }
+        Some(response)
     }
 
     /// The newest first.
@@ -63,6 +127,43 @@ impl Variants {
     }
 }
 
+fn groups_of(list: &[Arc<StoredResponse>]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (at, response) in list.iter().enumerate() {
+        let known = groups.iter().position(|g| list.get(g.of).is_some_and(|r| r.vary.has_fields_of(&response.vary)));
+        let n = known.unwrap_or_else(|| {
+            groups.push(Group { of: at, by_values: HashMap::new(), by_language: Vec::new() });
+            groups.len() - 1
+        });
+        let Some(group) = groups.get_mut(n) else { continue };
+        if !response.vary.is_empty() {
+            group.by_values.entry(response.vary.hash()).or_insert(at);
+        }
+        if response.vary.has_language() {
+            group.by_language.push(at);
+        }
+    }
+    groups
+}
+
+/// Lets go of those that were asked for least, and of equals of the oldest, until the rest is within its bounds. The newest stays.
+fn keep_the_most_wanted(list: &mut Vec<Arc<StoredResponse>>, max_bytes: u64) {
+    let bytes = |list: &[Arc<StoredResponse>]| list.iter().map(|r| r.weight() as u64).sum::<u64>();
+    let mut total = bytes(list);
+    while list.len() > 1 && (list.len() > MAX_VARIANTS || total > max_bytes) {
+        // `min_by_key` gives the first of equals, and the oldest are the last.
+        let Some((victim, least)) = list.iter().enumerate().skip(1).rev().map(|(n, r)| (n, r.wanted())).min_by_key(|(_, w)| *w) else {
+            return;
+        };
+        let gone = list.remove(victim);
+        total -= gone.weight() as u64;
+        // What was wanted long ago is worth less than what is wanted now.
+        let sum: usize = list.iter().map(|r| usize::from(r.wanted())).sum();
+        let is_full = sum > list.len() * usize::from(MAX_WANTED) / 2;
+        list.iter().for_each(|r| r.forget_wanted(least.max(if is_full { r.wanted() / 2 } else { 0 })));
+    }
+}
+
 #[derive(Clone)]
 enum Entry {
     Head(Arc<Variants>),
@@ -71,8 +172,8 @@ enum Entry {
 
 pub struct MemoryTier {
     entries: Cache<CacheKey, Entry>,
-    passed: Cache<CacheKey, ()>,
-    whole: Cache<CacheKey, ()>,
+    passed: Cache<CacheKey, Passed>,
+    ranges: Cache<CacheKey, Ranges>,
     limit: u64,
     next_object: AtomicU64,
 }
@@ -88,7 +189,7 @@ fn weigh(key: &CacheKey, entry: &Entry) -> u32 {
 /// What a response takes under a key.
 #[cfg(test)]
 pub fn weight(key: &CacheKey, response: &Arc<StoredResponse>) -> usize {
-    weigh(key, &Entry::Head(Variants::new(vec![Arc::clone(response)], false))) as usize
+    weigh(key, &Entry::Head(Variants::new(vec![Arc::clone(response)], false, u64::MAX))) as usize
 }
 
 fn leave(entry: &Entry) {
@@ -110,7 +211,7 @@ impl MemoryTier {
         Self {
             entries: Cache::builder().max_capacity(limit).weigher(weigh).eviction_listener(|_, entry, _| leave(&entry)).build(),
             passed: Cache::builder().max_capacity(MOST_PASSED).time_to_live(PASS_FOR).build(),
-            whole: Cache::builder().max_capacity(MOST_PASSED).time_to_live(WHOLE_FOR).build(),
+            ranges: Cache::builder().max_capacity(MOST_PASSED).time_to_live(RANGES_FOR).build(),
             limit,
             next_object: AtomicU64::new(first),
         }
@@ -181,7 +282,6 @@ impl MemoryTier {
     /// newer one.
     /// `then` is called before anybody can find it, or remove it.
     pub fn put(&self, key: &CacheKey, response: &Arc<StoredResponse>, then: impl FnOnce()) {
-        self.passed.invalidate(key);
         self.entries.entry_by_ref(key).and_compute_with(|old| {
             let (mut list, mut all) = (vec![Arc::clone(response)], false);
             if let Some(Entry::Head(variants)) = old.map(moka::Entry::into_value) {
@@ -192,6 +292,7 @@ impl MemoryTier {
                         response.replace();
                         return Op::Nop;
                     } else if !other.is(response) {
+                        response.inherit_wanted(other);
                         other.replace();
                     }
                 }
@@ -200,7 +301,7 @@ impl MemoryTier {
                 variants.leave();
             }
             then();
-            Op::Put(Entry::Head(Variants::new(list, all)))
+            Op::Put(Entry::Head(Variants::new(list, all, self.max_variants_bytes())))
         });
     }
 
@@ -214,7 +315,7 @@ impl MemoryTier {
                 *response = Arc::new(response.with_coding(coding, body.clone()));
                 then(response);
                 v.leave();
-                Op::Put(Entry::Head(Variants::new(list, v.all)))
+                Op::Put(Entry::Head(Variants::new(list, v.all, u64::MAX)))
             }
             _ => Op::Nop,
         });
@@ -236,7 +337,7 @@ impl MemoryTier {
                     list.push(response);
                 }
             }
-            let variants = Variants::new(list, true);
+            let variants = Variants::new(list, true, self.max_variants_bytes());
             merged = Some(Arc::clone(&variants));
             Op::Put(Entry::Head(variants))
         });
@@ -262,30 +363,44 @@ impl MemoryTier {
             Some(Entry::Head(v)) => {
                 v.leave();
                 let rest: Vec<_> = v.list.iter().filter(|r| !r.is(response)).cloned().collect();
-                if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Variants::new(rest, v.all))) }
+                if rest.is_empty() { Op::Remove } else { Op::Put(Entry::Head(Variants::new(rest, v.all, u64::MAX))) }
             }
             _ => Op::Nop,
         });
     }
 
-    /// The origin's answer to this key was not storable: for a while its requests do not wait for one another.
-    pub fn pass(&self, key: &CacheKey) {
-        self.passed.insert(key.clone(), ());
+    /// The origin's answer to this key could not be shared: for a while its requests do not wait for one another.
+    pub fn pass(&self, key: &CacheKey, whose: Passed) {
+        if whose == Passed::Everyones || !self.passed.contains_key(key) {
+            self.passed.insert(key.clone(), whose);
+        }
     }
 
-    /// Upstream gives no parts of what it has under this key: for a while it is not asked for any.
-    pub fn takes_no_ranges(&self, key: &CacheKey) {
-        self.whole.insert(key.clone(), ());
+    /// The origin's answer to this key can be shared after all.
+    pub fn share(&self, key: &CacheKey) {
+        if self.passed(key) == Some(Passed::Everyones) {
+            self.passed.invalidate(key);
+        }
+    }
+
+    /// How ranges of this key are to be asked for, for a while.
+    pub fn note_ranges(&self, key: &CacheKey, ranges: Ranges) {
+        self.ranges.insert(key.clone(), ranges);
     }
 
     #[must_use]
-    pub fn gives_ranges(&self, key: &CacheKey) -> bool {
-        !self.whole.contains_key(key)
+    pub fn ranges(&self, key: &CacheKey) -> Ranges {
+        self.ranges.get(key).unwrap_or_default()
+    }
+
+    /// What the variants of one key may take, in bytes.
+    fn max_variants_bytes(&self) -> u64 {
+        (self.limit / VARIANTS_PART).min(MAX_VARIANTS_BYTES)
     }
 
     #[must_use]
-    pub fn is_passed(&self, key: &CacheKey) -> bool {
-        self.passed.contains_key(key)
+    pub fn passed(&self, key: &CacheKey) -> Option<Passed> {
+        self.passed.get(key)
     }
 }
 
@@ -293,8 +408,8 @@ impl MemoryTier {
 mod tests {
     use super::*;
     use crate::CHUNK;
-    use http::StatusCode;
-    use tidegate_cache::{Freshness, Target, VaryKey};
+    use http::{HeaderMap, StatusCode};
+    use tidegate_cache::{Freshness, Target};
     use tidegate_cache::{Incarnation, Revision};
 
     fn response(body: Body, index: u64, vary_on: &str) -> Arc<StoredResponse> {
@@ -338,6 +453,42 @@ mod tests {
         let before = store.get(key.as_bytes()).unwrap();
         store.remove(&key);
         assert!(before.have_left() && store.get(key.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_response_without_vary_hides_none_that_varies() {
+        let store = MemoryTier::new(1 << 20);
+        let key = CacheKey::new("s", &Target::new(false, "h", "/", None));
+        let varied = response(Body::Whole(Bytes::from_static(b"varied")), 1, "1");
+        store.put(&key, &varied, || ());
+        let freshness = Freshness { lifetime: 9, ..Freshness::default() };
+        let (target, body) = (Target::new(false, "h", "/", None), Body::Whole(Bytes::from_static(b"plain")));
+        let plain = StoredResponse::new(target, StatusCode::OK, HeaderMap::new(), VaryKey::default(), freshness, body);
+        let plain = Arc::new(plain.with_clean_through(Revision::new(Incarnation(1), 2)));
+        store.put(&key, &plain, || ());
+        let select = |x: &str| store.get(key.as_bytes()).unwrap().select(&request(x)).cloned().unwrap();
+        assert!(Arc::ptr_eq(&select("1"), &varied) && Arc::ptr_eq(&select("2"), &plain));
+    }
+
+    #[test]
+    fn the_most_wanted_of_many_variants_stay_within_their_bytes() {
+        let limit = 16 << 20;
+        let store = MemoryTier::new(limit);
+        let key = CacheKey::new("s", &Target::new(false, "h", "/", None));
+        let body = || Body::Whole(Bytes::from(vec![7; 4 << 10]));
+        let wanted = response(body(), 1, "wanted");
+        store.put(&key, &wanted, || ());
+        for n in 0..2000 {
+            if n % 2 == 0 {
+                let found = store.get(key.as_bytes()).unwrap().select(&request("wanted")).cloned();
+                assert!(found.is_some_and(|f| Arc::ptr_eq(&f, &wanted)), "gone after {n} others");
+            }
+            store.put(&key, &response(body(), 1, &n.to_string()), || ());
+        }
+        let all = store.get(key.as_bytes()).unwrap();
+        let bytes: usize = all.iter().map(|r| r.weight()).sum();
+        assert!(bytes as u64 <= limit / VARIANTS_PART && all.iter().count() > 100, "{bytes} bytes, {} variants", all.iter().count());
+        assert!(all.select(&request("1999")).is_some());
     }
 
     #[test]

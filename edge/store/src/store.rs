@@ -5,7 +5,7 @@
 //! too, behind the answer.
 
 use crate::disk::{ChunkAt, Executor, Folder, Threads, Tier};
-use crate::memory::{MemoryTier, Variants};
+use crate::memory::{MemoryTier, Passed, Ranges, Variants};
 use crate::stored::{Body, StoredResponse};
 use crate::{CHUNK, disk};
 use bytes::Bytes;
@@ -323,24 +323,30 @@ impl Store {
         self.wake_writer();
     }
 
-    /// The origin's answer to this key was not storable: for a while its requests do not wait for one another.
-    pub fn pass(&self, key: &CacheKey) {
-        self.memory.pass(key);
+    /// The origin's answer to this key could not be shared: for a while its requests do not wait for one another.
+    pub fn pass(&self, key: &CacheKey, whose: Passed) {
+        self.memory.pass(key, whose);
     }
 
-    /// Upstream gives no parts of what it has under this key: for a while it is not asked for any.
-    pub fn takes_no_ranges(&self, key: &CacheKey) {
-        self.memory.takes_no_ranges(key);
+    /// The origin's answer to this key can be shared after all.
+    pub fn share(&self, key: &CacheKey) {
+        self.memory.share(key);
+    }
+
+    /// How ranges of this key are to be asked for, for a while.
+    pub fn note_ranges(&self, key: &CacheKey, ranges: Ranges) {
+        self.memory.note_ranges(key, ranges);
     }
 
     #[must_use]
-    pub fn gives_ranges(&self, key: &CacheKey) -> bool {
-        self.memory.gives_ranges(key)
+    pub fn ranges(&self, key: &CacheKey) -> Ranges {
+        self.memory.ranges(key)
     }
 
+    /// Whose requests for a key are not shared.
     #[must_use]
-    pub fn is_passed(&self, key: &CacheKey) -> bool {
-        self.memory.is_passed(key)
+    pub fn passed(&self, key: &CacheKey) -> Option<Passed> {
+        self.memory.passed(key)
     }
 
     /// Nothing more comes: the disk tier writes what waits.

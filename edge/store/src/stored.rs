@@ -134,6 +134,8 @@ pub struct StoredResponse {
     pub from_disk: bool,
     /// A newer one has taken its place.
     replaced: AtomicBool,
+    /// How often it was asked for of late, beside other variants; bounded.
+    wanted: AtomicU8,
 }
 
 impl StoredResponse {
@@ -149,6 +151,30 @@ impl StoredResponse {
 
     pub(crate) fn replace(&self) {
         self.replaced.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub(crate) fn wanted(&self) -> u8 {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// It was asked for. Counts that are lost in a race do not matter.
+    pub(crate) fn note_wanted(&self, most: u8) {
+        let before = self.wanted();
+        if before < most {
+            self.wanted.store(before + 1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn forget_wanted(&self, count: u8) {
+        if count > 0 {
+            self.wanted.store(self.wanted().saturating_sub(count), Ordering::Relaxed);
+        }
+    }
+
+    /// It takes the place of `other`, for the same requests.
+    pub(crate) fn inherit_wanted(&self, other: &Self) {
+        self.wanted.store(other.wanted(), Ordering::Relaxed);
     }
 
     /// It passed the purge check against a ledger that knows all through `index`.
@@ -170,7 +196,8 @@ impl StoredResponse {
     /// A response that was just received, clean through nothing yet.
     #[must_use]
     pub fn new(target: Target, status: StatusCode, headers: HeaderMap, vary: VaryKey, freshness: Freshness, body: Body) -> Self {
-        let tags = tidegate_cache::field::tags(&headers);
+        // One whose tags cannot be read is not stored.
+        let tags = tidegate_cache::field::tags(&headers).unwrap_or_default();
         let in_slices = matches!(body, Body::Chunked { .. }) && tidegate_cache::partial::takes_ranges(&headers);
         Self {
             target,
@@ -188,6 +215,7 @@ impl StoredResponse {
             in_slices,
             from_disk: false,
             replaced: AtomicBool::new(false),
+            wanted: AtomicU8::new(0),
         }
     }
 
@@ -211,6 +239,7 @@ impl StoredResponse {
             in_slices: self.in_slices,
             from_disk: self.from_disk,
             replaced: AtomicBool::new(false),
+            wanted: AtomicU8::new(self.wanted()),
         }
     }
 

@@ -17,7 +17,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 use tidegate_control_types::{Clock, FromNode, NodeName, NodeReport, Role, ToNode};
 use tidegate_gateway::store::Tier as DiskTier;
-use tidegate_gateway::{Accepted, Answer, Answering, Asked, Caches, Counters, Fills, Gateway, Node, RequestBody, Site, Store, Tier};
+use tidegate_gateway::{Answer, Answering, Asked, Caches, Counters, Fills, Gateway, Node, RequestBody, Site, Store, Tier};
 use tidegate_node::watch::{ControlPlane, NotWatching, Saved, WatchStream, Watched, Watcher};
 use tidegate_node::workers::{Outbox, ToWorker};
 use tidegate_node::{Network, NodeError, Update};
@@ -442,22 +442,14 @@ impl World {
         if ask.no_cache {
             field("cache-control", "no-cache".into());
         }
+        if ask.authorized {
+            field("authorization", "Basic c2lt".into());
+        }
         if ask.if_none_match {
             let language = if ask.path() == "/lang" { ask.language } else { 0 };
             field("if-none-match", format!("\"0-{language}\""));
         }
-        let asked = Asked {
-            key: tidegate_gateway::key(name, &target),
-            site,
-            method: ask.method.clone(),
-            target,
-            headers,
-            accepted: Accepted::default(),
-            client: None,
-            interim: None,
-            demand: None,
-            end_to_end: false,
-        };
+        let asked = Asked::of_client(site, ask.method.clone(), target, headers);
         let (of, pause, out) = (Of::Client(request.id), ask.slow, Rc::clone(&cache.out));
         let _context = handle.enter();
         let _local = cache.local.enter();

@@ -8,7 +8,7 @@ use crate::world::{Event, World};
 use bytes::Bytes;
 use http::response::Parts;
 use http::{Response, StatusCode, header};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -16,11 +16,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Answer, Answering, Fetch, FetchError, Fetched, RequestBody, Upstream, UpstreamBody};
+use tidegate_gateway::{Answer, Answering, Fetch, FetchError, FetchFailed, Fetched, RequestBody, Upstream, UpstreamBody, fields};
 use tidegate_upstream::{Shield, ShieldWay};
 use tokio::sync::{mpsc, oneshot};
 
-type Unsent = (FetchError, Option<http::Request<RequestBody>>);
+type Unsent = tidegate_upstream::Unanswered;
 
 /// What a node's futures want of the world.
 pub enum Out {
@@ -85,15 +85,15 @@ impl ShieldWay for SimWay {
 pub struct SimOrigin(pub Queue);
 
 impl Upstream for SimOrigin {
-    async fn fetch(&self, request: http::Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, request: http::Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchFailed> {
         let (reply, replied) = oneshot::channel();
         self.0.borrow_mut().push_back(Out::ToOrigin { site: fetch.site.name().to_owned(), request, reply });
-        replied.await.unwrap_or(Err(FetchError::Broken))
+        Ok(replied.await.unwrap_or(Err(FetchError::Broken))?)
     }
 }
 
-/// A body that comes over the network.
-struct Fed(mpsc::UnboundedReceiver<Result<Bytes, FetchError>>);
+/// A body that comes over the network, and its length where the head says it.
+struct Fed(mpsc::UnboundedReceiver<Result<Bytes, FetchError>>, Option<u64>);
 
 impl Body for Fed {
     type Data = Bytes;
@@ -101,6 +101,10 @@ impl Body for Fed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FetchError>>> {
         self.0.poll_recv(cx).map(|data| data.map(|d| d.map(Frame::data)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.1.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -318,11 +322,13 @@ impl World {
             Back::Head(parts) => {
                 let (feed, fed) = mpsc::unbounded_channel();
                 e.feed = Some(feed);
-                let response = Response::from_parts(*parts, UpstreamBody::new(Fed(fed)));
+                let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+                let mut response = Response::from_parts(*parts, UpstreamBody::new(Fed(fed, length)));
                 match std::mem::replace(&mut e.reply, Reply::Given) {
                     Reply::Shield(reply) => drop(reply.send(Ok(response))),
                     Reply::Origin(reply) => {
-                        drop(reply.send(Ok(Fetched { response, vouched: None, close_delimited: false, upgrade: None })));
+                        fields::strip_framing(response.headers_mut());
+                        drop(reply.send(Ok(Fetched { response, length, vouched: None, close_delimited: false, upgrade: None })));
                     }
                     Reply::Given => {}
                 }

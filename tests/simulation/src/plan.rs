@@ -119,6 +119,8 @@ pub struct Ask {
     pub range: Option<(u64, u64)>,
     pub if_none_match: bool,
     pub no_cache: bool,
+    /// It carries Authorization: its answer is nobody else's.
+    pub authorized: bool,
     /// Milliseconds between two pieces that the client takes.
     pub slow: u64,
 }
@@ -126,7 +128,7 @@ pub struct Ask {
 impl Ask {
     #[must_use]
     pub fn get(site: usize, page: usize) -> Self {
-        Self { site, page, method: http::Method::GET, language: 0, range: None, if_none_match: false, no_cache: false, slow: 0 }
+        Self { site, page, method: http::Method::GET, language: 0, range: None, if_none_match: false, no_cache: false, authorized: false, slow: 0 }
     }
 }
 
@@ -316,6 +318,7 @@ impl Plan {
                 3 => ask.no_cache = true,
                 4 => ask.method = http::Method::POST,
                 5 => ask.slow = r.u64(1..400),
+                6 => ask.authorized = true,
                 _ => {}
             }
             ask.language = r.u64(0..2);
@@ -624,15 +627,15 @@ impl Plan {
                     |tag: &str| PurgeOrder { site: SITES[site].parse().ok(), selector: Selector::Tag { tag: tag.into() }, soft: false };
                 orders = TAGS.into_iter().map(order).collect();
             }
-            // Nothing but HEAD leaves the shields what they have.
-            let method = if r.bool() { http::Method::HEAD } else { http::Method::GET };
+            // Nothing but what is one client's leaves the shields what they have.
+            let authorized = r.bool();
             // Not to be waited for, it is said to be true at the edges alone.
             let wait_ms = if r.bool() { 150 } else { 10_000 };
             self.add(then + 10 * MS, Action::Purge { at: to, orders, wait_ms });
             let mut asked = then + r.u64(100..650) * MS;
             while asked < then + 2500 * MS {
                 for edge in [edge, other, s.edge(r.usize(0..8))] {
-                    let ask = Ask { method: method.clone(), ..Ask::get(site, page) };
+                    let ask = Ask { authorized, ..Ask::get(site, page) };
                     self.add(asked, Action::Get { edge, worker: r.usize(0..s.workers), ask });
                 }
                 asked += r.u64(5..60) * MS;

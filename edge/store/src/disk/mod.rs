@@ -13,6 +13,9 @@ pub use medium::{Folder, Medium, Segment};
 pub use threads::Threads;
 pub use tier::{ChunkAt, DiskFigures, Tier};
 
+/// Responses of one key on the disk that differ by Vary; more push out the oldest.
+const MAX_VARIANTS: usize = 16;
+
 /// Where the disk tier's work is done. What is handed over may take as long as a disk takes.
 pub trait Executor: Send + Sync {
     /// Reads run beside one another.

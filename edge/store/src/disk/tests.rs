@@ -275,7 +275,7 @@ fn of_many_variants_the_latest_are_kept() {
         tier.work();
     }
     let languages: Vec<_> = versions(&tier, 1).into_iter().map(|(_, l)| l).collect();
-    assert!(languages.len() == crate::memory::MOST_VARIANTS && languages.iter().all(|l| *l >= 24), "{languages:?}");
+    assert!(languages.len() == super::MAX_VARIANTS && languages.iter().all(|l| *l >= 24), "{languages:?}");
 }
 
 #[test]

@@ -7,10 +7,10 @@
 //!
 //! All calls block; `threads` keeps them away from the workers. Jobs are done in the order in which they were queued.
 
+use super::MAX_VARIANTS;
 use super::medium::{Medium, Segment};
 use super::record::{self, HEAD, Kind, Listed, Name, Place, SEGMENT_HEADER};
 use super::{index::Index, response};
-use crate::memory::MOST_VARIANTS;
 use crate::sketch::Sketch;
 use crate::stored::StoredResponse;
 use bytes::Bytes;
@@ -398,7 +398,7 @@ impl Tier {
                 (Kind::Chunk, None) => found.index.put(listed.name, place),
                 (Kind::Response, None) => {
                     found.index.put(listed.name, place);
-                    found.index.keep_variants(listed.name.hash, MOST_VARIANTS);
+                    found.index.keep_variants(listed.name.hash, MAX_VARIANTS);
                 }
                 (Kind::Dropped | Kind::Removed, _) => {}
             }
@@ -656,7 +656,7 @@ impl Tier {
             variants.into_iter().filter_map(with_file).collect()
         };
         places.sort_unstable_by_key(|(_, p, _)| std::cmp::Reverse((p.segment, p.offset)));
-        places.truncate(MOST_VARIANTS);
+        places.truncate(MAX_VARIANTS);
         let mut responses = Vec::new();
         for (name, place, file) in places {
             match self.read(&*file, place) {

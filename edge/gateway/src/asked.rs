@@ -1,0 +1,310 @@
+//! One request as this node takes it, and its head as it goes upstream.
+//!
+//! Invariant: [`Outgoing`] is the only reading of a request's head that variants are told apart by, and the only source of the
+//! head that upstream gets. What is dropped, rewritten or added on the way is so for both.
+
+use crate::fields;
+use crate::gateway::{Node, Tier};
+use crate::interim::Interim;
+use crate::site::Site;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use tidegate_cache::cache_control::{self, RequestDirectives};
+use tidegate_cache::{Accepted, CacheKey, RequestHead, Revision, Target};
+use tidegate_control_types::site::ClientReload;
+
+use crate::body::RequestBody;
+
+/// One request, admitted and routed.
+pub struct Asked {
+    pub site: Rc<Site>,
+    pub method: Method,
+    pub target: Target,
+    pub key: CacheKey,
+    /// End to end: without what belongs to one connection, and at an edge without what a client must not say.
+    pub headers: HeaderMap,
+    /// Its sender takes trailers (TE).
+    pub takes_trailers: bool,
+    /// The protocol that its sender offers to switch to.
+    pub upgrade: Option<HeaderValue>,
+    /// At an edge, filled in by the gateway: the codings that the client accepts.
+    pub accepted: Accepted,
+    /// At an edge, filled in by the gateway: the Accept-Encoding with which upstream is asked for what is shared.
+    pub shared_coding: Option<HeaderValue>,
+    pub client: Option<IpAddr>,
+    /// Where interim responses go.
+    pub interim: Option<Interim>,
+    /// At a shield: what the edge demands.
+    pub demand: Option<Revision>,
+    pub end_to_end: bool,
+    /// At a shield: how many requests to origin servers it may cost, and until when its edge waits.
+    pub allowed: Option<(u32, Duration)>,
+}
+
+impl Asked {
+    /// A client's request, at an edge. `headers`: as they came, without Host.
+    #[must_use]
+    pub fn of_client(site: Rc<Site>, method: Method, target: Target, mut headers: HeaderMap) -> Self {
+        let hop = OneHop::taken_from(&mut headers);
+        fields::strip_reflected(&mut headers, &method);
+        Self::new(site, method, target, headers, hop)
+    }
+
+    /// An edge's request, at a shield. `headers`: as they came, without Host.
+    #[must_use]
+    pub fn of_edge(site: Rc<Site>, method: Method, target: Target, mut headers: HeaderMap) -> Self {
+        let demand = fields::revision(&headers, &fields::DEMAND);
+        let end_to_end = headers.contains_key(fields::END_TO_END);
+        let attempts = fields::number(&headers, &fields::ATTEMPTS).and_then(|n| u32::try_from(n).ok());
+        let allowed = attempts.zip(fields::number(&headers, &fields::WITHIN).map(Duration::from_millis));
+        let hop = OneHop::taken_from(&mut headers);
+        Self { demand, end_to_end, allowed, ..Self::new(site, method, target, headers, hop) }
+    }
+
+    fn new(site: Rc<Site>, method: Method, target: Target, headers: HeaderMap, hop: OneHop) -> Self {
+        let key = CacheKey::new(site.name(), &target);
+        let OneHop { takes_trailers, upgrade } = hop;
+        Self {
+            site,
+            method,
+            target,
+            key,
+            headers,
+            takes_trailers,
+            upgrade,
+            accepted: Accepted::default(),
+            shared_coding: None,
+            client: None,
+            interim: None,
+            demand: None,
+            end_to_end: false,
+            allowed: None,
+        }
+    }
+
+    /// What its Cache-Control asks of caches, as far as the site lets clients ask.
+    #[must_use]
+    pub fn directives(&self) -> RequestDirectives {
+        let asked = cache_control::of_request(&self.headers);
+        match self.site.state.spec.cache.client_reload {
+            ClientReload::Revalidate => asked,
+            ClientReload::Ignore => asked.satisfied(),
+        }
+    }
+
+    /// The same request once more, for work that goes on behind it.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            site: Rc::clone(&self.site),
+            method: Method::GET,
+            target: self.target.clone(),
+            key: self.key.clone(),
+            headers: self.headers.clone(),
+            takes_trailers: self.takes_trailers,
+            upgrade: self.upgrade.clone(),
+            accepted: self.accepted,
+            shared_coding: self.shared_coding.clone(),
+            client: self.client,
+            interim: None,
+            demand: self.demand,
+            end_to_end: self.end_to_end,
+            allowed: self.allowed,
+        }
+    }
+}
+
+/// What a head says to this node alone (RFC 9110 section 7.6.1).
+struct OneHop {
+    takes_trailers: bool,
+    upgrade: Option<HeaderValue>,
+}
+
+impl OneHop {
+    fn taken_from(headers: &mut HeaderMap) -> Self {
+        let takes_trailers = fields::takes_trailers(headers);
+        let upgrade = headers.get(header::UPGRADE).cloned();
+        fields::strip_hop_by_hop(headers);
+        fields::strip_internal(headers);
+        fields::strip_framing(headers);
+        // A WebSocket has no trailers.
+        Self { takes_trailers: takes_trailers && upgrade.is_none(), upgrade }
+    }
+}
+
+/// What a request goes upstream for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A response for all whose requests it matches. Conditions and ranges of the client are this node's own business, and so are
+    /// codings, at an edge that makes them.
+    Shared,
+    /// A response for this client alone, which is asked for as the client asks.
+    OneClient,
+}
+
+/// The head of a request as it reaches upstream.
+#[derive(Clone, Copy)]
+pub struct Outgoing<'a> {
+    asked: &'a Asked,
+    node: &'a Node,
+    purpose: Purpose,
+}
+
+/// Fields that this node sets or adds to.
+const ADDED: [HeaderName; 5] = [header::VIA, fields::CDN_LOOP, fields::FORWARDED_FOR, fields::FORWARDED_PROTO, fields::FORWARDED_HOST];
+
+impl<'a> Outgoing<'a> {
+    #[must_use]
+    pub fn new(asked: &'a Asked, node: &'a Node, purpose: Purpose) -> Self {
+        Self { asked, node, purpose }
+    }
+
+    /// Whether a field of the request does not go on.
+    fn drops(&self, name: &str) -> bool {
+        self.purpose == Purpose::Shared && fields::is_selection(name)
+    }
+
+    /// The Accept-Encoding that takes the place of the client's.
+    fn coding(&self) -> Option<&HeaderValue> {
+        self.asked.shared_coding.as_ref().filter(|_| self.purpose == Purpose::Shared)
+    }
+
+    /// What this node adds behind the lines of a field that came.
+    fn added(&self, name: &HeaderName) -> Option<HeaderValue> {
+        let (asked, at_edge) = (self.asked, self.node.tier == Tier::Edge);
+        let forwards = at_edge && asked.site.state.spec.origin.forwarded;
+        match name {
+            n if n == header::VIA => Some(self.node.via.clone()),
+            n if n == fields::CDN_LOOP && at_edge => Some(self.node.cdn_id.clone()),
+            n if n == fields::FORWARDED_FOR && forwards => asked.client.and_then(|ip| ip.to_string().try_into().ok()),
+            n if n == fields::FORWARDED_PROTO && forwards => {
+                Some(HeaderValue::from_static(if asked.target.https { "https" } else { "http" }))
+            }
+            n if n == fields::FORWARDED_HOST && forwards => HeaderValue::from_str(&asked.target.authority()).ok(),
+            _ => None,
+        }
+    }
+
+    /// The request, without its body. Its target is in origin form; whoever sends it adds scheme and authority where its protocol
+    /// wants them.
+    #[must_use]
+    pub fn request(&self, method: &Method) -> Request<RequestBody> {
+        let asked = self.asked;
+        let mut headers = asked.headers.clone();
+        if self.purpose == Purpose::Shared {
+            fields::strip_selection(&mut headers);
+        }
+        if let Some(coding) = self.coding() {
+            headers.insert(header::ACCEPT_ENCODING, coding.clone());
+        }
+        for name in ADDED {
+            if let Some(value) = self.added(&name) {
+                headers.append(name, value);
+            }
+        }
+        // With what is shared no trailers are kept.
+        if asked.takes_trailers && self.purpose == Purpose::OneClient {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        fields::insert(&mut headers, header::HOST, &asked.target.authority());
+        let mut request = Request::new(RequestBody::Empty);
+        request.method_mut().clone_from(method);
+        // A target that is no URI cannot come from an admitted request.
+        *request.uri_mut() = asked.target.path_and_query.parse().unwrap_or_default();
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+impl RequestHead for Outgoing<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        if self.drops(name) {
+            return;
+        }
+        if let Some(coding) = self.coding().filter(|_| name == header::ACCEPT_ENCODING.as_str()) {
+            return visit(coding.as_bytes());
+        }
+        if name == header::HOST.as_str() {
+            return visit(self.asked.target.authority().as_bytes());
+        }
+        self.asked.headers.each(name, visit);
+        if let Some(value) = ADDED.iter().find(|added| added.as_str() == name).and_then(|added| self.added(added)) {
+            visit(value.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tidegate_control_types::{SiteState, site_file};
+
+    /// What upstream gets is what variants are told apart by, field by field.
+    #[test]
+    fn both_readings_of_a_head_are_one() {
+        let text = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
+        let spec = site_file::read("s.toml", text).unwrap();
+        let state = Arc::new(SiteState { spec, revision: 1, created: 1, keys_since: 1, unshown: Vec::new() });
+        let site = Rc::new(Site::new(state, Arc::default()));
+        let name = HeaderValue::from_static("n");
+        let lines = [
+            ("connection", "x-hop, origin"),
+            ("x-hop", "1"),
+            ("origin", "https://a.example"),
+            ("x-forwarded-for", "192.0.2.9"),
+            ("x-forwarded-host", "evil.example"),
+            ("forwarded", "for=1"),
+            ("te", "trailers"),
+            ("content-length", "5"),
+            ("content-type", "a/b"),
+            ("accept-encoding", "br;q=0.7, deflate"),
+            ("range", "bytes=0-1"),
+            ("if-none-match", "\"a\""),
+            ("cookie", "a=b"),
+            ("x-list", "1"),
+            ("x-list", "2"),
+            ("via", "1.1 before"),
+            ("tidegate-demand", "1:1"),
+        ];
+        let mut headers = HeaderMap::new();
+        lines.iter().for_each(|(n, v)| {
+            headers.append(*n, HeaderValue::from_static(v));
+        });
+        for tier in [Tier::Edge, Tier::Shield] {
+            let node = Node { name: "n".into(), tier, via: name.clone(), cdn_id: name.clone() };
+            let target = site.target(true, "h.example", "/");
+            let (site, headers) = (Rc::clone(&site), headers.clone());
+            let of = if tier == Tier::Edge { Asked::of_client } else { Asked::of_edge };
+            let mut asked = of(site, Method::GET, target, headers);
+            asked.client = Some(IpAddr::from([192, 0, 2, 1]));
+            asked.shared_coding = (tier == Tier::Edge).then(|| HeaderValue::from_static("identity"));
+            for purpose in [Purpose::Shared, Purpose::OneClient] {
+                let outgoing = Outgoing::new(&asked, &node, purpose);
+                let sent = outgoing.request(&Method::GET);
+                let added = ADDED;
+                let added = added.iter().map(HeaderName::as_str);
+                let names: std::collections::BTreeSet<_> = lines.iter().map(|(n, _)| *n).chain(added).chain(["host"]).collect();
+                for name in names.into_iter().filter(|n| *n != "te") {
+                    let mut read: Vec<Vec<u8>> = Vec::new();
+                    outgoing.each(name, &mut |v| read.push(v.to_vec()));
+                    let got: Vec<Vec<u8>> = sent.headers().get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect();
+                    assert_eq!(read, got, "{name} {tier:?} {purpose:?}");
+                }
+                for gone in ["x-hop", "origin", "connection", "content-length", "tidegate-demand"] {
+                    assert!(!sent.headers().contains_key(gone), "{gone}");
+                }
+                let as_asked = purpose == Purpose::OneClient;
+                for one_clients in ["range", "if-none-match", "content-type", "te"] {
+                    assert_eq!(sent.headers().contains_key(one_clients), as_asked, "{one_clients}");
+                }
+                if tier == Tier::Edge {
+                    assert_eq!(sent.headers().get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["192.0.2.1"]);
+                    assert_eq!(sent.headers().get("accept-encoding").unwrap() == "identity", !as_asked);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! How many bytes of bodies may come before they are taken.
+//!
+//! A connection between nodes, or to an origin, carries the requests of strangers. Its own window is never what they wait for: each
+//! stream's window alone bounds what a slow reader holds, and it becomes smaller where many streams are open.
+
+/// Bytes that one stream may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    /// Of each stream while few are open.
+    pub few: u32,
+    /// Of each stream while many are open; what a connection holds at most is this times its streams.
+    pub many: u32,
+}
+
+/// Streams up to which they are few, and from which on they are many.
+const FEW: usize = 32;
+const MANY: usize = 128;
+
+impl Windows {
+    /// As large as a connection's window can be (RFC 9113 section 6.9.1).
+    pub const OF_CONNECTION: u32 = (1 << 31) - 1;
+
+    /// Of each stream, where so many are open.
+    #[must_use]
+    pub fn of(self, open: usize) -> u32 {
+        match open {
+            0..=FEW => self.few,
+            n if n <= MANY => (self.few / 4).max(self.many),
+            _ => self.many,
+        }
+    }
+}
