@@ -47,6 +47,8 @@ pub struct ConnectionState {
     /// HTTP/2: many responses on one connection, each with a window of its own.
     multiplexed: bool,
     early: EarlyResponses,
+    /// Why this node ended the connection.
+    refusal: Mutex<Option<Refusal>>,
     wakers: Mutex<[Option<Waker>; 2]>,
 }
 
@@ -63,8 +65,19 @@ impl ConnectionState {
             expired: AtomicBool::new(false),
             multiplexed,
             early: EarlyResponses::default(),
+            refusal: Mutex::default(),
             wakers: Mutex::default(),
         })
+    }
+
+    fn note_refusal(&self, refusal: Refusal) {
+        *self.refusal.lock() = Some(refusal);
+    }
+
+    /// Why this node ended the connection, where it was a request that could not be read.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        *self.refusal.lock()
     }
 
     /// A request of HTTP/1.1 begins, which takes interim responses until it ends.
@@ -118,6 +131,8 @@ impl ConnectionState {
             _ if self.multiplexed => !in_flight && over(self.in_flight.taken_at(), limits.idle_timeout),
             w if w == Waits::Head as u8 => over(since, limits.head_timeout),
             w if w == Waits::Body as u8 => over(since, limits.body_timeout),
+            // What another protocol waits for, nobody here knows.
+            w if w == Waits::Idle as u8 && self.upgrade.load(Ordering::Relaxed) == 2 => over(since, limits.tunnel_timeout),
             w if w == Waits::Idle as u8 => !in_flight && over(since, limits.idle_timeout),
             _ => false,
         };
@@ -158,6 +173,8 @@ enum Phase {
     /// Not HTTP/1.1 here: HTTP/2, or what a granted upgrade speaks.
     Raw,
     Refused(Refusal),
+    /// The body of a request that is being answered cannot be read on: whoever reads it learns so, and answers.
+    BodyRefused,
 }
 
 pub struct Admission<I> {
@@ -171,7 +188,8 @@ pub struct Admission<I> {
     /// Judged, not yet taken: from `taken` on.
     admitted: Vec<u8>,
     taken: usize,
-    body_bytes: u64,
+    /// The empty line that may come before a head has come.
+    skipped_line: bool,
     refusal_written: usize,
     /// hyper has begun to write something that it has not flushed: an interim response must not come into its middle.
     writing: bool,
@@ -202,7 +220,7 @@ impl<I> Admission<I> {
             pending: Vec::new(),
             admitted: Vec::new(),
             taken: 0,
-            body_bytes: 0,
+            skipped_line: false,
             refusal_written: 0,
             writing: false,
             early: Vec::new(),
@@ -243,7 +261,9 @@ impl<I> Admission<I> {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        self.phase = Phase::Refused(refusal);
+        let in_body = matches!(self.phase, Phase::ChunkSize | Phase::ChunkEnd | Phase::Trailers { .. });
+        self.state.note_refusal(refusal);
+        self.phase = if in_body { Phase::BodyRefused } else { Phase::Refused(refusal) };
         self.pending = Vec::new();
         self.waits(Waits::Nothing);
     }
@@ -259,7 +279,7 @@ impl<I> Admission<I> {
                 self.pending.extend_from_slice(bytes);
                 Ok(bytes.len())
             }
-            Phase::Refused(_) => Ok(bytes.len()),
+            Phase::Refused(_) | Phase::BodyRefused => Ok(bytes.len()),
             Phase::Head => self.head(bytes),
             Phase::Body { left } => {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
@@ -287,6 +307,26 @@ impl<I> Admission<I> {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        if !self.skipped_line {
+            let (before, is_cr) = (self.pending.len(), self.pending == b"\r");
+            match (head::empty_line(bytes), is_cr) {
+                // The rest of the line comes later.
+                (1, false) if before == 0 => {
+                    self.pending.push(b'\r');
+                    return Ok(1);
+                }
+                (2, false) if before == 0 => {
+                    self.skipped_line = true;
+                    return Ok(2);
+                }
+                (_, true) if bytes.first() == Some(&b'\n') => {
+                    self.pending.clear();
+                    self.skipped_line = true;
+                    return Ok(1);
+                }
+                _ => {}
+            }
+        }
         if self.pending.is_empty() {
             if let Some(end) = head::end(bytes, &self.limits)? {
                 self.read_head(bytes.get(..end).unwrap_or_default())?;
@@ -305,7 +345,7 @@ impl<I> Admission<I> {
 
     fn read_head(&mut self, head: &[u8]) -> Result<(), Refusal> {
         let read = head::read(head, &self.limits)?;
-        self.body_bytes = 0;
+        self.skipped_line = false;
         self.phase = match read.framing {
             Framing::Length(0) if read.upgrade => {
                 self.state.upgrade.store(0, Ordering::Release);
@@ -346,13 +386,8 @@ impl<I> Admission<I> {
             }
             _ => match head::chunk_size(text)? {
                 0 => Phase::Trailers { bytes: 0 },
-                left => {
-                    self.body_bytes += left;
-                    if self.body_bytes > self.limits.body {
-                        return Err(Refusal { status: 413, why: "the body of the request is too large" });
-                    }
-                    Phase::ChunkData { left }
-                }
+                // How large a body may be is looked at where it is read, which is behind what decides about its request.
+                left => Phase::ChunkData { left },
             },
         };
         self.admitted.extend_from_slice(&line);
@@ -384,7 +419,7 @@ impl<I> Admission<I> {
             let waited = self.state.waits.load(Ordering::Relaxed);
             if matches!(self.phase, Phase::Head) && waited == Waits::Head as u8 && !self.pending.is_empty() {
                 self.refuse(Refusal { status: 408, why: "the request's head did not come in time" });
-            } else if !matches!(self.phase, Phase::Refused(_)) {
+            } else if !matches!(self.phase, Phase::Refused(_) | Phase::BodyRefused) {
                 return Some(Poll::Ready(Ok(())));
             }
         }
@@ -401,6 +436,9 @@ impl<I> Admission<I> {
                     self.judge(&early);
                 }
             }
+        }
+        if matches!(self.phase, Phase::BodyRefused) && self.taken == self.admitted.len() {
+            return Some(Poll::Ready(Ok(())));
         }
         if matches!(self.phase, Phase::Refused(_)) && self.taken == self.admitted.len() {
             if !self.state.in_flight.is_idle(cx) {
@@ -442,7 +480,8 @@ impl<I: AsyncRead + Unpin> Read for Admission<I> {
             });
             match n {
                 Poll::Pending => {
-                    let in_body = !matches!(this.phase, Phase::Head | Phase::Raw | Phase::Undecided | Phase::Refused(_));
+                    let in_body =
+                        !matches!(this.phase, Phase::Head | Phase::Raw | Phase::Undecided | Phase::Refused(_) | Phase::BodyRefused);
                     if in_body && this.state.waits.load(Ordering::Relaxed) != Waits::Body as u8 {
                         this.waits(Waits::Body);
                     }

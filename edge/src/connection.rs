@@ -72,13 +72,14 @@ where
     let state = worker.watch_connection(false);
     let io = Admission::new(io, true, Arc::clone(&state), worker.shared.limits(), Arc::clone(&worker.coarse));
     let limits = worker.shared.limits();
-    let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
+    let client = Rc::new(client);
+    let (answering, of_connection, of_client) = (Rc::clone(&worker), Arc::clone(&state), Rc::clone(&client));
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let state = Arc::clone(&of_connection);
         // HTTP/1.0 knows no interim responses.
         let interim = (request.version() == http::Version::HTTP_11).then(|| state.begin_request());
         let request = request.map(|body| RequestBody::of(body, answering.most_body()));
-        answer(&answering, &state, request, &client, interim, usize::MAX).then(move |response| {
+        answer(&answering, &state, request, &of_client, interim, usize::MAX).then(move |response| {
             state.end_request();
             Ok::<_, Infallible>(response)
         })
@@ -98,8 +99,15 @@ where
             tokio::time::timeout(limits.drain, connection).await.unwrap_or(Ok(()))
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended");
+    if let Some(refusal) = state.refusal() {
+        let status = http::StatusCode::from_u16(refusal.status).unwrap_or(http::StatusCode::BAD_REQUEST);
+        worker.refused(&client, None, status, refusal.why);
+    } else if let Err(error) = ended {
+        if state.in_flight.count() > 0 || error.is_parse() {
+            tracing::info!(client = %client.ip, %error, "connection ended before its request was answered");
+        } else {
+            tracing::debug!(client = %client.ip, %error, "connection ended");
+        }
     }
 }
 

@@ -81,8 +81,10 @@ fn request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     if target.len() > limits.uri {
         return Err(Refusal { status: 414, why: "the target of the request is too long" });
     }
-    if target.is_empty() || target.iter().any(|b| !(0x21..=0x7e).contains(b)) {
-        return Err(bad("the target has a byte that no URI has"));
+    // Bytes that may stand in no URI, or not everywhere in one: they are looked at more closely, as the parser behind this does.
+    let is_odd = |b: &u8| !(0x21..=0x7e).contains(b) || b"\"#<>[\\]^`{|}".contains(b);
+    if target.is_empty() || (target.iter().any(is_odd) && http::Uri::try_from(target).is_err()) {
+        return Err(bad("the target has a character that no URI has: it has to be written as % and two digits"));
     }
     match version {
         b"HTTP/1.1" | b"HTTP/1.0" => Ok(()),
@@ -184,6 +186,16 @@ fn content_length(value: &[u8]) -> Result<u64, Refusal> {
 fn host(value: &[u8]) -> Result<(), Refusal> {
     let fine = |b: &u8| b.is_ascii_alphanumeric() || b"-._~:[]%".contains(b);
     if value.is_empty() || value.len() > 300 || !value.iter().all(fine) { Err(bad("Host is not a host")) } else { Ok(()) }
+}
+
+/// An empty line before a request is skipped (RFC 9112 section 2.2): how many of its bytes `bytes` begin with.
+#[must_use]
+pub fn empty_line(bytes: &[u8]) -> usize {
+    match bytes {
+        [b'\r', b'\n', ..] => 2,
+        [b'\r'] => 1,
+        _ => 0,
+    }
 }
 
 /// The size in a line before a chunk, without its CRLF; extensions are allowed and ignored.

@@ -69,7 +69,7 @@ impl Worker {
         if self.is_full() {
             return Answering::now(self.page(StatusCode::SERVICE_UNAVAILABLE, "there are as many connections as there may be"));
         }
-        let (idle, open) = (self.limits.get().idle_timeout, Open::new(self));
+        let (idle, open) = (self.limits.get().tunnel_timeout, Open::new(self));
         self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel, idle, open))
     }
 
@@ -84,7 +84,7 @@ impl Worker {
         let Routed { site, host, port } = match self.route(&request, client) {
             Ok(r) => r,
             Err((status, why)) => {
-                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                self.refused(client, Some(&request), status, why);
                 let mut response = self.page(status, why);
                 if status == StatusCode::BAD_REQUEST && request.version() < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -98,6 +98,7 @@ impl Worker {
             return Answering::now((answer, None));
         }
         if site.state.spec.tls.redirect && !client.https && !is_challenge {
+            self.log_unforwarded(client, Some(&request), site.name(), StatusCode::PERMANENT_REDIRECT, "to-https");
             return Answering::now((self.redirect(&host, request.uri()), None));
         }
         if request.method() == "PURGE" {
@@ -157,9 +158,13 @@ impl Worker {
             (h, None) => h.map(|h| h.to_str().map_err(|_| bad("Host is not a host"))).transpose()?,
             _ => return Err(bad("there are two Host fields")),
         };
-        let authority = match (request.uri().authority(), field) {
-            (Some(a), Some(f)) if !a.as_str().eq_ignore_ascii_case(f) => return Err(bad("Host and the target name different hosts")),
-            (Some(a), _) => a.as_str(),
+        let of_target = request.uri().authority().map(|a| a.as_str());
+        if request.version() < Version::HTTP_2 {
+            right_scheme(request.uri(), client.https)?;
+        }
+        let authority = match (of_target, field) {
+            (Some(a), Some(f)) if !same_authority(a, f, client.https) => return Err(bad("Host and the target name different hosts")),
+            (Some(a), _) => a,
             (None, Some(f)) => f,
             (None, None) => return Err(bad("there is no Host field")),
         };
@@ -282,6 +287,36 @@ impl Worker {
         }
     }
 
+    /// Counts and logs a request that reaches no site. `request`: where its head could be read.
+    pub fn refused(&self, client: &Client, request: Option<&Request<RequestBody>>, status: StatusCode, why: &str) {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        self.log_unforwarded(client, request, "", status, why);
+    }
+
+    /// Logs a request that the gateway does not see.
+    fn log_unforwarded(&self, client: &Client, request: Option<&Request<RequestBody>>, site: &str, status: StatusCode, why: &str) {
+        let Some(log) = &self.shared.log else { return };
+        let field = |r: &Request<RequestBody>| r.headers().get(header::HOST).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+        let authority = |r: &Request<RequestBody>| r.uri().authority().map(|a| a.as_str().to_owned());
+        log.line(&Line {
+            time: self.shared.clock.wall().0,
+            node: &self.shared.node,
+            site,
+            client: Some(client.ip),
+            protocol: request.map_or("", |r| protocol_of(r, client)),
+            method: request.map_or("", |r| r.method().as_str()),
+            host: &request.and_then(|r| authority(r).or_else(|| field(r))).unwrap_or_default(),
+            target: request.map_or("", |r| r.uri().path_and_query().map_or("/", |p| p.as_str())),
+            status: status.as_u16(),
+            bytes: 0,
+            complete: true,
+            cache: "none",
+            detail: Some(why),
+            collapsed: false,
+            milliseconds: 0,
+        });
+    }
+
     fn log(&self, started: BootTime, seen: Seen, answer: &mut Answer) {
         let Some(log) = self.shared.log.clone() else { return };
         let (status, how) = (answer.response.status().as_u16(), answer.status);
@@ -308,6 +343,22 @@ impl Worker {
     }
 }
 
+/// Whether a target in absolute form may be asked for over this connection (RFC 9110 section 7.4).
+fn right_scheme(uri: &Uri, https: bool) -> Result<(), (StatusCode, &'static str)> {
+    match (uri.scheme_str(), https) {
+        (None, _) | (Some("http"), false) | (Some("https"), true) => Ok(()),
+        (Some("https"), false) => Err((StatusCode::MISDIRECTED_REQUEST, "an https resource is not given over a connection in clear")),
+        (Some("http"), true) => Err((StatusCode::MISDIRECTED_REQUEST, "an http resource is not given over a connection of TLS")),
+        _ => Err((StatusCode::BAD_REQUEST, "only resources of http and https are given here")),
+    }
+}
+
+/// Whether two authorities name one host and port, where the scheme's own port need not be said (RFC 9110 section 4.2.3).
+fn same_authority(a: &str, b: &str, https: bool) -> bool {
+    let read = |text| host_and_port(text).map(|(host, port)| (host, port.unwrap_or(if https { 443 } else { 80 })));
+    a.eq_ignore_ascii_case(b) || read(a).is_some_and(|a| read(b) == Some(a))
+}
+
 /// With the upstream's side of a granted upgrade.
 type Tunnelled = (Response<ResponseBody>, Option<hyper::upgrade::OnUpgrade>);
 
@@ -330,15 +381,19 @@ struct Seen {
 
 impl Seen {
     fn of(request: &Request<RequestBody>, client: &Client, site: &Rc<Site>, host: &str) -> Self {
-        let protocol = match (request.version(), client.https) {
-            (Version::HTTP_3, _) => "h3",
-            (Version::HTTP_2, _) => "h2",
-            (Version::HTTP_10, _) => "http/1.0",
-            (_, true) => "https/1.1",
-            (_, false) => "http/1.1",
-        };
+        let protocol = protocol_of(request, client);
         let target = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
         Self { site: Rc::clone(site), client: client.ip, protocol, method: request.method().clone(), host: host.to_owned(), target }
+    }
+}
+
+fn protocol_of(request: &Request<RequestBody>, client: &Client) -> &'static str {
+    match (request.version(), client.https) {
+        (Version::HTTP_3, _) => "h3",
+        (Version::HTTP_2, _) => "h2",
+        (Version::HTTP_10, _) => "http/1.0",
+        (_, true) => "https/1.1",
+        (_, false) => "http/1.1",
     }
 }
 

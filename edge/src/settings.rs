@@ -56,6 +56,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Without a request on a kept connection.
     pub idle_timeout: Duration,
+    /// Without a byte either way on a connection that speaks another protocol (WebSocket).
+    pub tunnel_timeout: Duration,
     /// Connections of one worker.
     pub connections: usize,
     /// Streams of one HTTP/2 or HTTP/3 connection.
@@ -74,6 +76,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
+            tunnel_timeout: Duration::from_secs(3600),
             connections: 50_000,
             streams: 128,
             drain: Duration::from_secs(10),
@@ -125,6 +128,7 @@ fn limits(s: &Section<'_>) -> Limits {
         head_timeout: s.or("head_timeout", d.head_timeout, duration(ms, hour)),
         body_timeout: s.or("body_timeout", d.body_timeout, duration(ms, hour)),
         idle_timeout: s.or("idle_timeout", d.idle_timeout, duration(ms, hour)),
+        tunnel_timeout: s.or("tunnel_timeout", d.tunnel_timeout, duration(ms, 24 * hour)),
         connections: count("connections", d.connections, 1, 10_000_000),
         streams: s.or("streams", d.streams, |v| Ok(u32::try_from(number(1, 10_000)(v)?).unwrap_or(d.streams))),
         drain: s.or("drain", d.drain, duration(Duration::ZERO, hour)),

@@ -11,9 +11,9 @@ mod client;
 mod keep_alive;
 mod pipe;
 mod server;
-mod windows;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 pub use body::Received;
 pub use client::{ClientSettings, Failed, Sender, connect};

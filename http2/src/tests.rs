@@ -1,6 +1,6 @@
 //! Both ends against the crate h2 at the other, over a pipe.
 
-use crate::{ClientSettings, KeepAlive, Received, Sender, ServerSettings, connect, serve};
+use crate::{ClientSettings, KeepAlive, Received, Sender, ServerSettings, Windows, connect, serve};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;

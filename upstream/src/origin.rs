@@ -213,8 +213,7 @@ impl OriginUpstream {
     /// A kept connection that may be used on: not too old, and to an address that the name still leads to.
     fn kept(&self, servers: &Servers, key: &PoolKey) -> Option<(Connection, Made)> {
         let (now, most) = (tokio::time::Instant::now(), servers.spec.max_connection_age);
-        let is_good =
-            |made: &Made| now.duration_since(made.at) < most && self.pools.resolver.still_leads_to(&key.server.host, made.to);
+        let is_good = |made: &Made| now.duration_since(made.at) < most && self.pools.resolver.still_leads_to(&key.server.host, made.to);
         self.connections.take(key, is_good)
     }
 
@@ -443,9 +442,9 @@ impl Upstream for OriginUpstream {
                     health.inspect(|h| h.succeeded());
                     return Ok(fetched);
                 }
-                Err(_) if progress.as_ref().is_some_and(|p| p.client_failed()) => {
+                Err(_) if let Some(error) = progress.as_ref().and_then(|p| p.client_fault()) => {
                     // No server is to blame.
-                    return Err(FetchFailed { error: FetchError::Client, ..failed });
+                    return Err(FetchFailed { error, ..failed });
                 }
                 Err(Failed { error, unsent }) => {
                     tracing::debug!(site = fetch.site.name(), server = at, %error, "an origin server failed");

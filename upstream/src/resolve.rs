@@ -1,11 +1,11 @@
 //! Names of origins, resolved with their TTLs. One resolver per process, on the background runtime: a worker only waits for its
 //! answer. Where no name server answers, what was known last is used on for a day (RFC 8767).
 
+use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::TokioResolver;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

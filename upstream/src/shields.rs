@@ -170,12 +170,7 @@ impl Http2Shields {
     /// A connection that takes one more request, and else what has to be held while one is opened.
     fn kept(&self, shield: &Shield, config: &Arc<ClientConfig>) -> Result<Sender, Rc<Mutex<()>>> {
         let mut all = self.open.borrow_mut();
-        let new = || Open {
-            tls_name: shield.tls_name.clone(),
-            config: Arc::clone(config),
-            senders: Vec::new(),
-            opening: Rc::default(),
-        };
+        let new = || Open { tls_name: shield.tls_name.clone(), config: Arc::clone(config), senders: Vec::new(), opening: Rc::default() };
         let open = all.entry(shield.address.clone()).or_insert_with(new);
         if open.tls_name != shield.tls_name || !Arc::ptr_eq(&open.config, config) {
             *open = new();
@@ -352,8 +347,9 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         turn.succeeded();
                         return Ok(fetched);
                     }
-                    Err(_) if progress.as_ref().is_some_and(|p| p.client_failed()) => {
-                        return Err(FetchFailed { error: FetchError::Client, ..failed });
+                    Err(_) if let Some(error) = progress.as_ref().and_then(|p| p.client_fault()) => {
+                        // No server is to blame.
+                        return Err(FetchFailed { error, ..failed });
                     }
                     Err(Blame::Origin(of_origin)) => {
                         turn.succeeded();

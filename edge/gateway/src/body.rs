@@ -275,7 +275,7 @@ pub struct Progress {
     turn: Cell<Turn>,
     /// Goes up with each step.
     steps: Cell<u64>,
-    client_failed: Cell<bool>,
+    client_fault: Cell<Option<FetchError>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -285,10 +285,10 @@ impl Progress {
         self.turn.get()
     }
 
-    /// Whether the body did not come whole, which is the client's doing.
+    /// Why the body did not come whole, which is the client's doing.
     #[must_use]
-    pub fn client_failed(&self) -> bool {
-        self.client_failed.get()
+    pub fn client_fault(&self) -> Option<FetchError> {
+        self.client_fault.get()
     }
 
     fn step(&self, turn: Turn) {
@@ -348,7 +348,11 @@ impl RequestBody {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        if body.is_end_stream() { Self::Empty } else { Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default() } }
+        if body.is_end_stream() {
+            Self::Empty
+        } else {
+            Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default() }
+        }
     }
 }
 
@@ -392,12 +396,12 @@ impl Body for RequestBody {
                 return Poll::Pending;
             }
         };
-        let frame = frame.inspect_err(|_| progress.client_failed.set(true))?;
+        let frame = frame.inspect_err(|_| progress.client_fault.set(Some(FetchError::Client)))?;
         let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
         match left.checked_sub(length) {
             Some(rest) => *left = rest,
             None => {
-                progress.client_failed.set(true);
+                progress.client_fault.set(Some(FetchError::TooLarge));
                 return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
             }
         }

@@ -2,8 +2,8 @@
 //! for.
 
 use crate::{
-    Answer, Asked, Caches, Fetch, FetchError, FetchFailed, Fetched, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier, Upstream,
-    UpstreamBody,
+    Answer, Asked, Caches, Fetch, FetchError, FetchFailed, Fetched, Gateway, MOST_SELECTORS, Node, RequestBody, Site, Store, Tier,
+    Upstream, UpstreamBody,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};

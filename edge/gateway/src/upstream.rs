@@ -84,12 +84,14 @@ pub enum FetchError {
     ServerError,
     #[error("the client broke off its request, or its body is not what its head says")]
     Client,
+    #[error("the body of the request is larger than this node allows")]
+    TooLarge,
     #[error("no shield of this region can be reached")]
     Shield,
 }
 
 impl FetchError {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Refused,
         Self::Connect,
         Self::ConnectTimeout,
@@ -111,6 +113,7 @@ impl FetchError {
         Self::Private,
         Self::ServerError,
         Self::Client,
+        Self::TooLarge,
         Self::Shield,
     ];
 
@@ -139,6 +142,7 @@ impl FetchError {
             Self::Private => "private",
             Self::ServerError => "server-error",
             Self::Client => "client",
+            Self::TooLarge => "too-large",
             Self::Shield => "shield",
         }
     }
@@ -155,6 +159,7 @@ impl FetchError {
             Self::Timeout | Self::ConnectTimeout | Self::Stalled => http::StatusCode::GATEWAY_TIMEOUT,
             Self::Down => http::StatusCode::SERVICE_UNAVAILABLE,
             Self::Client => http::StatusCode::BAD_REQUEST,
+            Self::TooLarge => http::StatusCode::PAYLOAD_TOO_LARGE,
             _ => http::StatusCode::BAD_GATEWAY,
         }
     }
@@ -168,8 +173,7 @@ impl FetchError {
     /// Whether it speaks against the server as such, and not against this request or this answer.
     #[must_use]
     pub fn is_of_the_server(self) -> bool {
-        let of_this = matches!(self, Self::Malformed | Self::Framing | Self::Switched | Self::Client | Self::Private | Self::Abandoned);
-        !of_this
+        !matches!(self, Self::Malformed | Self::Framing | Self::Switched | Self::Client | Self::TooLarge | Self::Private | Self::Abandoned)
     }
 }
 

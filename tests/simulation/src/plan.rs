@@ -128,7 +128,17 @@ pub struct Ask {
 impl Ask {
     #[must_use]
     pub fn get(site: usize, page: usize) -> Self {
-        Self { site, page, method: http::Method::GET, language: 0, range: None, if_none_match: false, no_cache: false, authorized: false, slow: 0 }
+        Self {
+            site,
+            page,
+            method: http::Method::GET,
+            language: 0,
+            range: None,
+            if_none_match: false,
+            no_cache: false,
+            authorized: false,
+            slow: 0,
+        }
     }
 }
 
