@@ -12,10 +12,18 @@ use std::process::Command;
 use support::{Dev, Process, error_of, free_port, loopback, wait_for};
 
 /// What does not pass, and why it cannot.
-const LEFT: [(&str, &str); 15] = [
-    // It wants the first of two members to count; its like with `0, 0`, and with two lines, want the response to be stale. RFC 9111
-    // section 5.1 says the former; what is read in two ways we take for old.
-    ("age-parse-prefix", "contradicts age-parse-dup-0 and age-parse-prefix-twoline"),
+const LEFT: [(&str, &str); 23] = [
+    // They want an Age that cannot be read, or that comes twice, to make the response stale. RFC 9111 section 5.1: a cache should use
+    // the first member of a list, and ignore a field that is invalid.
+    ("age-parse-dup-0", "the first member counts (RFC 9111 section 5.1)"),
+    ("age-parse-dup-0-twoline", "as above"),
+    ("age-parse-dup-old", "as above"),
+    ("age-parse-prefix-twoline", "as above, and as age-parse-prefix wants it"),
+    ("age-parse-float", "what is no number of seconds is ignored (RFC 9111 section 5.1)"),
+    ("age-parse-negative", "as above"),
+    ("age-parse-nonnumeric", "as above"),
+    ("age-parse-numeric-parameter", "as above"),
+    ("age-parse-parameter", "as above"),
     // They expect the number that the origin gives its answers, in an answer to which the origin gave none.
     ("stale-close-must-revalidate", "no answer can pass it once the origin has closed the connection"),
     ("stale-close-proxy-revalidate", "as above"),

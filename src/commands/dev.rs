@@ -54,6 +54,9 @@ pub struct Dev {
     /// Where the zone cdn.test is answered for, over UDP and TCP [default: 127.0.0.1:8053, or a free port where that is taken]
     #[arg(long, value_name = "ADDR")]
     dns: Option<SocketAddr>,
+    /// Where names of origins and of sites' hosts are resolved; without it the system's name servers. May be given several times
+    #[arg(long, value_name = "ADDR:PORT")]
+    name_server: Vec<SocketAddr>,
     /// Kept between runs; without it a temporary folder, removed at the end
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -181,7 +184,7 @@ impl Dev {
         }
         let mut shields = Vec::new();
         for n in 0..self.shields {
-            let settings = Self::shield(network, n)?;
+            let settings = self.shield(network, n)?;
             let bound = tidegate_origin_shield::Bound::bind(&settings)?;
             network.ports.set(&settings.node.name, bound.listen.first());
             shields.push((settings, bound));

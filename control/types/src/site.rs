@@ -193,6 +193,10 @@ pub struct CacheSpec {
     pub ttl_jitter: u8,
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
+    /// For so long after its lifetime a response stands in for an origin that cannot be reached, or says nothing.
+    pub stale_if_unreachable: Duration,
+    /// How long a request waits for the origin where a stale response can stand in.
+    pub stale_wait: Duration,
     pub when_detached: WhenDetached,
     pub client_reload: ClientReload,
     /// A response that is to be stored and whose readers have all gone is fetched to its end where this many bytes are missing at

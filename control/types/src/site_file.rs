@@ -158,6 +158,8 @@ fn cache(s: &Section<'_>) -> CacheSpec {
         ttl_jitter: s.or("ttl_jitter", 0, percent),
         stale_while_revalidate: s.or("stale_while_revalidate", Duration::ZERO, duration(Duration::ZERO, YEAR)),
         stale_if_error: s.or("stale_if_error", Duration::ZERO, duration(Duration::ZERO, YEAR)),
+        stale_if_unreachable: s.or("stale_if_unreachable", HOUR, duration(Duration::ZERO, YEAR)),
+        stale_wait: s.or("stale_wait", 2 * SECOND, duration(Duration::ZERO, HOUR)),
         when_detached: s.or(
             "when_detached",
             WhenDetached::Serve,
@@ -333,6 +335,8 @@ mod tests {
             ttl_jitter = "10%"
             when_detached = "refuse"
             client_reload = "ignore"
+            stale_if_unreachable = "1d"
+            stale_wait = "500ms"
             finish_size = "2MiB"
             finish_time = "0s"
             max_object = "1MiB"
@@ -350,6 +354,7 @@ mod tests {
         assert_eq!(s.origin.servers[1].host, "[2001:db8::1]");
         assert_eq!(s.origin.health.unwrap().expect, [200, 204]);
         assert_eq!(s.cache.query, QueryRule::Drop(vec!["utm_*".into()]));
+        assert_eq!((s.cache.stale_if_unreachable, s.cache.stale_wait), (24 * HOUR, 500 * MS));
         assert_eq!((s.cache.finish_size, s.cache.finish_time), (2 << 20, Duration::ZERO));
         assert_eq!((s.cache.ttl_jitter, s.cache.client_reload, s.origin.forwarded), (10, ClientReload::Ignore, false));
         assert_eq!((s.cache.when_detached, s.cache.default_ttl), (WhenDetached::Refuse, Some(Duration::from_secs(300))));

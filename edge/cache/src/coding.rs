@@ -128,9 +128,9 @@ pub fn vary(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes the head of a response that of its coded form of `length` bytes: another representation, with a weak validator, since its
+/// Makes the head of a response that of its coded form, of `length` bytes where that is known: another representation, with a weak validator, since its
 /// bytes are others and its meaning is the same (RFC 9110 section 8.8.1).
-pub fn describe(headers: &mut HeaderMap, coding: Coding, length: u64) {
+pub fn describe(headers: &mut HeaderMap, coding: Coding, length: Option<u64>) {
     // Digests of the bytes as they came (RFC 9530).
     // Nor are ranges of it given.
     headers.remove(http::header::ACCEPT_RANGES);
@@ -138,7 +138,10 @@ pub fn describe(headers: &mut HeaderMap, coding: Coding, length: u64) {
         headers.remove(HeaderName::from_static(digest));
     }
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.token()));
-    headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+    match length {
+        Some(length) => drop(headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length))),
+        None => drop(headers.remove(http::header::CONTENT_LENGTH)),
+    }
     let strong = headers.get(ETAG).map(HeaderValue::as_bytes).filter(|v| !v.starts_with(b"W/"));
     if let Some(weak) = strong.and_then(|v| HeaderValue::from_bytes(&[b"W/", v].concat()).ok()) {
         headers.insert(ETAG, weak);
@@ -209,7 +212,7 @@ mod tests {
             ("vary", "X, accept-encoding"),
         ]);
         vary(&mut h);
-        describe(&mut h, Coding::Zstd, 5);
+        describe(&mut h, Coding::Zstd, Some(5));
         let want = [("etag", "W/\"a\""), ("content-length", "5"), ("content-encoding", "zstd"), ("vary", "X, accept-encoding")];
         assert_eq!(h, head(&want));
     }

@@ -21,6 +21,7 @@ pub struct FreshnessDefaults {
     pub ttl: Option<u64>,
     pub stale_while_revalidate: u64,
     pub stale_if_error: u64,
+    pub stale_if_unreachable: u64,
 }
 
 /// What a freshness lifetime comes from.
@@ -48,6 +49,7 @@ pub struct Freshness {
     pub response_time: WallTime,
     pub stale_while_revalidate: u64,
     pub stale_if_error: u64,
+    pub stale_if_unreachable: u64,
     /// Never used stale (section 4.2.4).
     pub must_revalidate: bool,
     /// Used only after revalidation (section 5.2.2.4).
@@ -73,6 +75,8 @@ impl Freshness {
             response_time,
             stale_while_revalidate: said.stale_while_revalidate.unwrap_or(defaults.stale_while_revalidate),
             stale_if_error: said.stale_if_error.unwrap_or(defaults.stale_if_error),
+            // What was never fresh for anybody is not given to others when it is older still.
+            stale_if_unreachable: if lifetime > 0 { defaults.stale_if_unreachable } else { 0 },
             // s-maxage has the meaning of proxy-revalidate too (section 5.2.2.10).
             must_revalidate: said.must_revalidate || said.proxy_revalidate || (said.s_maxage.is_some() && !said.targeted),
             no_cache: said.no_cache,

@@ -23,10 +23,10 @@ pub enum Reuse {
     Fresh,
     /// Answers now, while a validation goes on behind it (stale-while-revalidate).
     StaleWhileRevalidating,
-    /// Upstream is asked first. `or_stale`: the stored response may stand in if that fails (stale-if-error).
+    /// Upstream is asked first. `or_stale`: when the stored response may stand in if that fails.
     Validate {
         why: Why,
-        or_stale: bool,
+        or_stale: StandIn,
     },
     /// Must not be used and not be validated: as if it were not there.
     Gone,
@@ -36,6 +36,16 @@ pub enum Reuse {
 pub enum Why {
     Stale,
     Request,
+}
+
+/// For which failures of upstream a stored response may stand in (RFC 9111 section 4.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StandIn {
+    Never,
+    /// It cannot be reached, or says nothing.
+    Unreachable,
+    /// Also for an answer that is an error (`stale-if-error`, RFC 5861 section 4).
+    AnyError,
 }
 
 /// Decides on a stored response that matches by key and Vary.
@@ -54,7 +64,15 @@ pub fn decide(freshness: &Freshness, asked: &RequestDirectives, standing: Standi
     };
     let may_be_stale = !freshness.must_revalidate && !freshness.no_cache;
     let or_stale = |for_seconds: u64| {
-        may_be_stale && (!unvouched || Bug::StaleIfErrorWhileDetached.is_planted()) && for_seconds < freshness.stale_if_error
+        let may_stand_in = may_be_stale && (!unvouched || Bug::StaleIfErrorWhileDetached.is_planted());
+        // What was softly purged is stale by an operator's word: more than its origin's own word is needed to give it.
+        let is_stale_by_time = standing == Standing::Current;
+        match for_seconds {
+            _ if !may_stand_in => StandIn::Never,
+            s if s < freshness.stale_if_error => StandIn::AnyError,
+            s if s < freshness.stale_if_unreachable && is_stale_by_time => StandIn::Unreachable,
+            _ => StandIn::Never,
+        }
     };
     let validate = |why| Reuse::Validate { why, or_stale: or_stale(stale_for.unwrap_or(0)) };
     if unvouched || freshness.no_cache {
@@ -87,6 +105,7 @@ mod tests {
         response_time: WallTime(0),
         stale_while_revalidate: 0,
         stale_if_error: 0,
+        stale_if_unreachable: 0,
         must_revalidate: false,
         no_cache: false,
     };
@@ -97,27 +116,29 @@ mod tests {
 
     #[test]
     fn stale_answers_only_within_their_windows() {
+        use StandIn::{AnyError, Never, Unreachable};
         let validate = |or_stale| Reuse::Validate { why: Why::Stale, or_stale };
-        assert_eq!((at(FRESH, 9), at(FRESH, 10)), (Reuse::Fresh, validate(false)));
-        let lenient = Freshness { stale_while_revalidate: 5, stale_if_error: 20, ..FRESH };
-        assert_eq!((at(lenient, 14), at(lenient, 15), at(lenient, 30)), (Reuse::StaleWhileRevalidating, validate(true), validate(false)));
-        assert_eq!(at(Freshness { must_revalidate: true, ..lenient }, 14), validate(false));
+        assert_eq!((at(FRESH, 9), at(FRESH, 10)), (Reuse::Fresh, validate(Never)));
+        let lenient = Freshness { stale_while_revalidate: 5, stale_if_error: 20, stale_if_unreachable: 30, ..FRESH };
+        assert_eq!((at(lenient, 14), at(lenient, 15)), (Reuse::StaleWhileRevalidating, validate(AnyError)));
+        assert_eq!((at(lenient, 30), at(lenient, 40)), (validate(Unreachable), validate(Never)));
+        assert_eq!(at(Freshness { must_revalidate: true, ..lenient }, 14), validate(Never));
     }
 
     #[test]
     fn a_purge_is_stronger_than_freshness() {
         let decide = |standing, attachment| {
-            decide(&Freshness { stale_if_error: 9, ..FRESH }, &RequestDirectives::default(), standing, attachment, WallTime(0))
+            decide(&Freshness { stale_if_error: 9, stale_if_unreachable: 99, ..FRESH }, &RequestDirectives::default(), standing, attachment, WallTime(0))
         };
         let validate = |or_stale| Reuse::Validate { why: Why::Stale, or_stale };
         assert_eq!(decide(Standing::Purged, Attachment::Alone), Reuse::Gone);
-        assert_eq!(decide(Standing::SoftlyPurged, Attachment::Attached), validate(true));
-        assert_eq!(decide(Standing::Unvouched, Attachment::Attached), validate(false), "a forgotten purge may have been hard");
+        assert_eq!(decide(Standing::SoftlyPurged, Attachment::Attached), validate(StandIn::AnyError));
+        assert_eq!(decide(Standing::Unvouched, Attachment::Attached), validate(StandIn::Never), "a forgotten purge may have been hard");
         assert_eq!(decide(Standing::Current, Attachment::Alone), Reuse::Fresh);
         assert_eq!(decide(Standing::Current, Attachment::AloneRevalidating { confirmed: true }), Reuse::Fresh);
         assert_eq!(
             decide(Standing::Current, Attachment::AloneRevalidating { confirmed: false }),
-            validate(false),
+            validate(StandIn::Never),
             "the control plane counts this node as silent"
         );
     }
@@ -125,7 +146,7 @@ mod tests {
     #[test]
     fn requests_may_ask_for_more() {
         let ask = |asked| decide(&FRESH, &asked, Standing::Current, Attachment::Attached, WallTime(5000));
-        let refused = Reuse::Validate { why: Why::Request, or_stale: false };
+        let refused = Reuse::Validate { why: Why::Request, or_stale: StandIn::Never };
         assert_eq!(ask(RequestDirectives { no_cache: true, ..Default::default() }), refused);
         assert_eq!(ask(RequestDirectives { max_age: Some(4), ..Default::default() }), refused);
         assert_eq!(ask(RequestDirectives { max_age: Some(5), ..Default::default() }), Reuse::Fresh);

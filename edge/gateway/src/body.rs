@@ -1,5 +1,6 @@
 //! Bodies as enums: a memory hit hands over one `Bytes` with its exact size and no box.
 
+use crate::coded_body::CodedBody;
 use crate::fields;
 use crate::fill::FillReader;
 use crate::in_flight::OneInFlight;
@@ -31,6 +32,7 @@ enum Kind {
     Fill(FillReader),
     Sliced(SlicedBody),
     Relay { body: UpstreamBody, left: Option<u64> },
+    Coded(CodedBody),
 }
 
 /// The pieces of a stored body, of which some may have to be read from the disk: each while the one before it goes out.
@@ -142,6 +144,11 @@ impl ResponseBody {
         Self::of(Kind::Relay { body, left: length })
     }
 
+    #[must_use]
+    pub(crate) fn coded(body: CodedBody) -> Self {
+        Self::of(Kind::Coded(body))
+    }
+
     /// Calls `finished` when the body has been handed over, or was dropped before.
     pub fn on_finish(&mut self, finished: Finished) {
         self.finished = Some(finished);
@@ -166,8 +173,12 @@ impl ResponseBody {
 
     /// Of a response that is its client's alone. With one that is shared they are not kept (RFC 9110 section 6.5.1).
     fn trailers(&mut self) -> Option<HeaderMap> {
-        let Kind::Relay { body, .. } = &mut self.kind else { return None };
-        body.take_trailers().map(|mut trailers| {
+        let trailers = match &mut self.kind {
+            Kind::Relay { body, .. } => body.take_trailers(),
+            Kind::Coded(body) => body.take_trailers(),
+            _ => None,
+        };
+        trailers.map(|mut trailers| {
             fields::strip_of_trailers(&mut trailers);
             trailers
         })
@@ -184,6 +195,7 @@ impl ResponseBody {
             Kind::Stored(body) => ready!(body.poll_data(cx)),
             Kind::Fill(reader) => ready!(reader.poll_data(cx)),
             Kind::Sliced(body) => ready!(body.poll_data(cx)),
+            Kind::Coded(body) => ready!(body.poll_data(cx)),
             Kind::Relay { body, left } => {
                 let data = ready!(body.poll_data(cx));
                 if let (Some(left), Some(Ok(data))) = (left, &data) {
@@ -238,6 +250,7 @@ impl Body for ResponseBody {
             Kind::Empty => true,
             Kind::Whole(_) => false,
             Kind::Relay { body, left } => left.unwrap_or(0) == 0 && body.is_end_stream(),
+            Kind::Coded(body) => body.is_end_stream(),
             Kind::Stored(body) => body.left == 0,
             Kind::Fill(reader) => reader.left() == Some(0),
             Kind::Sliced(body) => body.left() == 0,
@@ -252,6 +265,7 @@ impl Body for ResponseBody {
             Kind::Fill(reader) => reader.left(),
             Kind::Sliced(body) => Some(body.left()),
             Kind::Relay { left, .. } => *left,
+            Kind::Coded(_) => None,
         };
         left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + self.held.len() as u64))
     }

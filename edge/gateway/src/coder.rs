@@ -13,7 +13,7 @@ use tidegate_store::{CHUNK, Piece, Store, StoredResponse};
 /// Bodies that may wait to be coded; what comes on top is tried again when it is asked for again.
 const MOST_WAITING: usize = 64;
 /// The longest body that is coded, in bytes: its coded form is made in one piece of memory.
-const MOST_CODED: u64 = 16 << 20;
+const MOST_CODED: u64 = 64 << 20;
 /// How much of a body a coding has to save at least: a twentieth.
 const LEAST_GAIN: usize = 20;
 /// As low as it gets: cores that nobody else wants.

@@ -5,9 +5,10 @@ use crate::coder::Job;
 use crate::gateway::{Gateway, Tier};
 use crate::site::Site;
 use crate::upstream::Upstream;
-use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, RANGE};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, COOKIE, HeaderMap, RANGE, SET_COOKIE};
+use http::{Method, StatusCode};
 use std::sync::Arc;
-use tidegate_cache::{Accepted, Coding, field};
+use tidegate_cache::{Accepted, Coding, coding, field, storable};
 use tidegate_store::{Body, StoredResponse};
 
 impl<U: Upstream> Gateway<U> {
@@ -31,8 +32,7 @@ impl<U: Upstream> Gateway<U> {
         if !self.codes(&asked.site) {
             return None;
         }
-        if field::list(&asked.headers, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case(b"no-transform")) {
-            // RFC 9111 section 5.2.1.6.
+        if asks_for_no_transform(&asked.headers) {
             return None;
         }
         let mut wanted = asked.accepted.wanted();
@@ -42,6 +42,27 @@ impl<U: Upstream> Gateway<U> {
         }
         self.code(asked, stored, first);
         wanted.find_map(|coding| Some((coding, codings.get(coding)?)))
+    }
+
+    /// The coding in which a response for one client alone goes out, made while it streams: where the client wants one, and it came
+    /// without. A page that may hold a secret is not coded here, since what is coded together with what an attacker chooses tells of
+    /// it by its length (BREACH): nothing is coded where the request carries Cookie or Authorization, or the response sets a cookie.
+    pub(crate) fn coding_of_one(&self, asked: &Asked, status: StatusCode, headers: &mut HeaderMap, length: Option<u64>) -> Option<Coding> {
+        let rule = &asked.site.state.spec.compression;
+        let is_codable = self.codes(&asked.site)
+            && matches!(asked.method, Method::GET | Method::HEAD)
+            && coding::is_codable(status, headers, length, &rule.types, rule.min_size)
+            && !storable::is_stream(headers);
+        if !is_codable {
+            return None;
+        }
+        // Whichever form it goes out in.
+        coding::vary(headers);
+        let may_be_secret = [AUTHORIZATION, COOKIE].iter().any(|n| asked.headers.contains_key(n)) || headers.contains_key(SET_COOKIE);
+        if may_be_secret || asks_for_no_transform(&asked.headers) {
+            return None;
+        }
+        asked.accepted.wanted().next()
     }
 
     pub(crate) fn code(&self, asked: &Asked, stored: &Arc<StoredResponse>, coding: Coding) {
@@ -55,6 +76,11 @@ impl<U: Upstream> Gateway<U> {
             });
         }
     }
+}
+
+/// RFC 9111 section 5.2.1.6.
+fn asks_for_no_transform(request: &HeaderMap) -> bool {
+    request.contains_key(CACHE_CONTROL) && field::list(request, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case(b"no-transform"))
 }
 
 /// `codes`: this node makes the codings of what it stores, and asks for what has none.

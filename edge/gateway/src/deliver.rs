@@ -2,6 +2,7 @@
 
 use crate::asked::Asked;
 use crate::body::ResponseBody;
+use crate::coded_body::CodedBody;
 use crate::fetch::Own;
 use crate::fields;
 use crate::fill::{Fill, FillHead, FillReader};
@@ -143,7 +144,7 @@ fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, coded
     mark(gateway, &mut headers, how);
     vouch(gateway, &mut headers, stored.clean_through());
     if let Some((coding, body)) = coded {
-        coding::describe(&mut headers, coding, body.len());
+        coding::describe(&mut headers, coding, Some(body.len()));
     } else {
         set_length(&mut headers, stored.status, Some(stored.body.len()));
     }
@@ -293,7 +294,17 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
     mark(gateway, &mut headers, how);
     set_length(&mut headers, parts.status, own.length);
     let bodiless = asked.method == Method::HEAD || matches!(parts.status.as_u16(), 101 | 204 | 304);
-    let body = if bodiless { ResponseBody::empty() } else { ResponseBody::relay(body, own.length) };
+    let body = match gateway.coding_of_one(asked, parts.status, &mut headers, own.length) {
+        _ if bodiless => ResponseBody::empty(),
+        None => ResponseBody::relay(body, own.length),
+        Some(coding) => match CodedBody::new(body, coding) {
+            Ok(coded) => {
+                coding::describe(&mut headers, coding, None);
+                ResponseBody::coded(coded)
+            }
+            Err(body) => ResponseBody::relay(body, own.length),
+        },
+    };
     count(asked, &body);
     answer(parts.status, headers, body, how)
 }

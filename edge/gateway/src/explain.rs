@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_cache::Standing;
 use tidegate_cache::freshness::LifetimeBy;
-use tidegate_cache::reuse::{self, Reuse, Why};
+use tidegate_cache::reuse::{self, Reuse, StandIn, Why};
 use tidegate_control_types::explain::{Explained, Next, Question, Variant};
 use tidegate_control_types::site::WhenDetached;
 use tidegate_store::{Passed, StoredResponse};
@@ -135,7 +135,11 @@ impl<U: Upstream> Gateway<U> {
                     }
                     _ => for_so_long,
                 };
-                let else_stale = if or_stale { "; if upstream fails it may be given stale (stale-if-error)" } else { "" };
+                let else_stale = match or_stale {
+                    StandIn::Never => "",
+                    StandIn::Unreachable => "; if upstream cannot be reached it may be given stale (stale_if_unreachable)",
+                    StandIn::AnyError => "; if upstream fails it may be given stale (stale-if-error)",
+                };
                 (Next::Validate, format!("{why}{else_stale}"))
             }
         }

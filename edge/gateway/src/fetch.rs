@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_cache::reuse::StandIn;
 use tidegate_cache::storable::{Exchange, NotStorable};
 use tidegate_cache::{Freshness, NoVaryKey, VaryKey, cache_control, coding, field, partial, range, storable, validation};
 use tidegate_control_types::planted::Bug;
@@ -23,8 +24,8 @@ use tokio::sync::oneshot;
 #[derive(Clone)]
 pub struct Validating {
     pub stored: Arc<StoredResponse>,
-    /// It may stand in if upstream fails.
-    pub or_stale: bool,
+    /// For which failures of upstream it may stand in.
+    pub or_stale: StandIn,
 }
 
 impl Validating {
@@ -155,7 +156,7 @@ async fn lead<U: Upstream>(
             // It speaks of another response than the stored one: ask again, for a whole one.
             continue;
         }
-        if is_server_error(status) && validating.as_ref().is_some_and(|v| v.or_stale) {
+        if is_server_error(status) && validating.as_ref().is_some_and(|v| v.or_stale == StandIn::AnyError) {
             return Err(FetchError::ServerError.into());
         }
         let part = match wanted {

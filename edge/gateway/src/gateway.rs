@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate_cache::cache_control::RequestDirectives;
-use tidegate_cache::reuse::{self, Attachment, Reuse, Why};
+use tidegate_cache::reuse::{self, Attachment, Reuse, StandIn, Why};
 use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, Freshness, Ledger, Standing, VaryKey, conditional, field};
 use tidegate_control_types::lease::LeaseEnd;
 use tidegate_control_types::planted::Bug;
@@ -105,7 +105,7 @@ enum Found {
     Validate {
         stored: Arc<StoredResponse>,
         why: ForwardReason,
-        or_stale: bool,
+        or_stale: StandIn,
     },
     Nothing(ForwardReason),
 }
@@ -393,7 +393,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     fn revalidate_behind(self: &Rc<Self>, asked: &Asked, stored: &Arc<StoredResponse>) {
-        let validating = Validating { stored: Arc::clone(stored), or_stale: true };
+        let validating = Validating { stored: Arc::clone(stored), or_stale: StandIn::AnyError };
         let demand = self.demand(asked);
         let end_to_end = self.past_caches(asked);
         let now = self.clock.wall();
@@ -463,7 +463,7 @@ impl<U: Upstream> Gateway<U> {
             };
             Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
             let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
-            let arrived = match fill.arrived().await {
+            let arrived = match self.arrived(&asked, &fill, validating.as_ref()).await {
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
                 Ok(arrived) => arrived,
             };
@@ -583,7 +583,7 @@ impl<U: Upstream> Gateway<U> {
         let directives = asked.directives();
         match reuse::decide(freshness, &directives, Standing::SoftlyPurged, Attachment::Attached, self.clock.wall()) {
             Reuse::StaleWhileRevalidating => true,
-            Reuse::Validate { or_stale, .. } => or_stale && knowing,
+            Reuse::Validate { or_stale, .. } => or_stale != StandIn::Never && knowing,
             Reuse::Fresh | Reuse::Gone => false,
         }
     }
@@ -601,17 +601,35 @@ impl<U: Upstream> Gateway<U> {
         error: FetchFailed,
         status: CacheStatus,
     ) -> Answer {
-        if let Some(v) = validating
-            .filter(|v| v.or_stale && !matches!(self.standing(asked.site.name(), &v.stored), Standing::Purged | Standing::Unvouched))
-        {
+        if let Some(v) = validating.filter(|v| self.may_stand_in(asked, v, error.error)) {
             Counters::add(&asked.site.counters.stale, 1);
-            let status = CacheStatus { detail: Some("stale-if-error"), ..status };
+            let detail = if v.or_stale == StandIn::AnyError { "stale-if-error" } else { "stale-if-unreachable" };
+            let status = CacheStatus { detail: Some(detail), ..status };
             if let Some(answer) = deliver::stored(self, asked, &v.stored, status) {
                 return answer;
             }
         }
         Counters::add(&asked.site.counters.errors, 1);
         deliver::failed(self, error, status)
+    }
+
+    /// Whether a stored response may be given in the place of an answer that failed so.
+    pub(crate) fn may_stand_in(&self, asked: &Asked, validating: &Validating, error: FetchError) -> bool {
+        let allows = match validating.or_stale {
+            StandIn::Never => false,
+            StandIn::Unreachable => error.is_unreachable(),
+            StandIn::AnyError => true,
+        };
+        allows && !matches!(self.standing(asked.site.name(), &validating.stored), Standing::Purged | Standing::Unvouched)
+    }
+
+    /// Until a fill's head is here; not for long, where what is stored can stand in. The fill goes on.
+    async fn arrived(&self, asked: &Asked, fill: &Fill, validating: Option<&Validating>) -> Result<Arrived, FetchFailed> {
+        if !validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout)) {
+            return fill.arrived().await;
+        }
+        let wait = asked.site.state.spec.cache.stale_wait;
+        tokio::time::timeout(wait, fill.arrived()).await.unwrap_or(Err(FetchError::Timeout.into()))
     }
 
     fn relay(&self, asked: &Asked, own: Own, status: CacheStatus) -> Answer {
@@ -646,7 +664,7 @@ impl<U: Upstream> Gateway<U> {
         mut relayed: oneshot::Receiver<Relayed>,
         status: CacheStatus,
     ) -> Answer {
-        match fill.arrived().await {
+        match self.arrived(asked, &fill, validating).await {
             Err(error) => self.failed(asked, validating, error, status),
             Ok(Arrived::Head(head)) => deliver::fill(
                 self,

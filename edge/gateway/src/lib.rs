@@ -9,6 +9,7 @@
 mod answering;
 mod asked;
 mod body;
+mod coded_body;
 mod coder;
 mod codings;
 mod deliver;

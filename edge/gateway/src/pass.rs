@@ -7,7 +7,7 @@ use crate::deliver;
 use crate::fetch::{self, Own, Validating};
 use crate::gateway::{Answer, Gateway, MaxIndex};
 use crate::site::Counters;
-use crate::upstream::{Fetch, Fetched, Upstream};
+use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use std::rc::Rc;
 use tidegate_cache::reuse::Attachment;
@@ -49,7 +49,15 @@ impl<U: Upstream> Gateway<U> {
         let end_to_end = self.past_caches(&asked) || revalidates;
         let fetch = Fetch { direct: asked.upgrade.is_some(), ..self.fetch_to(&asked, demand, end_to_end) };
         Counters::add(&asked.site.counters.fetches, 1);
-        let mut fetched = match self.upstream.fetch(request, fetch).await {
+        let fetching = self.upstream.fetch(request, fetch);
+        let fetched = match validating.as_ref().filter(|v| self.may_stand_in(&asked, v, FetchError::Timeout)) {
+            None => fetching.await,
+            Some(_) => {
+                let wait = asked.site.state.spec.cache.stale_wait;
+                tokio::time::timeout(wait, fetching).await.unwrap_or(Err(FetchError::Timeout.into()))
+            }
+        };
+        let mut fetched = match fetched {
             Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
             Ok(fetched) => fetched,
         };

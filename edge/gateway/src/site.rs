@@ -42,6 +42,7 @@ impl Site {
             ttl: cache.default_ttl.map(|d| d.as_secs()),
             stale_while_revalidate: cache.stale_while_revalidate.as_secs(),
             stale_if_error: cache.stale_if_error.as_secs(),
+            stale_if_unreachable: cache.stale_if_unreachable.as_secs(),
         };
         Self { state, defaults, counters }
     }

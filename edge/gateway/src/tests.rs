@@ -326,6 +326,23 @@ fn a_softly_purged_response_stands_in_only_where_it_may() {
             let (status, ..) = read(asked).await;
             assert_eq!(status == StatusCode::OK, path == "/lenient", "{path}: {status}");
         }
+        // An origin that says nothing is not waited for, and one that is away for long stands nothing in.
+        let first = w.get("/late");
+        w.fetch().await.answer(200, &[CACHED], "kept");
+        text(first).await;
+        w.pass(Duration::from_secs(200));
+        let waits = w.get("/late");
+        let pending = w.fetch().await;
+        let (status, headers, body) = read(waits).await;
+        assert_eq!((status, body.unwrap().as_str()), (StatusCode::OK, "kept"));
+        assert!(headers.get("cache-status").unwrap().to_str().unwrap().contains("detail=stale-if-unreachable"));
+        pending.answer(200, &[CACHED], "new");
+        settle().await;
+        assert_eq!(text(w.get("/late")).await, "new", "what came late is kept all the same");
+        w.pass(Duration::from_secs(100 + 3601));
+        let asked = w.get("/late");
+        w.fetch().await.fail();
+        assert_eq!(read(asked).await.0, StatusCode::BAD_GATEWAY);
         w.purge_url("/lenient");
         let asked = w.get("/lenient");
         w.fetch().await.fail();

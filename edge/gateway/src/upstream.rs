@@ -170,6 +170,12 @@ impl FetchError {
         matches!(self, Self::Refused | Self::Connect | Self::ConnectTimeout | Self::Timeout | Self::Reset | Self::Broken | Self::Down)
     }
 
+    /// Whether upstream cannot be reached, or says nothing: what a stale response may stand in for.
+    #[must_use]
+    pub fn is_unreachable(self) -> bool {
+        !matches!(self, Self::ServerError | Self::Changed | Self::Abandoned | Self::Client | Self::TooLarge | Self::Private)
+    }
+
     /// Whether it speaks against the server as such, and not against this request or this answer.
     #[must_use]
     pub fn is_of_the_server(self) -> bool {

@@ -29,7 +29,7 @@ fn nth(first: SocketAddr, n: u16) -> Result<SocketAddr, Failure> {
 }
 
 impl Dev {
-    fn node(network: &Network, name: &str, admin: SocketAddr) -> Result<NodeSettings, Failure> {
+    fn node(&self, network: &Network, name: &str, admin: SocketAddr) -> Result<NodeSettings, Failure> {
         Ok(NodeSettings {
             name: name.parse::<NodeName>().map_err(Failure::new)?,
             region: REGION.into(),
@@ -40,14 +40,14 @@ impl Dev {
             advertise: vec![IpAddr::from([127, 0, 0, 1])],
             admin,
             disk: None,
-            name_servers: Vec::new(),
+            name_servers: self.name_server.clone(),
         })
     }
 
     pub(super) fn edge(&self, network: &Network, n: u16) -> Result<EdgeSettings, Failure> {
         let admin = if n == 0 { self.admin } else { loopback(0) };
         Ok(EdgeSettings {
-            node: Self::node(network, &format!("edge-{}", n + 1), admin)?,
+            node: self.node(network, &format!("edge-{}", n + 1), admin)?,
             http: vec![nth(self.http, n)?],
             https: vec![nth(self.https, n)?],
             http3: true,
@@ -59,7 +59,7 @@ impl Dev {
         })
     }
 
-    pub(super) fn shield(network: &Network, n: u16) -> Result<ShieldSettings, Failure> {
+    pub(super) fn shield(&self, network: &Network, n: u16) -> Result<ShieldSettings, Failure> {
         let name = format!("shield-{}", n + 1);
         Ok(ShieldSettings {
             listen: vec![loopback(network.ports.get(&name))],
@@ -67,13 +67,13 @@ impl Dev {
             workers: workers::cores(),
             memory: 1 << 30,
             drain: Limits::default().drain,
-            node: Self::node(network, &name, loopback(0))?,
+            node: self.node(network, &name, loopback(0))?,
         })
     }
 
     pub(super) fn control(&self, network: &Network, n: u16) -> Result<ControlSettings, Failure> {
         let name = format!("control-{}", n + 1);
-        let node = Self::node(network, &name, loopback(0))?;
+        let node = self.node(network, &name, loopback(0))?;
         Ok(ControlSettings {
             listen: vec![loopback(network.ports.get(&name))],
             address: None,
@@ -84,7 +84,7 @@ impl Dev {
             join_token_file: node.join_token_file,
             admin: node.admin,
             zone: Some(ZONE.into()),
-            name_servers: Vec::new(),
+            name_servers: self.name_server.clone(),
             raft: RaftSettings::default(),
             acme: None,
             cluster_key: ClusterKeySource::File(network.data.join("keys").join(format!("{name}.cluster.key"))),
@@ -105,7 +105,7 @@ impl Dev {
     pub(super) fn dns(&self, network: &Network) -> Result<(DnsSettings, tidegate_dns::Bound), Failure> {
         let settings = |listen| {
             Ok::<_, Failure>(DnsSettings {
-                node: Self::node(network, "dns-1", loopback(0))?,
+                node: self.node(network, "dns-1", loopback(0))?,
                 listen: vec![listen],
                 zone: ZoneSettings { name: ZONE.parse().map_err(Failure::new)?, ttl: DNS_TTL, caa: Vec::new(), https_records: false },
                 networks: None,
