@@ -36,7 +36,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,6 +44,8 @@ use support::{Dev, error_of, wait_for};
 
 /// For what has to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For a node to let go of an answer that nobody reads.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// For what must not happen.
 const QUIET: Duration = Duration::from_millis(400);
 const AT_ONCE: usize = 4;
@@ -125,6 +127,8 @@ fn unescaped(text: &str) -> Vec<u8> {
 struct Arrived {
     head: Vec<u8>,
     stream: TcpStream,
+    /// The node has closed the connection.
+    gone: Arc<AtomicBool>,
 }
 
 /// The case's own origin: each request waits until the case answers it, or is answered with 404 where it is for no case.
@@ -152,15 +156,18 @@ impl Origin {
 
 fn serve(mut stream: TcpStream, queue: &Mutex<VecDeque<Arrived>>, counter: &AtomicUsize) {
     let _ = stream.set_nodelay(true);
-    // One request per connection: what comes next finds it closed.
-    let Some(head) = read_head(&mut stream) else { return };
-    let shown = String::from_utf8_lossy(&head).to_ascii_lowercase();
-    let field = |name: &str| shown.lines().find_map(|l| l.strip_prefix(&format!("{name}: "))?.trim().parse::<usize>().ok());
-    if let Some(length) = field("content-length") {
-        let _ = stream.read_exact(&mut vec![0; length]);
+    let gone = Arc::<AtomicBool>::default();
+    while let Some(head) = read_head(&mut stream) {
+        let shown = String::from_utf8_lossy(&head).to_ascii_lowercase();
+        let field = |name: &str| shown.lines().find_map(|l| l.strip_prefix(&format!("{name}: "))?.trim().parse::<usize>().ok());
+        if let Some(length) = field("content-length") {
+            let _ = stream.read_exact(&mut vec![0; length]);
+        }
+        counter.fetch_add(1, Ordering::SeqCst);
+        let (stream, gone) = (stream.try_clone().unwrap(), Arc::clone(&gone));
+        queue.lock().unwrap().push_back(Arrived { head, stream, gone });
     }
-    counter.fetch_add(1, Ordering::SeqCst);
-    queue.lock().unwrap().push_back(Arrived { head, stream });
+    gone.store(true, Ordering::SeqCst);
 }
 
 fn read_head(stream: &mut TcpStream) -> Option<Vec<u8>> {
@@ -388,14 +395,19 @@ impl Run<'_> {
                     let _ = to.stream.write_all(&data);
                 }
             }
-            "close" => drop(self.answers.remove(&name)),
+            "close" => {
+                if let Some(to) = self.answers.remove(&name) {
+                    let _ = to.stream.shutdown(std::net::Shutdown::Both);
+                }
+            }
             "gone" => {
-                let Some(to) = self.answers.get_mut(&name) else { fail(format!("there is no request {name}")) };
-                to.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-                match to.stream.read(&mut [0; 1]) {
-                    Ok(0) => {}
-                    Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
-                    other => fail(format!("the node holds on to it: {other:?}")),
+                let Some(to) = self.answers.get(&name) else { fail(format!("there is no request {name}")) };
+                let end = Instant::now() + GONE_WITHIN;
+                while !to.gone.load(Ordering::SeqCst) {
+                    if Instant::now() > end {
+                        fail("the node holds on to it".into());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
                 }
             }
             "leave" => {
@@ -424,7 +436,9 @@ impl Run<'_> {
                 }
             }
             "pause" => {
-                let ms = name.strip_suffix("ms").map_or_else(|| name.strip_suffix('s').unwrap().parse::<u64>().unwrap() * 1000, |ms| ms.parse().unwrap());
+                let ms = name
+                    .strip_suffix("ms")
+                    .map_or_else(|| name.strip_suffix('s').unwrap().parse::<u64>().unwrap() * 1000, |ms| ms.parse().unwrap());
                 std::thread::sleep(Duration::from_millis(ms));
             }
             other => fail(format!("unknown command {other:?}")),
@@ -506,7 +520,10 @@ fn run(case: &Case, shields: &str) {
     let origin = Origin::start();
     let dev = Dev::start(dir.path(), &["--origin", &origin.url, "--shields", shields]);
     if !case.settings.is_empty() {
-        let mut tables = [("[origin]", format!("servers = [{{ url = \"{}\" }}]\nallow_private = true\n", origin.url)), ("[tls]", "redirect = false\ncertificate = \"internal\"\n".to_owned())];
+        let mut tables = [
+            ("[origin]", format!("servers = [{{ url = \"{}\" }}]\nallow_private = true\n", origin.url)),
+            ("[tls]", "redirect = false\ncertificate = \"internal\"\n".to_owned()),
+        ];
         let mut text = "name = \"dev\"\nhosts = [\"*\"]\n".to_owned();
         let mut rest = case.settings.clone();
         for (table, lines) in &mut tables {
@@ -540,7 +557,8 @@ fn run(case: &Case, shields: &str) {
 fn every_situation_from_practice_goes_well() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/field");
     let only = std::env::var("TIDEGATE_FIELD").unwrap_or_default();
-    let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "case")).collect();
+    let mut cases: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "case")).collect();
     cases.sort();
     let cases: Vec<Case> = cases.iter().map(|p| Case::read(p)).filter(|c| c.name.contains(&only)).collect();
     let all: Vec<(&Case, &str)> = cases.iter().flat_map(|c| c.shields.iter().map(move |s| (c, s.as_str()))).collect();
@@ -561,4 +579,3 @@ fn every_situation_from_practice_goes_well() {
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} of {} failed: {failed:#?}", failed.len(), all.len());
 }
-

@@ -128,7 +128,13 @@ mod tests {
     #[test]
     fn a_purge_is_stronger_than_freshness() {
         let decide = |standing, attachment| {
-            decide(&Freshness { stale_if_error: 9, stale_if_unreachable: 99, ..FRESH }, &RequestDirectives::default(), standing, attachment, WallTime(0))
+            decide(
+                &Freshness { stale_if_error: 9, stale_if_unreachable: 99, ..FRESH },
+                &RequestDirectives::default(),
+                standing,
+                attachment,
+                WallTime(0),
+            )
         };
         let validate = |or_stale| Reuse::Validate { why: Why::Stale, or_stale };
         assert_eq!(decide(Standing::Purged, Attachment::Alone), Reuse::Gone);
