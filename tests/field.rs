@@ -28,6 +28,7 @@
 //! Text may have `\r`, `\n`, `\\` and `\xNN`. Paths are the case's own.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)] // A test fails by panicking.
+#![allow(clippy::disallowed_methods)] // A script has pauses, and a test measures real time.
 
 mod support;
 

@@ -7,13 +7,9 @@ use http_body_util::BodyExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
-use tidegate_control_types::site::{HealthSpec, OriginServer};
+use tidegate_control_types::site::{EjectionSpec, HealthSpec, OriginServer};
 use tidegate_control_types::{BootTime, Clock};
 use tidegate_gateway::{FetchError, RequestBody, UpstreamBody};
-
-/// Requests that fail in a row before a server is left alone for a while, and for how long.
-const EJECT_AFTER: u32 = 3;
-const EJECT_FOR: Duration = Duration::from_secs(5);
 
 /// Bytes of a probe's answer that are read.
 const MOST_READ: usize = 64 << 10;
@@ -46,10 +42,11 @@ impl Health {
         }
     }
 
-    pub fn failed(&self, now: BootTime) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= EJECT_AFTER {
+    /// A request failed on it: as many in a row as the site says, and it is left alone for a while.
+    pub fn failed(&self, now: BootTime, rule: &EjectionSpec) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= rule.after {
             self.failures.store(0, Ordering::Relaxed);
-            self.ejected_until.store((now + EJECT_FOR).as_nanos(), Ordering::Relaxed);
+            self.ejected_until.store((now + rule.time).as_nanos(), Ordering::Relaxed);
         }
     }
 
@@ -165,13 +162,14 @@ mod tests {
     #[test]
     fn failures_in_a_row_eject_for_a_while() {
         let (h, now) = (Health::default(), BootTime::default() + Duration::from_secs(100));
-        h.failed(now);
-        h.failed(now);
+        let rule = EjectionSpec { statuses: Vec::new(), after: 3, time: Duration::from_secs(5) };
+        h.failed(now, &rule);
+        h.failed(now, &rule);
         h.succeeded();
-        h.failed(now);
-        h.failed(now);
+        h.failed(now, &rule);
+        h.failed(now, &rule);
         assert!(h.is_up(now));
-        h.failed(now);
-        assert!(!h.is_up(now) && h.is_up(now + EJECT_FOR));
+        h.failed(now, &rule);
+        assert!(!h.is_up(now) && h.is_up(now + rule.time));
     }
 }

@@ -439,7 +439,12 @@ impl Upstream for OriginUpstream {
             let health = servers.health.get(at);
             match self.attempt(&servers, at, request, fetch.interim.as_ref(), limits).await {
                 Ok(fetched) => {
-                    health.inspect(|h| h.succeeded());
+                    let rule = &servers.spec.ejection;
+                    if rule.statuses.contains(&fetched.response.status().as_u16()) {
+                        health.inspect(|h| h.failed(self.clock.boot(), rule));
+                    } else {
+                        health.inspect(|h| h.succeeded());
+                    }
                     return Ok(fetched);
                 }
                 Err(_) if let Some(error) = progress.as_ref().and_then(|p| p.client_fault()) => {
@@ -454,7 +459,7 @@ impl Upstream for OriginUpstream {
                         break;
                     }
                     if error.is_of_the_server() {
-                        health.inspect(|h| h.failed(self.clock.boot()));
+                        health.inspect(|h| h.failed(self.clock.boot(), &servers.spec.ejection));
                     }
                     tried.failed(at, error);
                     let may_go_on = error != FetchError::Private && failed.attempts < fetch.allowance.attempts;

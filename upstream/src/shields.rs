@@ -249,7 +249,7 @@ pub struct EdgeUpstream<W, O> {
 /// Who is to blame for a request that came to nothing. An origin's slowness never makes an edge leave its shield.
 enum Blame {
     /// The shield itself gave no answer.
-    Shield(FetchError, Option<Request<RequestBody>>),
+    Shield(FetchError, Option<Box<Request<RequestBody>>>),
     /// The shield says that the origin failed.
     Origin(FetchFailed),
 }
@@ -267,7 +267,7 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let (method, interim) = (request.method().clone(), fetch.interim.clone());
         let request = to_shield(request, fetch, within);
         let answered = self.way.send(shield, request, interim, first_byte, origin.idle_timeout + GRACE).await;
-        let mut response = answered.map_err(|(error, unsent)| Blame::Shield(error, unsent))?;
+        let mut response = answered.map_err(|(error, unsent)| Blame::Shield(error, unsent.map(Box::new)))?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         if let Some(error) = own {
@@ -367,7 +367,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                     Err(Blame::Shield(error, unsent)) => {
                         turn.failed(self.clock.boot(), error);
                         spent(&mut failed, &mut left, FetchError::Shield, u32::from(unsent.is_none()));
-                        next = unsent.map(from_shield).or_else(|| again.as_ref().filter(|_| left > 0).map(copy));
+                        next = unsent.map(|unsent| from_shield(*unsent)).or_else(|| again.as_ref().filter(|_| left > 0).map(copy));
                         break;
                     }
                 }

@@ -128,6 +128,7 @@ pub struct OriginSpec {
     /// A kept connection is not used for further requests after so long.
     pub max_connection_age: Duration,
     pub retries: u32,
+    pub ejection: EjectionSpec,
     pub health: Option<HealthSpec>,
     pub tls: OriginTls,
     pub allow_private: bool,
@@ -173,6 +174,16 @@ pub struct HealthSpec {
     pub expect: Vec<u16>,
     pub down_after: u32,
     pub up_after: u32,
+}
+
+/// When a server that requests fail on is left alone for a while, where others can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EjectionSpec {
+    /// Statuses that count as failures, beside connections that fail and answers that do not come.
+    pub statuses: Vec<u16>,
+    /// Failures in a row.
+    pub after: u32,
+    pub time: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

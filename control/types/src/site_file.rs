@@ -4,8 +4,8 @@ use crate::certificate::RESERVED;
 use crate::name::NodeName;
 use crate::settings::{self, Mistakes, Section, boolean, duration, number, one_of, parsed, size, string};
 use crate::site::{
-    Balance, CacheSpec, CertificateChoice, ClientReload, CompressionSpec, HealthSpec, HostPattern, OriginHost, OriginServer, OriginSpec,
-    OriginTls, QueryRule, SiteSpec, TlsSpec, TlsVersion, WhenDetached, is_host,
+    Balance, CacheSpec, CertificateChoice, ClientReload, CompressionSpec, EjectionSpec, HealthSpec, HostPattern, OriginHost, OriginServer,
+    OriginSpec, OriginTls, QueryRule, SiteSpec, TlsSpec, TlsVersion, WhenDetached, is_host,
 };
 use std::time::Duration;
 use toml::de::DeValue;
@@ -60,6 +60,12 @@ fn origin(s: &Section<'_>) -> OriginSpec {
             up_after: small(&h, "up_after", 2, 100),
         }
     });
+    let ejected = s.table("ejection");
+    let ejection = EjectionSpec {
+        statuses: ejected.list("statuses", |v| Ok(u16::try_from(number(500, 599)(v)?).unwrap_or(500))),
+        after: ejected.or("after", 3, |v| Ok(u32::try_from(number(1, 1000)(v)?).unwrap_or(3))),
+        time: ejected.or("time", 5 * SECOND, duration(100 * MS, HOUR)),
+    };
     let tls = s.table("tls");
     let ca = tls.optional("ca", |v| match string(v)?.as_str() {
         "system" => Ok(None),
@@ -84,6 +90,7 @@ fn origin(s: &Section<'_>) -> OriginSpec {
         total_timeout: s.or("total_timeout", 60 * SECOND, duration(10 * MS, HOUR)),
         max_connection_age: s.or("max_connection_age", HOUR, duration(SECOND, 24 * HOUR)),
         retries: small(s, "retries", 2, 10),
+        ejection,
         health,
         tls: OriginTls { verify: tls.or("verify", true, boolean), ca: ca.flatten(), server_name: tls.optional("server_name", host_name) },
         allow_private: s.or("allow_private", false, boolean),
@@ -325,6 +332,7 @@ mod tests {
             balance = "hash"
             connect_timeout = "1s"
             retries = 0
+            ejection = { statuses = [503], after = 1, time = "1m" }
             health = { path = "/ok", interval = "1s", expect = [200, 204], down_after = 1, up_after = 1 }
             tls = { verify = false, server_name = "o" }
             allow_private = true
@@ -352,6 +360,7 @@ mod tests {
         "#;
         let s = read("f", text).unwrap();
         assert_eq!(s.origin.servers[1].host, "[2001:db8::1]");
+        assert_eq!(s.origin.ejection, EjectionSpec { statuses: vec![503], after: 1, time: 60 * SECOND });
         assert_eq!(s.origin.health.unwrap().expect, [200, 204]);
         assert_eq!(s.cache.query, QueryRule::Drop(vec!["utm_*".into()]));
         assert_eq!((s.cache.stale_if_unreachable, s.cache.stale_wait), (24 * HOUR, 500 * MS));

@@ -351,7 +351,7 @@ mod tests {
         }
         let d = of(b"max-age=60 must-revalidate");
         assert_eq!((d.max_age, d.must_revalidate), (Some(0), true));
-        assert_eq!(of(b"public; x").public, false);
+        assert!(!of(b"public; x").public);
     }
 
     #[test]

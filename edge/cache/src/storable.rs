@@ -40,25 +40,25 @@ impl NotStorable {
         !matches!(self, Self::Method | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
     }
 
-    /// The word for Cache-Status, logs and metrics.
+    /// What Cache-Status and the access log say of a response that was not stored.
     #[must_use]
-    pub fn token(self) -> &'static str {
+    pub fn detail(self) -> &'static str {
         match self {
-            Self::Method => "method",
-            Self::Status => "status",
-            Self::NoStore => "no-store",
-            Self::RequestNoStore => "request-no-store",
-            Self::Private => "private",
-            Self::Authorization => "authorization",
-            Self::NoFreshness => "no-freshness",
-            Self::HeuristicForOneClient => "no-freshness-and-cookie",
-            Self::VaryStar => "vary-star",
-            Self::VaryUnreadable => "vary-unreadable",
-            Self::TagsUnreadable => "tags-unreadable",
-            Self::SetCookie => "set-cookie",
-            Self::TooLarge => "too-large",
-            Self::Unframed => "unframed",
-            Self::Stream => "stream",
+            Self::Method => "not-stored-method",
+            Self::Status => "not-stored-status",
+            Self::NoStore => "not-stored-no-store",
+            Self::RequestNoStore => "not-stored-request-no-store",
+            Self::Private => "not-stored-private",
+            Self::Authorization => "not-stored-authorization",
+            Self::NoFreshness => "not-stored-no-freshness",
+            Self::HeuristicForOneClient => "not-stored-cookie-without-freshness",
+            Self::VaryStar => "not-stored-vary-star",
+            Self::VaryUnreadable => "not-stored-vary-unreadable",
+            Self::TagsUnreadable => "not-stored-tags-unreadable",
+            Self::SetCookie => "not-stored-set-cookie",
+            Self::TooLarge => "not-stored-too-large",
+            Self::Unframed => "not-stored-unframed",
+            Self::Stream => "not-stored-stream",
         }
     }
 }

@@ -17,6 +17,7 @@ use http::{Method, Response, StatusCode};
 use std::rc::Rc;
 use std::sync::Arc;
 use tidegate_cache::range::{self, Selected};
+use tidegate_cache::storable::NotStorable;
 use tidegate_cache::{CacheStatus, Coding, coding, conditional, field};
 use tidegate_control_types::Revision;
 use tidegate_store::{Body, CHUNK, StoredResponse};
@@ -291,6 +292,7 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
         fields::insert(&mut headers, header::DATE, &field::show_date(gateway.clock.wall().as_secs()));
     }
     headers.append(header::VIA, gateway.node.via.clone());
+    let how = CacheStatus { detail: how.detail.or(own.why.map(NotStorable::detail)), ..how };
     mark(gateway, &mut headers, how);
     set_length(&mut headers, parts.status, own.length);
     let bodiless = asked.method == Method::HEAD || matches!(parts.status.as_u16(), 101 | 204 | 304);

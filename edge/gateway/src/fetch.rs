@@ -45,6 +45,8 @@ pub struct Own {
     pub length: Option<u64>,
     /// Its body ends with its connection: nobody can tell a whole one from a torn one.
     pub unframed: bool,
+    /// Why it is not stored, where it might have been.
+    pub why: Option<NotStorable>,
 }
 
 /// What the request that began a fill gets beside the fill.
@@ -402,7 +404,7 @@ async fn receive<U: Upstream>(
             }
             if let Some(relay) = relay {
                 let Fetched { response, length, close_delimited, .. } = received.fetched;
-                let own = Own { response, clean_through: received.clean_through, length, unframed: close_delimited };
+                let own = Own { response, clean_through: received.clean_through, length, unframed: close_delimited, why: Some(why) };
                 let _ = relay.send(Relayed::Whole(own));
             }
             fill.unshared();
@@ -578,7 +580,15 @@ pub fn may_store<U: Upstream>(
 }
 
 /// Whether the answer to a GET that went upstream as its client asked may be kept for others, and is worth it.
-pub fn answers_others<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fetched: &Fetched, request_time: WallTime) -> bool {
+///
+/// # Errors
+/// Why not; `None`: nothing forbids it, and nobody else would get it.
+pub fn answers_others<U: Upstream>(
+    gateway: &Gateway<U>,
+    asked: &Asked,
+    fetched: &Fetched,
+    request_time: WallTime,
+) -> Result<(), Option<NotStorable>> {
     let headers = fetched.response.headers();
     // Upstream was told of no codings, and so may choose any: who takes none must not get one.
     let is_plain = asked.headers.contains_key(header::ACCEPT_ENCODING) || !headers.contains_key(header::CONTENT_ENCODING);
@@ -587,10 +597,12 @@ pub fn answers_others<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fetched:
         Freshness::new(fetched.response.status(), headers, &said, request_time, now, asked.site.defaults)
     };
     let most = asked.site.state.spec.cache.max_object.min(gateway.store.most_body());
-    asked.method == Method::GET
-        && is_plain
-        && freshness.is_shared_on_arrival()
-        && may_store(gateway, asked, Purpose::OneClient, fetched, most).is_ok()
+    if !matches!(asked.method, Method::GET | Method::HEAD) {
+        return Err(None);
+    }
+    may_store(gateway, asked, Purpose::OneClient, fetched, most).map_err(Some)?;
+    let is_worth_it = asked.method == Method::GET && is_plain && freshness.is_shared_on_arrival();
+    if is_worth_it { Ok(()) } else { Err(None) }
 }
 
 /// The head as it is kept: at an edge ready for clients, at a shield with all that edges need.

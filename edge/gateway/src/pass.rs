@@ -66,14 +66,16 @@ impl<U: Upstream> Gateway<U> {
         if storable::invalidates(&asked.method, code) {
             self.invalidate(&asked, fetched.response.headers());
         }
-        if self.answers_get(&asked, &fetched) || fetch::answers_others(&self, &asked, &fetched, sent.0) {
+        let for_others = fetch::answers_others(&self, &asked, &fetched, sent.0);
+        if self.answers_get(&asked, &fetched) || for_others.is_ok() {
             let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
             let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
             return self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
         }
         let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
         let Fetched { response, length, vouched, close_delimited, .. } = fetched;
-        let own = Own { clean_through: vouched.unwrap_or(before), length, unframed: close_delimited, response };
+        let why = for_others.err().flatten();
+        let own = Own { clean_through: vouched.unwrap_or(before), length, unframed: close_delimited, why, response };
         let mut answer = deliver::relay(&self, &asked, own, status);
         if let (Some(_), Some(protocol)) = (&tunnel, &asked.upgrade) {
             answer.response.headers_mut().insert(http::header::UPGRADE, protocol.clone());
