@@ -9,6 +9,7 @@ use crate::interim::Interim;
 use crate::site::Site;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request};
+use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct Asked {
     pub upgrade: Option<HeaderValue>,
     /// At an edge, filled in by the gateway: the codings that the client accepts.
     pub accepted: Accepted,
-    /// At an edge, filled in by the gateway: the Accept-Encoding with which upstream is asked for what is shared.
+    /// Filled in by the gateway: the Accept-Encoding with which upstream is asked for what is shared, where it is not the request's.
     pub shared_coding: Option<HeaderValue>,
     pub client: Option<IpAddr>,
     /// Where interim responses go.
@@ -48,8 +49,7 @@ impl Asked {
     /// A client's request, at an edge. `headers`: as they came, without Host.
     #[must_use]
     pub fn of_client(site: Rc<Site>, method: Method, target: Target, mut headers: HeaderMap) -> Self {
-        let hop = OneHop::taken_from(&mut headers);
-        fields::strip_reflected(&mut headers, &method);
+        let hop = OneHop::taken_from(&mut headers, fields::is_not_of_clients, &method);
         Self::new(site, method, target, headers, hop)
     }
 
@@ -60,7 +60,7 @@ impl Asked {
         let end_to_end = headers.contains_key(fields::END_TO_END);
         let attempts = fields::number(&headers, &fields::ATTEMPTS).and_then(|n| u32::try_from(n).ok());
         let allowed = attempts.zip(fields::number(&headers, &fields::WITHIN).map(Duration::from_millis));
-        let hop = OneHop::taken_from(&mut headers);
+        let hop = OneHop::taken_from(&mut headers, |_, _| false, &method);
         Self { demand, end_to_end, allowed, ..Self::new(site, method, target, headers, hop) }
     }
 
@@ -123,12 +123,17 @@ struct OneHop {
 }
 
 impl OneHop {
-    fn taken_from(headers: &mut HeaderMap) -> Self {
+    /// `goes_too`: what else does not go on.
+    fn taken_from(headers: &mut HeaderMap, goes_too: fn(&str, &Method) -> bool, method: &Method) -> Self {
         let takes_trailers = fields::takes_trailers(headers);
         let upgrade = headers.get(header::UPGRADE).cloned();
-        fields::strip_hop_by_hop(headers);
-        fields::strip_internal(headers);
-        fields::strip_framing(headers);
+        if headers.contains_key(header::CONNECTION) {
+            fields::strip_hop_by_hop(headers);
+        }
+        // Most requests have none of these: they are looked for once, name by name.
+        let gone = |name: &HeaderName| fields::is_of_one_hop(name.as_str()) || goes_too(name.as_str(), method);
+        let names: SmallVec<[HeaderName; 4]> = headers.keys().filter(|n| gone(n)).cloned().collect();
+        names.iter().for_each(|name| drop(headers.remove(name)));
         // A WebSocket has no trailers.
         Self { takes_trailers: takes_trailers && upgrade.is_none(), upgrade }
     }

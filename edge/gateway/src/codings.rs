@@ -17,12 +17,15 @@ impl<U: Upstream> Gateway<U> {
         self.coder.is_some() && site.state.spec.compression.enabled
     }
 
-    /// At an edge: for what is shared, the codings that a client accepts are put into one form, so that they make few variants, or
+    /// For what is shared, the codings that a client accepts are put into one form, so that they make few variants, or
     /// none.
     pub(crate) fn negotiate(&self, asked: &mut Asked) {
         if self.node.tier == Tier::Edge {
             let codes = self.codes(&asked.site);
             negotiate(asked, codes);
+        } else if !asked.headers.contains_key(ACCEPT_ENCODING) {
+            // Else the origin might choose a coding, and it would be kept for those who take none.
+            asked.shared_coding = Some(Accepted::default().normal());
         }
     }
 

@@ -280,16 +280,20 @@ fn cleanse(headers: &mut HeaderMap, response_time: WallTime) {
     }
 }
 
-/// An answer to one client, sent for at these times, that answers others too: a fill for all who come.
+/// An answer to one client, sent for at these times, that answers others too: a fill for all who come. `fill`: where one is among the
+/// others already.
 pub fn keep_answer<U: Upstream>(
     gateway: &Rc<Gateway<U>>,
     asked: &Rc<Asked>,
     mut fetched: Fetched,
     (request_time, asked_at): (WallTime, BootTime),
     clean_through: Revision,
+    fill: Option<Arc<Fill>>,
 ) -> (Arc<Fill>, oneshot::Receiver<Relayed>) {
     // Among the others, so that a later invalidation finds it.
-    let fill = gateway.fills.add(&asked.key, gateway.fills.new_fill(clean_through, asked_at, false, None));
+    let new = || gateway.fills.add(&asked.key, gateway.fills.new_fill(clean_through, asked_at, false, None));
+    let fill = fill.unwrap_or_else(new);
+    fill.share();
     let response_time = gateway.clock.wall();
     cleanse(fetched.response.headers_mut(), response_time);
     let received = Received { fetched, request_time, response_time, asked_at, end_to_end: false, clean_through };

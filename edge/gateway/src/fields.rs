@@ -189,13 +189,33 @@ const REFLECTED: [&str; 15] = [
 /// Of methods that are not cached, an API may want them.
 const METHOD_OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
 
+/// Whether a client says by the field which way it came, or changes the meaning of its request. `name` is in lower case.
+#[must_use]
+pub fn is_not_of_clients(name: &str, method: &Method) -> bool {
+    match name.as_bytes().first() {
+        Some(b'f' | b't') => REFLECTED.contains(&name),
+        Some(b'x') => {
+            name.starts_with("x-forwarded-")
+                || REFLECTED.contains(&name)
+                || (matches!(*method, Method::GET | Method::HEAD) && METHOD_OVERRIDES.contains(&name))
+        }
+        _ => false,
+    }
+}
+
 /// Drops what a client says about the way it came, and what would change the meaning of its request.
 pub fn strip_reflected(headers: &mut HeaderMap, method: &Method) {
-    let forwarded: Vec<HeaderName> = headers.keys().filter(|n| n.as_str().starts_with("x-forwarded-")).cloned().collect();
-    forwarded.into_iter().for_each(|name| drop(headers.remove(name)));
-    REFLECTED.into_iter().for_each(|name| drop(headers.remove(name)));
-    if matches!(*method, Method::GET | Method::HEAD) {
-        METHOD_OVERRIDES.into_iter().for_each(|name| drop(headers.remove(name)));
+    let gone: Vec<HeaderName> = headers.keys().filter(|n| is_not_of_clients(n.as_str(), method)).cloned().collect();
+    gone.iter().for_each(|name| drop(headers.remove(name)));
+}
+
+/// Whether a field belongs to one connection, frames one message, or is of nodes among themselves. `name` is in lower case.
+#[must_use]
+pub fn is_of_one_hop(name: &str) -> bool {
+    match name.as_bytes().first() {
+        Some(b'c' | b'k' | b'p' | b'u') => name == header::CONTENT_LENGTH.as_str() || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
+        Some(b't') => name.starts_with("tidegate-") || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
+        _ => false,
     }
 }
 

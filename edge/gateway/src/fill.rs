@@ -79,6 +79,8 @@ pub struct Fill {
     begun_at: AtomicU64,
     pub end_to_end: bool,
     reload: Option<Reload>,
+    /// It is one client's, as far as anybody knows: others do not join it.
+    is_private: AtomicBool,
     /// It begins once another one's head is here.
     awaits_turn: AtomicBool,
     /// Bytes of its body in memory, and those of all fills of the node.
@@ -114,12 +116,18 @@ impl Fill {
             begun_at: AtomicU64::new(begun_at.as_nanos()),
             end_to_end,
             reload,
+            is_private: AtomicBool::new(false),
             awaits_turn: AtomicBool::new(false),
             held: AtomicU64::new(0),
             of_all: Arc::clone(of_all),
             forgotten: AtomicBool::new(false),
             state: Mutex::new(state),
         })
+    }
+
+    /// Its response turned out to be for others too.
+    pub fn share(&self) {
+        self.is_private.store(false, Ordering::Release);
     }
 
     #[must_use]
@@ -481,6 +489,35 @@ pub struct Fills {
     held: Arc<AtomicU64>,
 }
 
+/// A fill of one client alone, among the others for as long as this lives.
+pub struct Watched {
+    fills: Arc<Fills>,
+    key: CacheKey,
+    fill: Option<Arc<Fill>>,
+}
+
+impl Watched {
+    /// What it fetches was invalidated meanwhile.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.fill.as_ref().is_some_and(|f| f.is_forgotten())
+    }
+
+    /// The fill, which whoever takes it removes from the others in the end.
+    #[must_use]
+    pub fn take(mut self) -> Option<Arc<Fill>> {
+        self.fill.take()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(fill) = self.fill.take() {
+            self.fills.remove(&self.key, &fill);
+        }
+    }
+}
+
 /// Whether a request got a fill to share, or begins one itself: at once, or once the head of another one is here.
 pub enum Joined {
     Joined(Arc<Fill>),
@@ -505,15 +542,23 @@ impl Fills {
     pub fn join(&self, key: &CacheKey, fits: impl Fn(&Fill) -> bool, new: impl FnOnce() -> Arc<Fill>) -> Joined {
         let mut table = self.table.lock();
         let fills = table.entry(key.clone()).or_default();
-        if let Some(found) = fills.iter().find(|f| fits(f)) {
+        if let Some(found) = fills.iter().find(|f| !f.is_private.load(Ordering::Acquire) && fits(f)) {
             return Joined::Joined(Arc::clone(found));
         }
         let fill = new();
         let before = fills.iter().rev().find(|f| f.reload.is_some() && f.arrived_so_far().is_none()).cloned();
-        let after = before.filter(|_| fill.reload.is_some());
+        // One that waits itself, for what this one does not want, is not waited for: waits would add up.
+        let after = before.filter(|b| fill.reload.is_some() && !b.awaits_turn.load(Ordering::Acquire));
         fill.awaits_turn.store(after.is_some(), Ordering::Release);
         fills.push(Arc::clone(&fill));
         Joined::Began(fill, after)
+    }
+
+    /// Puts a fill of one client alone among the others until the guard goes, so that an invalidation finds it.
+    pub fn watch(self: &Arc<Self>, key: &CacheKey, fill: Arc<Fill>) -> Watched {
+        fill.is_private.store(true, Ordering::Release);
+        let fill = self.add(key, fill);
+        Watched { fills: Arc::clone(self), key: key.clone(), fill: Some(fill) }
     }
 
     /// Begins `fill`, whatever else is under way.

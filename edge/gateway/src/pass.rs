@@ -5,10 +5,11 @@ use crate::asked::{Asked, Outgoing, Purpose};
 use crate::body::RequestBody;
 use crate::deliver;
 use crate::fetch::{self, Own, Validating};
+use crate::fill::Watched;
 use crate::gateway::{Answer, Gateway, MaxIndex};
 use crate::site::Counters;
 use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use std::rc::Rc;
 use tidegate_cache::reuse::Attachment;
 use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, cache_control, storable};
@@ -49,6 +50,9 @@ impl<U: Upstream> Gateway<U> {
         let end_to_end = self.past_caches(&asked) || revalidates;
         let fetch = Fetch { direct: asked.upgrade.is_some(), ..self.fetch_to(&asked, demand, end_to_end) };
         Counters::add(&asked.site.counters.fetches, 1);
+        // An unsafe request that is answered meanwhile says that what this one brings is not to be kept.
+        let is_get = asked.method == Method::GET && asked.upgrade.is_none();
+        let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, None)));
         let fetching = self.upstream.fetch(request, fetch);
         let fetched = match validating.as_ref().filter(|v| self.may_stand_in(&asked, v, FetchError::Timeout)) {
             None => fetching.await,
@@ -67,9 +71,10 @@ impl<U: Upstream> Gateway<U> {
             self.invalidate(&asked, fetched.response.headers());
         }
         let for_others = fetch::answers_others(&self, &asked, &fetched, sent.0);
-        if self.answers_get(&asked, &fetched) || for_others.is_ok() {
+        let is_kept = for_others.is_ok() && !watched.as_ref().is_some_and(Watched::is_forgotten);
+        if self.answers_get(&asked, &fetched) || is_kept {
             let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
-            let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean);
+            let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean, watched.and_then(Watched::take));
             return self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
         }
         let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);

@@ -733,3 +733,70 @@ fn a_request_is_answered_however_many_purges_come_meanwhile() {
         assert_eq!((status, body.unwrap().as_str()), (StatusCode::OK, "text"));
     });
 }
+
+#[test]
+fn an_invalidation_finds_what_one_client_fetches_by_itself() {
+    test(Tier::Edge, async |w| {
+        let head = [("cache-control", "public, max-age=100")];
+        let ask = || w.start(w.asked("/a", &[("authorization", "Basic x")]));
+        let slow = ask();
+        let old = w.fetch().await;
+        let post = w.start(Asked { method: Method::POST, ..w.asked("/a", &[]) });
+        w.fetch().await.answer(200, &[("content-length", "2")], "ok");
+        text(post).await;
+        old.answer(200, &head, "before the post");
+        assert_eq!(text(slow).await, "before the post");
+        let again = ask();
+        w.fetch().await.answer(200, &head, "after it");
+        assert_eq!((text(again).await, text(w.get("/a")).await), ("after it".into(), "after it".into()));
+        assert!(w.nothing_fetched() && w.gateway.fills.is_empty());
+    });
+}
+
+/// What nobody reads is fetched to its end only where little is missing.
+#[test]
+fn a_fill_without_readers_ends_where_it_is_not_worth_its_end() {
+    for (length, is_kept) in [("1000000", true), ("9000000", false), ("", false)] {
+        test(Tier::Edge, async |w| {
+            let gone = w.get("/a");
+            let fields: Vec<_> = [CACHED].into_iter().chain((!length.is_empty()).then_some(("content-length", length))).collect();
+            let feed = w.fetch().await.begin(200, &fields, None);
+            feed.send(Ok(Bytes::from(vec![7; 1000]))).unwrap();
+            drop(gone.await.unwrap());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(!feed.is_closed(), is_kept, "{length:?}: upstream goes on");
+            if is_kept {
+                // But not for ever.
+                tokio::time::sleep(Duration::from_secs(11)).await;
+                assert!(feed.is_closed());
+            }
+            let again = w.get("/a");
+            w.fetch().await.answer(200, &[CACHED], "whole");
+            assert_eq!(text(again).await, "whole");
+        });
+    }
+}
+
+/// Of a page that says nothing of its freshness, clients with cookies wait for nobody.
+#[test]
+fn clients_with_cookies_wait_for_no_page_that_may_be_anothers() {
+    test(Tier::Edge, async |w| {
+        let head = [("last-modified", "Tue, 01 Jan 2019 00:00:00 GMT")];
+        let ask = |who: &'static str| w.start(w.asked("/a", &[("cookie", who)]));
+        let first = ask("a");
+        w.fetch().await.answer(200, &head, "of a");
+        assert_eq!(text(first).await, "of a");
+        let (b, c) = (ask("b"), ask("c"));
+        for _ in 0..2 {
+            let asked = w.fetch().await;
+            let body = if asked.headers.get("cookie").unwrap() == "b" { "of b" } else { "of c" };
+            asked.answer(200, &head, body);
+        }
+        assert_eq!((text(b).await, text(c).await), ("of b".into(), "of c".into()));
+        // Clients without cookies share it.
+        let (d, e) = (w.get("/a"), w.get("/a"));
+        w.fetch().await.answer(200, &head, "of nobody");
+        assert_eq!((text(d).await, text(e).await), ("of nobody".into(), "of nobody".into()));
+        assert!(w.nothing_fetched());
+    });
+}
