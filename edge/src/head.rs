@@ -81,9 +81,11 @@ fn request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     if target.len() > limits.uri {
         return Err(Refusal { status: 414, why: "the target of the request is too long" });
     }
-    // Bytes that may stand in no URI, or not everywhere in one: they are looked at more closely, as the parser behind this does.
-    let is_odd = |b: &u8| !(0x21..=0x7e).contains(b) || b"\"#<>[\\]^`{|}".contains(b);
-    if target.is_empty() || (target.iter().any(is_odd) && http::Uri::try_from(target).is_err()) {
+    let is_visible = |b: &u8| (0x21..=0x7e).contains(b);
+    // Bytes that may not stand everywhere in a URI: they are looked at more closely, as the parser behind this does.
+    let is_odd = |b: &u8| b"\"<>[\\]^`{|}".contains(b);
+    let is_uri = target.iter().all(is_visible) && (!target.iter().any(is_odd) || http::Uri::try_from(target).is_ok());
+    if target.is_empty() || !is_uri {
         return Err(bad("the target has a character that no URI has: it has to be written as % and two digits"));
     }
     match version {
@@ -270,6 +272,8 @@ mod tests {
             ("GET / HTTP/1.1\nHost: \ra\n\n", 400),
             ("POST / HTTP/1.1\nHost: a\nTransfer-Encoding: \x0cchunked\n\n", 400),
             ("GET / HTTP/1.1\nHost: a\nX: a\0b\n\n", 400),
+            ("GET /a?b=#\0 HTTP/1.1\nHost: a\n\n", 400),
+            ("GET /a?<b> HTTP/1.1\nHost: a\n\n", 400),
             ("GET  / HTTP/1.1\nHost: a\n\n", 400),
             ("GET / HTTP/2.0\nHost: a\n\n", 505),
             ("GET /\n\n", 400),
