@@ -220,7 +220,7 @@ fn limits_hold_over_http2_too() {
         curl(&["-H", "Content-Length:", "-T", file.to_str().unwrap()], "/a.txt")
     };
     wait_for("the new origin", || (upload(1000) == "2 200").then_some(()));
-    refused(&upload(100_000), "2 502");
+    refused(&upload(100_000), "2 413");
 }
 
 #[test]
