@@ -241,7 +241,8 @@ impl OriginUpstream {
         }
         let opening = self.connections.opening(key).filter(|_| !upgrading);
         let _opening = match &opening {
-            Some(opening) => Some(opening.lock().await),
+            // Whoever waits for a connection waits no longer than for one of its own.
+            Some(opening) => Some(tokio::time::timeout(within, opening.lock()).await.map_err(|_| FetchError::ConnectTimeout)?),
             None => None,
         };
         if let Some((connection, made)) = opening.is_some().then(kept).flatten() {
