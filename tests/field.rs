@@ -10,14 +10,14 @@
 //! network shields=1            (or 0; both where the line is missing)
 //! settings [origin]            (lines of the site's file)
 //!   retries = 1
-//! ask NAME [h2|keep]           a client sends a request: METHOD PATH, fields, `| text` for a body
+//! ask NAME [h2]                a client sends a request: METHOD PATH, fields, `| text` for a body
 //! origin NAME                  waits for the next request at the origin: `has Field: value`, `lacks Field`, `is METHOD PATH`
 //! reply NAME                   answers it: STATUS, fields, `| text` or `bytes N` (framed by Content-Length), `open` (framed by
 //!                              nothing but what the fields say), `raw text`
 //! more NAME                    sends on: `raw text`, `chunk text`, `end`
 //! expect NAME                  waits for the client's response: `status N|M`, `body text`, `bytes N`, `has`, `lacks`, `hit`,
 //!                              `miss`, `broken`, `begins text`
-//! leave NAME, close NAME       a client, or the origin on this connection, goes
+//! leave NAME, close NAME       the client goes, or the origin closes the connection
 //! gone NAME                    the node has let go of the origin's answer, within a few seconds
 //! seconds N NAME               the time that a response took was at most so many seconds
 //! count N                      so many requests have come to the origin by now
