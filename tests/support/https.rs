@@ -23,6 +23,13 @@ impl Trusting {
     }
 }
 
+/// Whether what listens there shows a certificate for that host that is trusted.
+pub fn shakes_hands(address: std::net::SocketAddr, host: &str, trusting: &Trusting) -> bool {
+    let Ok(mut tcp) = std::net::TcpStream::connect(address) else { return false };
+    let mut tls = rustls::ClientConnection::new(Arc::clone(&trusting.0), host.to_owned().try_into().unwrap()).unwrap();
+    tls.complete_io(&mut tcp).is_ok()
+}
+
 /// A connection to an edge, after its handshake.
 pub struct Https {
     pub stream: rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>,

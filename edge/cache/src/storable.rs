@@ -95,8 +95,13 @@ fn understood(status: StatusCode) -> bool {
     heuristically_cacheable(status) || matches!(status.as_u16(), 302 | 303 | 307 | 400 | 403 | 500 | 502 | 503 | 504)
 }
 
-/// Whether the response to a GET may be stored. 206 is combined and not stored by this rule; 416 speaks of one request's range, 425 of
-/// one's early data.
+/// Statuses that speak of the request which got them (its conditions, range, size, rate, early data, connection) and so tell nothing to
+/// another client.
+fn is_of_the_request(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 411 | 412 | 413 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431)
+}
+
+/// Whether the response to a GET may be stored. 206 is combined and not stored by this rule.
 ///
 /// # Errors
 /// Why not.
@@ -108,7 +113,7 @@ pub fn storable(exchange: &Exchange<'_>) -> Result<(), NotStorable> {
     let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
     if method != Method::GET {
         Err(NotStorable::Method)
-    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304 | 416 | 425) {
+    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) || is_of_the_request(status) {
         Err(NotStorable::Status)
     } else if said.no_store && !(said.must_understand && understood(status)) {
         Err(NotStorable::NoStore)
@@ -197,7 +202,10 @@ mod tests {
             (&[], 499, &[(cc, "must-understand, max-age=1")], Err(NotStorable::Status)),
             (&[], 200, &[(cc, "private, max-age=1")], Err(NotStorable::Private)),
             (&[], 299, &[], Err(NotStorable::NoFreshness)),
-            (&[], 425, &[("cache-control", "max-age=60")], Err(NotStorable::Status)),
+            (&[], 425, &[(cc, "max-age=60")], Err(NotStorable::Status)),
+            (&[("if-match", "\"x\"")], 412, &[(cc, "public, max-age=60")], Err(NotStorable::Status)),
+            (&[], 429, &[(cc, "max-age=60")], Err(NotStorable::Status)),
+            (&[], 431, &[(cc, "max-age=60")], Err(NotStorable::Status)),
             (&[], 299, &[(cc, "max-age=1")], Ok(())),
             (&[], 302, &[], Err(NotStorable::NoFreshness)),
             (&[], 206, &[(cc, "max-age=1")], Err(NotStorable::Status)),

@@ -95,6 +95,11 @@ impl Asked {
         }
     }
 
+    /// The same request once more, as its client sent it.
+    pub(crate) fn once_more(&self) -> Self {
+        Self { method: self.method.clone(), interim: self.interim.clone(), ..self.again() }
+    }
+
     /// The same request once more, for work that goes on behind it.
     pub(crate) fn again(&self) -> Self {
         Self {

@@ -147,15 +147,27 @@ async fn lead<U: Upstream>(
         let status = received.fetched.response.status();
         if status == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
             let Some(v) = validating.take() else { return Err(FetchError::Broken.into()) };
-            if let Some(confirmed) = confirm(gateway, asked, &v.stored, &received) {
-                let confirmed = Arc::new(confirmed);
-                note_sharing(gateway, asked, &confirmed.freshness);
-                keep(gateway, asked, fill, &confirmed);
-                relay_own(relay, received.fetched.response.headers());
-                fill.stored(confirmed, Some(status));
-                return Ok(());
+            match confirm(gateway, asked, &v.stored, &received) {
+                Ok(confirmed) => {
+                    if confirmed.vary != v.stored.vary {
+                        gateway.store.drop_response(&asked.key, &v.stored);
+                    }
+                    let confirmed = Arc::new(confirmed);
+                    note_sharing(gateway, asked, &confirmed.freshness);
+                    keep(gateway, asked, fill, &confirmed);
+                    relay_own(relay, received.fetched.response.headers());
+                    fill.stored(confirmed, Some(status));
+                    return Ok(());
+                }
+                // Ask again, for a whole one.
+                Err(Unconfirmed::Another) => {}
+                Err(Unconfirmed::NotStorable(why)) => {
+                    note_unshared(gateway, asked, why);
+                    if why.is_of_the_key() {
+                        gateway.store.drop_response(&asked.key, &v.stored);
+                    }
+                }
             }
-            // It speaks of another response than the stored one: ask again, for a whole one.
             continue;
         }
         if is_server_error(status) && validating.as_ref().is_some_and(|v| v.or_stale == StandIn::AnyError) {
@@ -322,11 +334,33 @@ fn asked_origin_at(received: &Received) -> Option<BootTime> {
     (received.fetched.vouched.is_none() || received.end_to_end).then_some(received.asked_at)
 }
 
-fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResponse, received: &Received) -> Option<StoredResponse> {
+/// Why a 304 does not make a stored response good again.
+enum Unconfirmed {
+    /// It speaks of another response.
+    Another,
+    /// What the stored response becomes by it may not be kept.
+    NotStorable(NotStorable),
+}
+
+/// The stored response with what a 304 says of it, which is judged as a whole one would be.
+fn confirm<U: Upstream>(
+    gateway: &Gateway<U>,
+    asked: &Asked,
+    stored: &StoredResponse,
+    received: &Received,
+) -> Result<StoredResponse, Unconfirmed> {
     let mut news = received.fetched.response.headers().clone();
     if !validation::confirms(&stored.headers, &news) {
-        return None;
+        return Err(Unconfirmed::Another);
     }
+    let whole = validation::freshened(&stored.headers, &news);
+    is_storable(asked, stored.status, &whole).map_err(Unconfirmed::NotStorable)?;
+    let vary = if news.contains_key(header::VARY) {
+        let said = vary_key(gateway, asked, Purpose::Shared, &news).map_err(Unconfirmed::NotStorable)?;
+        if said.has_fields_of(&stored.vary) { stored.vary.clone() } else { said }
+    } else {
+        stored.vary.clone()
+    };
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut news);
     }
@@ -341,6 +375,9 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
         }
     }
     let mut headers = fields::compact(&validation::freshened(&stored.headers, &news));
+    for own in unshared(&whole) {
+        headers.remove(own);
+    }
     let age = news.get(header::AGE).cloned();
     headers.remove(header::AGE);
     let freshness = {
@@ -365,13 +402,12 @@ fn confirm<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, stored: &StoredResp
     if codable {
         coding::vary(&mut headers);
     }
-    let mut confirmed =
-        StoredResponse::new(stored.target.clone(), stored.status, headers, stored.vary.clone(), freshness, stored.body.clone());
-    let tags = field::tags(received.fetched.response.headers()).ok()?;
+    let mut confirmed = StoredResponse::new(stored.target.clone(), stored.status, headers, vary, freshness, stored.body.clone());
+    let tags = field::tags(received.fetched.response.headers()).unwrap_or_default();
     confirmed.tags = if tags.is_empty() { stored.tags.clone() } else { tags };
     confirmed.asked_origin_at = asked_origin_at(received);
     confirmed.codings = codable.then(|| Arc::new(stored.codings.as_ref().map(|c| c.anew()).unwrap_or_default()));
-    Some(confirmed.with_clean_through(received.clean_through))
+    Ok(confirmed.with_clean_through(received.clean_through))
 }
 
 /// Whether this node may give it in other codings.
@@ -559,24 +595,32 @@ pub fn may_store<U: Upstream>(
     fetched: &Fetched,
     most: u64,
 ) -> Result<VaryKey, NotStorable> {
-    let response = &fetched.response;
-    let (headers, said) = (response.headers(), cache_control::of_response(response.headers()));
-    storable::storable(&Exchange {
-        method: &Method::GET,
-        request: &asked.headers,
-        asked: &asked.directives(),
-        status: response.status(),
-        response: headers,
-        said: &said,
-        has_default_ttl: asked.site.defaults.ttl.is_some(),
-    })?;
-    field::tags(headers).map_err(|_| NotStorable::TagsUnreadable)?;
+    let headers = fetched.response.headers();
+    is_storable(asked, fetched.response.status(), headers)?;
     if fetched.length.is_some_and(|l| l > most) || most == 0 {
         return Err(NotStorable::TooLarge);
     }
     if fetched.close_delimited {
         return Err(NotStorable::Unframed);
     }
+    vary_key(gateway, asked, purpose, headers)
+}
+
+/// Whether this head lets it be stored.
+fn is_storable(asked: &Asked, status: StatusCode, headers: &HeaderMap) -> Result<(), NotStorable> {
+    storable::storable(&Exchange {
+        method: &Method::GET,
+        request: &asked.headers,
+        asked: &asked.directives(),
+        status,
+        response: headers,
+        said: &cache_control::of_response(headers),
+        has_default_ttl: asked.site.defaults.ttl.is_some(),
+    })?;
+    field::tags(headers).map(drop).map_err(|_| NotStorable::TagsUnreadable)
+}
+
+fn vary_key<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, purpose: Purpose, headers: &HeaderMap) -> Result<VaryKey, NotStorable> {
     VaryKey::new(headers, &Outgoing::new(asked, &gateway.node, purpose)).map_err(|no| match no {
         NoVaryKey::Star => NotStorable::VaryStar,
         NoVaryKey::Unreadable => NotStorable::VaryUnreadable,

@@ -536,11 +536,7 @@ impl<U: Upstream> Gateway<U> {
             return self.alone(&asked, validating, demand, end_to_end, status).await;
         }
         let reason = status.forward.unwrap_or(ForwardReason::Miss);
-        let asked = Rc::try_unwrap(asked).unwrap_or_else(|shared| Asked {
-            method: shared.method.clone(),
-            interim: shared.interim.clone(),
-            ..shared.again()
-        });
+        let asked = Rc::try_unwrap(asked).unwrap_or_else(|shared| shared.once_more());
         Rc::clone(self).passed(asked, RequestBody::Empty, validating, reason).await
     }
 
@@ -652,10 +648,15 @@ impl<U: Upstream> Gateway<U> {
         let (gateway, asked_too, of_task) = (Rc::clone(self), Rc::clone(asked), Arc::clone(&fill));
         let run = fetch::run(gateway, asked_too, of_task, None, demand, end_to_end, validating.clone(), Some(relay));
         tokio::task::spawn_local(run);
-        self.answer_alone(asked, validating.as_ref(), fill, relayed, status).await
+        if let Some(answer) = self.answer_alone(asked, validating.as_ref(), fill, relayed, status).await {
+            return answer;
+        }
+        // What was asked for was a part for all, and it is not for all.
+        let reason = status.forward.unwrap_or(ForwardReason::Miss);
+        Rc::clone(self).passed(asked.once_more(), RequestBody::Empty, None, reason).await
     }
 
-    /// From a fill that this request alone began, and nobody joins.
+    /// From a fill that this request alone began, and nobody joins. Nothing, where that brought nothing for this request.
     pub(crate) async fn answer_alone(
         self: &Rc<Self>,
         asked: &Asked,
@@ -663,8 +664,8 @@ impl<U: Upstream> Gateway<U> {
         fill: Arc<Fill>,
         mut relayed: oneshot::Receiver<Relayed>,
         status: CacheStatus,
-    ) -> Answer {
-        match self.arrived(asked, &fill, validating).await {
+    ) -> Option<Answer> {
+        let answer = match self.arrived(asked, &fill, validating).await {
             Err(error) => self.failed(asked, validating, error, status),
             Ok(Arrived::Head(head)) => deliver::fill(
                 self,
@@ -681,9 +682,10 @@ impl<U: Upstream> Gateway<U> {
             }
             Ok(Arrived::Unshared) => match relayed.await {
                 Ok(Relayed::Whole(own)) => self.relay(asked, own, CacheStatus { collapsed: false, ..status }),
-                _ => deliver::failed(self, FetchError::Broken.into(), status),
+                _ => return None,
             },
-        }
+        };
+        Some(answer)
     }
 
     /// Whether no cache on the way may answer a fetch from what it stored: an edge says so, or this node has held no lease

@@ -75,7 +75,8 @@ impl<U: Upstream> Gateway<U> {
         if self.answers_get(&asked, &fetched) || is_kept {
             let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
             let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean, watched.and_then(Watched::take));
-            return self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
+            let answer = self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
+            return answer.unwrap_or_else(|| deliver::failed(&self, FetchError::Broken.into(), status));
         }
         let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
         let Fetched { response, length, vouched, close_delimited, .. } = fetched;
