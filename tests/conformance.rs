@@ -35,6 +35,7 @@ const LEFT: [(&str, &str); 23] = [
     ("headers-store-Transfer-Encoding", "a body that only its connection ends is not kept: a torn one looks the same"),
     ("304-etag-update-response-ETag", "a 304 with another strong validator must not update what is stored (RFC 9111 section 4.3.4)"),
     ("conditional-lm-fresh-no-lm", "its date is before the stored Date, which stands in for Last-Modified (RFC 9111 section 4.3.2)"),
+    ("vary-normalise-space", "of a field that nobody knows, nobody knows that it is a list (RFC 9111 section 4.1)"),
     // Five bytes that claim to be six.
     ("partial-store-partial-reuse-partial", "its Content-Range does not fit its body"),
     ("partial-store-partial-reuse-partial-byterange", "as above"),

@@ -5,9 +5,11 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use support::network::{Network, Plan};
 use support::{Http, Nginx, Process, error_of, free_port, get, wait_for};
 
@@ -171,4 +173,37 @@ fn a_site_is_known_to_no_edge_before_its_origin_is() {
         let wrong: Vec<_> = asking.join().unwrap().into_iter().filter(|(_, status, _)| *status != 200).collect();
         assert!(wrong.is_empty(), "{wrong:?}");
     });
+}
+
+/// An origin that answers one request on each connection, and closes it when the next one comes.
+fn forgetful_origin() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                support::request_head(&mut stream);
+                // So long that those who ask at once get a connection each.
+                std::thread::sleep(Duration::from_millis(300));
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\nok");
+                support::request_head(&mut stream);
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn kept_connections_that_all_died_cost_one_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = support::Dev::start(dir.path(), &["--origin", &forgetful_origin(), "--shields", "0"]);
+    let ask = |n: usize| get(dev.http[0], "localhost", &format!("/{n}"));
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..12).map(|n| scope.spawn(move || ask(n).status)).collect();
+        assert!(all.into_iter().all(|t| t.join().unwrap() == 200));
+    });
+    for n in 12..20 {
+        let answer = ask(n);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
 }

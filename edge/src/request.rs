@@ -5,7 +5,7 @@ use crate::access_log::Line;
 use crate::admission::ConnectionState;
 use crate::routes::CHALLENGES;
 use crate::websocket::{self, Asking};
-use crate::worker::{Client, Open, Worker};
+use crate::worker::{Client, Open, Shared, Worker};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -17,7 +17,7 @@ use std::time::Duration;
 use tidegate_control_types::BootTime;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Answer, Answering, Asked, RequestBody, ResponseBody, Site, fields, show_date};
+use tidegate_gateway::{Answer, Answering, Asked, CacheStatus, RequestBody, ResponseBody, Site, fields, show_date};
 use tidegate_node::link::full;
 
 const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -108,7 +108,8 @@ impl Worker {
         let alt_svc = (client.https && request.version() < Version::HTTP_3).then(|| self.alt_svc(port)).flatten();
         let tls = &site.state.spec.tls;
         let hsts = (client.https && !tls.hsts.is_zero()).then(|| self.routes.borrow().hsts(site.name())).flatten();
-        let logged = started.map(|at| (at, Seen::of(&request, client, &site, &host)));
+        let logged =
+            started.map(|at| Logged { worker: Rc::clone(self), started: at, seen: Some(Seen::of(&request, client, &site, &host)) });
         let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|mut answer| {
             if let Some(value) = alt_svc {
                 answer.response.headers_mut().insert(header::ALT_SVC, value);
@@ -119,10 +120,9 @@ impl Worker {
             }
             answer
         });
-        let Some((started, seen)) = logged else { return answering.then(|answer| (answer.response, answer.tunnel)) };
-        let this = Rc::clone(self);
+        let Some(logged) = logged else { return answering.then(|answer| (answer.response, answer.tunnel)) };
         answering.then(move |mut answer| {
-            this.log(started, seen, &mut answer);
+            logged.answered(&mut answer);
             (answer.response, answer.tunnel)
         })
     }
@@ -171,7 +171,9 @@ impl Worker {
         if request.version() >= Version::HTTP_2 {
             // Over HTTP/1.1 admission has seen to it.
             let limits = self.limits.get();
-            if request.headers().len() > limits.fields {
+            // A cookie may come in many lines, which are one (RFC 9113 section 8.2.3).
+            let crumbs = request.headers().get_all(header::COOKIE).iter().count();
+            if request.headers().len() - crumbs.saturating_sub(1) > limits.fields {
                 return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"));
             }
             if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {
@@ -322,23 +324,7 @@ impl Worker {
         let (status, how) = (answer.response.status().as_u16(), answer.status);
         let shared = Arc::clone(&self.shared);
         answer.response.body_mut().on_finish(Box::new(move |bytes, complete| {
-            log.line(&Line {
-                time: shared.clock.wall().0,
-                node: &shared.node,
-                site: seen.site.name(),
-                client: Some(seen.client),
-                protocol: seen.protocol,
-                method: seen.method.as_str(),
-                host: &seen.host,
-                target: &seen.target,
-                status,
-                bytes,
-                complete,
-                cache: how.forward.map_or(if how.hit { "hit" } else { "none" }, tidegate_gateway::forward_token),
-                detail: how.detail,
-                collapsed: how.collapsed,
-                milliseconds: u64::try_from(shared.clock.boot().since(started).as_millis()).unwrap_or(u64::MAX),
-            });
+            log.line(&seen.line(&shared, started, status, how, (bytes, complete)));
         }));
     }
 }
@@ -370,6 +356,33 @@ struct Routed {
 }
 
 /// What the access log says of a request.
+/// What the access log says of a request, once its answer is over; or that its client went before there was one.
+struct Logged {
+    worker: Rc<Worker>,
+    started: BootTime,
+    seen: Option<Seen>,
+}
+
+impl Logged {
+    fn answered(mut self, answer: &mut Answer) {
+        if let Some(seen) = self.seen.take() {
+            self.worker.log(self.started, seen, answer);
+        }
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        if let (Some(seen), Some(log)) = (self.seen.take(), &self.worker.shared.log) {
+            let of_none = CacheStatus { detail: Some("client-closed"), ..CacheStatus::default() };
+            log.line(&seen.line(&self.worker.shared, self.started, CLIENT_CLOSED, of_none, (0, false)));
+        }
+    }
+}
+
+/// In the access log, as nginx has it: the client went before it was answered.
+const CLIENT_CLOSED: u16 = 499;
+
 struct Seen {
     site: Rc<Site>,
     client: IpAddr,
@@ -384,6 +397,27 @@ impl Seen {
         let protocol = protocol_of(request, client);
         let target = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
         Self { site: Rc::clone(site), client: client.ip, protocol, method: request.method().clone(), host: host.to_owned(), target }
+    }
+
+    /// `body`: how many bytes went out, and whether they are all.
+    fn line<'a>(&'a self, shared: &'a Shared, started: BootTime, status: u16, how: CacheStatus, body: (u64, bool)) -> Line<'a> {
+        Line {
+            time: shared.clock.wall().0,
+            node: &shared.node,
+            site: self.site.name(),
+            client: Some(self.client),
+            protocol: self.protocol,
+            method: self.method.as_str(),
+            host: &self.host,
+            target: &self.target,
+            status,
+            bytes: body.0,
+            complete: body.1,
+            cache: how.forward.map_or(if how.hit { "hit" } else { "none" }, tidegate_gateway::forward_token),
+            detail: how.detail,
+            collapsed: how.collapsed,
+            milliseconds: u64::try_from(shared.clock.boot().since(started).as_millis()).unwrap_or(u64::MAX),
+        }
     }
 }
 

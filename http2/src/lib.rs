@@ -22,4 +22,4 @@ pub use server::{ServerSettings, serve};
 pub use windows::Windows;
 
 /// A connection or a stream failed.
-pub use h2::Error;
+pub use h2::{Error, Reason};

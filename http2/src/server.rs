@@ -122,9 +122,10 @@ impl<S: FnMut(Request<Received>, Interim) -> Answering<Answered>> Requests<S> {
             if let Some(protocol) = head.extensions.remove::<h2::ext::Protocol>() {
                 head.extensions.insert(ConnectProtocol(Bytes::copy_from_slice(protocol.as_ref())));
             }
+            let is_head = head.method == http::Method::HEAD;
             let body = Received::new(body, &head.headers);
             let answering = (self.service)(Request::from_parts(head, body), interim);
-            let mut stream = Stream { reply: Arc::clone(&self.spare), state: State::Answering(answering) };
+            let mut stream = Stream { reply: Arc::clone(&self.spare), is_head, state: State::Answering(answering) };
             if Pin::new(&mut stream).poll(cx).is_pending() {
                 tokio::task::spawn_local(stream);
             }
@@ -152,6 +153,7 @@ impl TakesInterim for Reply {
 
 struct Stream {
     reply: Arc<Reply>,
+    is_head: bool,
     state: State,
 }
 
@@ -182,7 +184,7 @@ impl Future for Stream {
                 };
             };
             let Some((reply, _)) = this.reply.0.lock().take() else { return Poll::Ready(()) };
-            match respond(reply, response) {
+            match respond(reply, response, this.is_head) {
                 Some(pipe) => this.state = State::Sending(pipe),
                 None => return Poll::Ready(()),
             }
@@ -194,9 +196,12 @@ impl Future for Stream {
     }
 }
 
-/// Sends the head; what is left to send is the body.
-fn respond(mut reply: SendResponse<Bytes>, response: Answered) -> Option<Pipe<ResponseBody>> {
-    let (mut head, body) = response.into_parts();
+/// Sends the head; what is left to send is the body, of which a response to HEAD has none.
+fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool) -> Option<Pipe<ResponseBody>> {
+    let (mut head, mut body) = response.into_parts();
+    if is_head {
+        body.leave_out();
+    }
     let bodiless = body.is_end_stream();
     if let Some(length) = body.size_hint().exact().filter(|_| !bodiless && !head.headers.contains_key(header::CONTENT_LENGTH)) {
         head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));

@@ -114,7 +114,7 @@ where
         let stream = Stream::new(receive, shared.settings.head);
         Self {
             shared,
-            to: Sending { stream: send, waiting: Vec::new(), over: false },
+            to: Sending { stream: send, waiting: Vec::new(), is_of_head: false, over: false },
             phase: Phase::Head(stream),
             interim: Arc::default(),
             late: None,
@@ -213,6 +213,7 @@ where
             request.extensions_mut().insert(EarlyData);
         }
         self.to.prioritise(request.headers());
+        self.to.is_of_head = *request.method() == Method::HEAD;
         // Of these the cache has to know whether there is a body, which they have none of mostly.
         let has_to_be_known = matches!(*request.method(), Method::GET | Method::HEAD);
         let body = Received::new(stream, self.shared.connection.clone(), request.headers(), settings.head);
@@ -270,6 +271,8 @@ impl<S> Drop for Exchange<S> {
 struct Sending {
     stream: SendStream,
     waiting: Vec<Bytes>,
+    /// A response to HEAD has no body, whoever made it.
+    is_of_head: bool,
     over: bool,
 }
 
@@ -294,6 +297,9 @@ impl Sending {
 
     fn respond(&mut self, response: Answered, alive: mpsc::Sender<Infallible>) -> Outgoing {
         let (mut head, mut body) = response.into_parts();
+        if self.is_of_head {
+            body.leave_out();
+        }
         let open = Arc::new(Open { in_flight: body.take_in_flight().map(Mutex::new), _alive: alive });
         let bodiless = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !bodiless);

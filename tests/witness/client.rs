@@ -326,6 +326,7 @@ struct One {
 
 impl One {
     async fn more(&mut self) -> Result<bool, Failed> {
+        self.read.reserve(WINDOW as usize);
         Ok(self.stream.read_buf(&mut self.read).await? > 0)
     }
 

@@ -110,8 +110,10 @@ pub const TARGETED: &[(&[u8], Option<Says>)] = &[
     (b"max-age=\"60", None),
 ];
 
+type Lines = &'static [&'static [u8]];
+
 /// Lines of Vary: the fields that they name in small letters, or nothing where others may never have the response.
-pub const VARY: &[(&[&[u8]], Option<&[&str]>)] = &[
+pub const VARY: &[(Lines, Option<&[&str]>)] = &[
     (&[b"X-V"], Some(&["x-v"])),
     (&[b"x-v,, Accept-Language"], Some(&["x-v", "accept-language"])),
     (&[b"X-V", b"Cookie"], Some(&["x-v", "cookie"])),

@@ -121,11 +121,14 @@ struct Shared {
     origin: Origin,
     asked: Mutex<Vec<Asked>>,
     purges: Mutex<Vec<Purge>>,
-    /// Validators that were seen last.
-    tags: Mutex<HashMap<String, (Option<String>, Option<String>)>>,
+    /// What was seen last of each path.
+    tags: Mutex<HashMap<String, Validators>>,
     next: AtomicUsize,
     until: f64,
 }
+
+/// ETag and Last-Modified.
+type Validators = (Option<String>, Option<String>);
 
 /// A page that is asked for at that time.
 fn page(network: &str, now: f64, slot: usize) -> (String, String) {
@@ -151,7 +154,7 @@ fn wish(r: &mut Numbers, shared: &Shared, network: &str, id: usize) -> Wish {
         add("x-v", one_of(r, &[b"a", b"b", b"a, b", b"a,b", b"\xe4"]));
     }
     if r.index(4) == 0 {
-        add("cookie", one_of(r, &[b"u=1", b"u=2", b"u=3; l=4"]));
+        add("cookie", one_of(r, &[b"u=1", b"u=2", b"u=3; l=4", b"u=1,l=4", b"u=1, l=4"]));
         if protocol != Protocol::One && r.index(3) == 0 {
             add("cookie", b"l=4");
         }
@@ -161,6 +164,9 @@ fn wish(r: &mut Numbers, shared: &Shared, network: &str, id: usize) -> Wish {
     }
     if r.index(3) == 0 {
         add("accept-language", one_of(r, &[b"de", b"en", b"de, en;q=0.5", b"en;q=0.5, de", b"fr"]));
+    }
+    if method == "GET" && r.index(40) == 0 {
+        add("content-type", b"a/b");
     }
     if r.index(6) == 0 {
         add("origin", one_of(r, &[b"https://a.test", b"https://b.test"]));

@@ -119,7 +119,6 @@ fn same(name: &str, a: Option<&[u8]>, b: Option<&[u8]>) -> bool {
             };
             weighed(a) == weighed(b)
         }
-        "x-v" => members(a) == members(b),
         _ => a == b,
     }
 }
@@ -193,6 +192,7 @@ pub struct Judge<'a> {
     /// Of each host and path.
     of_path: HashMap<(&'a str, &'a str), Vec<&'a Answer>>,
     caused: HashMap<usize, Vec<&'a Answer>>,
+    by_id: HashMap<usize, &'a Asked>,
     posts: HashMap<(&'a str, &'a str), Vec<&'a Asked>>,
     asked_of_path: HashMap<(&'a str, &'a str), Vec<&'a Asked>>,
     pub longest_wait: f64,
@@ -206,6 +206,7 @@ impl<'a> Judge<'a> {
             world,
             of_path: HashMap::new(),
             caused: HashMap::new(),
+            by_id: world.asked.iter().map(|a| (a.id, a)).collect(),
             posts: HashMap::new(),
             asked_of_path: HashMap::new(),
             longest_wait: 0.0,
@@ -369,8 +370,8 @@ impl<'a> Judge<'a> {
             416 => asked.field("range").is_some(),
             412 => asked.field("if-match").is_some(),
             // A 304, to the node or between nodes, leaves the status as it was.
-            200 | 203 => matches!(answer.status, 200 | 203 | 206 | 304),
-            404 => matches!(answer.status, 404 | 304),
+            _ if answer.status == 304 => true,
+            200 => matches!(answer.status, 200 | 206),
             other => other == answer.status,
         };
         if !right {
@@ -388,6 +389,9 @@ impl<'a> Judge<'a> {
             Shared::Never => say("it may not be stored".into()),
             Shared::Validated => say("it may not be used without validation".into()),
             Shared::For(_) | Shared::Unsaid => {}
+        }
+        if matches!(answer.status, 412 | 415 | 416 | 429) {
+            say(format!("{} speaks of another request", answer.status));
         }
         if directive(&answer.asked, "no-store").is_some() {
             say("who asked for it said no-store".into());
@@ -445,7 +449,9 @@ impl<'a> Judge<'a> {
             say("the client wanted it to be validated".into());
         }
         // Age (section 5.1).
-        let upper = answer.age as f64 + (asked.head_at().unwrap_or(asked.ended) - answer.arrived) + 2.0;
+        // As old as the request that brought it, with all that was tried for it, may be (section 4.2.3).
+        let began = answer.caused_by.and_then(|id| self.by_id.get(&id)).map_or(answer.arrived, |a| a.started.min(answer.arrived));
+        let upper = answer.age as f64 + (asked.head_at().unwrap_or(asked.ended) - began) + 2.0;
         match asked.said("age").map(|v| v.parse::<f64>()) {
             None if age > 2.0 + SECOND => say(format!("it has no Age, at {age:.2} s")),
             Some(Ok(said)) if said < (age - 2.0 * SECOND).floor() || said > upper => {

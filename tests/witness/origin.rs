@@ -54,7 +54,11 @@ pub struct Shape {
     pub validator: Validator,
     pub ranges: bool,
     pub codes: bool,
+    /// It codes without a word of it in Vary.
+    codes_silently: bool,
     pub text: bool,
+    /// It fails every second time.
+    is_bad: bool,
     targeted: bool,
     expires: bool,
     vary: Option<usize>,
@@ -76,7 +80,9 @@ impl Shape {
             validator: [Validator::None, Validator::Strong, Validator::Strong, Validator::Weak, Validator::Date][r.index(5)],
             ranges: r.index(2) == 0,
             codes: r.index(6) == 0,
+            codes_silently: r.index(2) == 0,
             text: r.index(2) == 0,
+            is_bad: r.index(14) == 0,
             targeted: r.index(8) == 0,
             expires: r.index(5) == 0,
             vary: (r.index(3) == 0).then(|| r.index(VARY.len())),
@@ -228,10 +234,12 @@ impl Origin {
             2 => 503,
             3 => 301,
             4 => 203,
+            5 => 429,
+            _ if method == "GET" && value_of(&asked, "content-type").is_some() => 415,
             _ => 200,
         };
         let status = if shape.length > 1 << 20 { 200 } else { status };
-        let fault = if r.index(12) > 0 {
+        let fault = if r.index(if shape.is_bad { 2 } else { 12 }) > 0 {
             Fault::None
         } else {
             let at = r.index(shape.length.max(1));
@@ -255,13 +263,14 @@ impl Origin {
         let mut named: Option<Vec<&'static str>> = vary.map_or(Some(Vec::new()), |(_, names)| names.map(<[_]>::to_vec));
         let is_coded = shape.codes && value_of(&asked, "accept-encoding").is_some_and(|v| crate::contains(&v, b"gzip"));
         if shape.codes
+            && !shape.codes_silently
             && let Some(named) = &mut named
         {
             named.push("accept-encoding");
         }
         // What a validator names: the version, and all that the answer may depend on.
         let version = ((arrived + hash(path.as_bytes()) as f64 % VERSION) / VERSION) as u64;
-        let mut identity = format!("{path} {version} {is_coded}").into_bytes();
+        let mut identity = format!("{path} {version} {is_coded} {status}").into_bytes();
         let every = shape.vary.map_or(&[][..], |v| VARY[v].1.unwrap_or(&["x-v", "cookie"]));
         every.iter().for_each(|name| identity.extend(value_of(&asked, name).unwrap_or_else(|| b"-".to_vec())));
         let named_body = hash(&identity) & 0x7fff_ffff;
@@ -278,10 +287,6 @@ impl Origin {
             .then(|| httpdate::fmt_http_date(modified));
         let expires = if shape.expires { [None, Some(0), Some(5)][r.index(3)] } else { None };
         let (_, tags) = tags(&mut Numbers(self.0.seed ^ serial as u64));
-        if framing == Framing::Close {
-            // Nobody can tell a whole one from a torn one.
-            says.shared = Shared::Never;
-        }
         let age_line = (r.index(6) == 0).then(|| r.index(AGE.len()));
         let answer = Answer {
             serial,
@@ -350,6 +355,7 @@ impl Connection {
     }
 
     async fn more(&mut self) -> Result<(), Left> {
+        self.read.reserve(64 << 10);
         match self.stream.read_buf(&mut self.read).await {
             Ok(n) if n > 0 => Ok(()),
             _ => Err(Left),
@@ -445,7 +451,13 @@ impl Connection {
         let (status, from, length) = self.selected(&answer, total);
         let bodiless = status == 304 || answer.method == "HEAD";
         let head = self.head_of(&answer, status, from, length, total, bodiless);
-        self.origin.note(serial, |a| a.status = status);
+        self.origin.note(serial, |a| {
+            a.status = status;
+            if a.framing == Framing::Close && !bodiless {
+                // Nobody can tell a whole one from a torn one.
+                a.says.shared = Shared::Never;
+            }
+        });
         self.write(&head).await?;
         let now = self.origin.now();
         self.origin.note(serial, |a| a.head_sent = Some(now));
@@ -564,7 +576,7 @@ impl Connection {
         for line in answer.vary_lines {
             add("Vary", line);
         }
-        if shape.codes {
+        if shape.codes && !shape.codes_silently {
             add("Vary", b"Accept-Encoding");
         }
         if answer.is_coded {

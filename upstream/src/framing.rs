@@ -3,6 +3,7 @@
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Response, StatusCode, Version};
+use tidegate_control_types::planted::Bug;
 use tidegate_gateway::{FetchError, fields};
 
 /// What the framing of a response said of its body.
@@ -24,6 +25,16 @@ pub fn take<B>(method: &Method, decoded: Option<u64>, response: &mut Response<B>
     Ok(framing)
 }
 
+/// Whether a body may come that no reader of this response waits for: the next response on the connection would begin with it.
+pub fn leaves_bytes<B>(response: &Response<B>) -> bool {
+    let headers = response.headers();
+    match response.status() {
+        StatusCode::NO_CONTENT => headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().any(|l| l != "0"),
+        StatusCode::NOT_MODIFIED => headers.contains_key(TRANSFER_ENCODING),
+        _ => false,
+    }
+}
+
 fn read(method: &Method, status: StatusCode, version: Version, headers: &HeaderMap, decoded: Option<u64>) -> Result<Framing, FetchError> {
     let declared = declared_length(headers);
     if status == StatusCode::NO_CONTENT || status.is_informational() {
@@ -37,6 +48,9 @@ fn read(method: &Method, status: StatusCode, version: Version, headers: &HeaderM
     let is_coded = headers.contains_key(TRANSFER_ENCODING);
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = matches!((codings.next(), codings.next()), (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if Bug::TwoFramingsBelieved.is_planted() {
+        return Ok(Framing { length: decoded, close_delimited: false });
+    }
     if is_coded && (!is_chunked || declared.is_some() || version < Version::HTTP_11) {
         return Err(FetchError::Framing);
     }

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls};
 use tidegate_control_types::{BootTime, Clock, SiteName, SiteSpec};
 use tidegate_gateway::interim::Interim;
@@ -253,7 +254,8 @@ impl OriginUpstream {
         let made = Made { at: tokio::time::Instant::now(), to };
         let connection = if server.https {
             let name = spec.tls.server_name.as_deref().unwrap_or(&server.host);
-            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, !upgrading)?, within).await?
+            let may_speak_h2 = !upgrading && !self.connections.refuses_h2(key);
+            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, may_speak_h2)?, within).await?
         } else {
             connect::clear(tcp).await?
         };
@@ -292,7 +294,16 @@ impl OriginUpstream {
                     request = back;
                     fresh = true;
                 }
-                other => return other,
+                Err(failed) => {
+                    if kept && failed.error == FetchError::Reset {
+                        self.connections.distrust(&key);
+                    }
+                    if failed.error == FetchError::NeedsHttp1 {
+                        self.connections.note_refuses_h2(&key);
+                    }
+                    return Err(failed);
+                }
+                answered => return answered,
             }
         }
     }
@@ -328,18 +339,19 @@ impl OriginUpstream {
                 }
                 let upgrade = switches.then(|| hyper::upgrade::on(&mut response));
                 let decoded = response.body().size_hint().exact();
+                let leaves_bytes = framing::leaves_bytes(&response);
                 let framing::Framing { length, close_delimited } = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let (pool, key) = (self.connections.clone(), key.clone());
                 let over = Box::new(move |whole: bool| {
                     drop(counted);
                     // One that was opened for an upgrade speaks HTTP/1.1, whatever the origin prefers.
-                    if whole && !upgrading {
+                    if whole && !upgrading && !leaves_bytes {
                         pool.keep(key, sender, made);
                     }
                 });
                 let idle = patience::idle(response.headers(), limits.idle);
                 let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, over)));
-                Ok(Fetched { response, length, vouched: None, close_delimited, upgrade })
+                Ok(Fetched { response, length, vouched: None, stands_in: false, close_delimited, upgrade })
             }
             Connection::H2(mut sender) => {
                 let answered = limits.patience.wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
@@ -349,7 +361,7 @@ impl OriginUpstream {
                 let over = Box::new(move |_| drop(counted));
                 let idle = patience::idle(response.headers(), limits.idle);
                 let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, over)));
-                Ok(Fetched { response, length: framed.length, vouched: None, close_delimited: false, upgrade: None })
+                Ok(Fetched { response, length: framed.length, vouched: None, stands_in: false, close_delimited: false, upgrade: None })
             }
         }
     }
@@ -362,7 +374,12 @@ fn h1_error(error: &hyper::Error) -> FetchError {
 
 fn h2_error(error: &tidegate_http2::Error) -> FetchError {
     tracing::debug!(%error, "a request to an origin failed");
-    if error.is_library() { FetchError::Malformed } else { FetchError::Reset }
+    match error.reason() {
+        Some(tidegate_http2::Reason::REFUSED_STREAM) => FetchError::Unprocessed,
+        Some(tidegate_http2::Reason::HTTP_1_1_REQUIRED) => FetchError::NeedsHttp1,
+        _ if error.is_library() => FetchError::Malformed,
+        _ => FetchError::Reset,
+    }
 }
 
 /// Whether a response switches to a protocol that the request offered.
@@ -416,6 +433,10 @@ fn shape(request: &mut Request<RequestBody>, spec: &OriginSpec, server: &OriginS
         {
             request.headers_mut().insert(header::HOST, value);
         }
+        if matches!(request.body(), RequestBody::Empty) && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) {
+            // Some servers refuse what could have a body and says no length (RFC 9110 section 8.6).
+            request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        }
         path.parse::<Uri>()
     };
     if let Ok(uri) = uri {
@@ -428,7 +449,8 @@ impl Upstream for OriginUpstream {
         let servers = self.pools.get(fetch.site.name()).ok_or(FetchError::Down)?;
         servers.earn();
         let progress = request.body().progress();
-        let again = is_repeatable(&request).then(|| copy(&request));
+        let again = matches!(request.body(), RequestBody::Empty).then(|| copy(&request));
+        let is_repeatable = is_repeatable(&request);
         let upgrading = request.headers().contains_key(header::UPGRADE);
         let mut next = Some(request);
         let mut tried = Tried::default();
@@ -463,8 +485,10 @@ impl Upstream for OriginUpstream {
                         health.inspect(|h| h.failed(self.clock.boot(), &servers.spec.ejection));
                     }
                     tried.failed(at, error);
-                    let may_go_on = error != FetchError::Private && failed.attempts < fetch.allowance.attempts;
-                    next = unsent.or_else(|| again.as_ref().map(copy)).filter(|_| may_go_on && servers.may_retry());
+                    let may_go_on =
+                        error != FetchError::Private && (failed.attempts < fetch.allowance.attempts || Bug::AttemptsUncounted.is_planted());
+                    let may_repeat = is_repeatable || error.is_before_processing();
+                    next = unsent.or_else(|| again.as_ref().filter(|_| may_repeat).map(copy)).filter(|_| may_go_on && servers.may_retry());
                 }
             }
         }

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
+use tidegate_control_types::planted::Bug;
 use tidegate_gateway::{FetchError, Progress, Turn, is_stream};
 
 /// A body of events, or of messages of a call, may be quiet for so long.
@@ -28,10 +29,15 @@ impl Patience {
         let Some(progress) = progress else {
             return tokio::time::timeout(self.first_byte, sending).await.map_err(|_| FetchError::Timeout);
         };
+        let begun = tokio::time::Instant::now();
         loop {
             let (turn, steps) = (progress.turn(), progress.steps());
             let late = async {
                 match turn {
+                    Turn::Client if Bug::UploadsOnTheClock.is_planted() => {
+                        tokio::time::sleep_until(begun + self.first_byte).await;
+                        FetchError::Timeout
+                    }
                     Turn::Client => std::future::pending().await,
                     Turn::Upstream => {
                         tokio::time::sleep(self.stall).await;

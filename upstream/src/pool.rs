@@ -40,6 +40,7 @@ struct Kept {
     h2: Vec<(Sender, Made)>,
     /// The server spoke HTTP/2 last time: one connection is opened at a time, which all who wait then share.
     speaks_h2: bool,
+    refuses_h2: bool,
     opening: Rc<Mutex<()>>,
 }
 
@@ -88,6 +89,24 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
             k.speaks_h2 = true;
             k.h2.push((sender.clone(), made));
         });
+    }
+
+    /// One of its kept connections of HTTP/1.1 turned out to be dead: the others are as old, and may be so too.
+    pub fn distrust(&self, key: &K) {
+        self.kept(key, |k| k.h1.clear());
+    }
+
+    /// It takes requests over HTTP/1.1 alone, whatever it agreed to.
+    pub fn note_refuses_h2(&self, key: &K) {
+        self.kept(key, |k| {
+            (k.refuses_h2, k.speaks_h2) = (true, false);
+            k.h2.clear();
+        });
+    }
+
+    #[must_use]
+    pub fn refuses_h2(&self, key: &K) -> bool {
+        self.0.borrow().get(key).is_some_and(|k| k.refuses_h2)
     }
 
     /// The server speaks HTTP/1.1.

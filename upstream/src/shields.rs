@@ -277,9 +277,10 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         // It does not know the site, or this edge, yet: nothing went to the origin.
         let Some(vouched) = vouched else { return Err(Blame::Origin(FetchFailed { error: FetchError::Shield, attempts: 0 })) };
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
+        let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
         let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::Shield(error, None))?;
-        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), close_delimited, upgrade: None })
+        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, close_delimited, upgrade: None })
     }
 }
 

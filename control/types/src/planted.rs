@@ -1,7 +1,7 @@
-//! Bugs that a simulation plants, to see whether it would find them. Without the feature `planted-bugs`, which nothing but
-//! the simulation turns on, [`Bug::is_planted`] is `false` and leaves nothing behind in a program.
+//! Bugs that are planted to see whether a test would find them: the simulation, or with real processes `tests/faults.rs` and
+//! `tests/witness`. Without the feature `planted-bugs`, which nothing that ships turns on, [`Bug::is_planted`] is `false` and leaves nothing behind in a program.
 
-/// One rule taken out of the code that holds the purge promise. Each is named by what the code does instead.
+/// One rule taken out of the code that holds a promise. Each is named by what the code does instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
     // The log.
@@ -57,9 +57,25 @@ pub enum Bug {
     SecondIgnoredInJoining,
     DetachedNodeServes,
     StaleIfErrorWhileDetached,
+    // For whom an answer is, and what anybody waits for; the witness looks for these.
+    NamedByConnectionGoesOn,
+    WaitersShareAll,
+    TornBodyIsWhole,
+    TwoFramingsBelieved,
+    UnreadableTagsIgnored,
+    BrokenPrivateIgnored,
+    HeuristicsForCookies,
+    ConfirmationUnjudged,
+    ReloadJoinsOlder,
+    StaleDespiteMustRevalidate,
+    CookiesKept,
+    StreamsOutliveReaders,
+    AttemptsUncounted,
+    UploadsOnTheClock,
 }
 
 impl Bug {
+    /// What the simulation looks for.
     pub const ALL: [Self; 44] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
@@ -107,6 +123,24 @@ impl Bug {
         Self::StaleIfErrorWhileDetached,
     ];
 
+    /// What the witness looks for.
+    pub const OF_SOCKETS: [Self; 14] = [
+        Self::NamedByConnectionGoesOn,
+        Self::WaitersShareAll,
+        Self::TornBodyIsWhole,
+        Self::TwoFramingsBelieved,
+        Self::UnreadableTagsIgnored,
+        Self::BrokenPrivateIgnored,
+        Self::HeuristicsForCookies,
+        Self::ConfirmationUnjudged,
+        Self::ReloadJoinsOlder,
+        Self::StaleDespiteMustRevalidate,
+        Self::CookiesKept,
+        Self::StreamsOutliveReaders,
+        Self::AttemptsUncounted,
+        Self::UploadsOnTheClock,
+    ];
+
     /// Whether it is planted on this thread.
     #[cfg(feature = "planted-bugs")]
     #[must_use]
@@ -125,14 +159,14 @@ impl Bug {
 
 #[cfg(feature = "planted-bugs")]
 thread_local! {
-    static PLANTED: std::cell::Cell<Option<Bug>> = std::cell::Cell::new(of_build());
+    static PLANTED: std::cell::Cell<Option<Bug>> = std::cell::Cell::new(of_process());
 }
 
-/// What a program is built with: the name of a bug in `TIDEGATE_PLANTED`.
+/// What a program runs with: the name of a bug in `TIDEGATE_PLANTED`.
 #[cfg(feature = "planted-bugs")]
-fn of_build() -> Option<Bug> {
-    let name = option_env!("TIDEGATE_PLANTED")?;
-    Bug::ALL.into_iter().find(|b| format!("{b:?}") == name)
+fn of_process() -> Option<Bug> {
+    let name = std::env::var("TIDEGATE_PLANTED").ok()?;
+    Bug::ALL.into_iter().chain(Bug::OF_SOCKETS).find(|b| format!("{b:?}") == name)
 }
 
 /// Plants one bug, or none, in all that this thread does from now on.

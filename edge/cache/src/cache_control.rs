@@ -3,6 +3,7 @@
 use crate::field;
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, PRAGMA};
+use tidegate_control_types::planted::Bug;
 
 /// A delta in seconds; over-large ones count as 2^31 (RFC 9111 section 1.2.2).
 const MOST_SECONDS: u64 = 1 << 31;
@@ -200,6 +201,9 @@ fn lenient(headers: &HeaderMap, name: &HeaderName) -> ResponseDirectives {
 impl ResponseDirectives {
     /// Takes over the words that forbid something.
     fn forbid(&mut self, text: &[u8]) {
+        if Bug::BrokenPrivateIgnored.is_planted() {
+            return;
+        }
         for word in words(text) {
             let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
             self.no_cache |= is("no-cache");

@@ -23,6 +23,19 @@ pub fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     field::date(stored, &LAST_MODIFIED).or_else(|| field::date(stored, &DATE)).is_some_and(|changed| changed <= since)
 }
 
+/// Gives a 304 the validator under which its client holds the response: a weak one, where that was given a coding on its way.
+pub fn name_as_held(request: &HeaderMap, not_modified: &mut HeaderMap) {
+    let Some(etag) = not_modified.get(ETAG).filter(|e| !e.as_bytes().starts_with(b"W/")) else { return };
+    let weak = [b"W/", etag.as_bytes()].concat();
+    let names = |tag: &[u8]| field::list(request, &IF_NONE_MATCH).any(|m| m == tag);
+    if names(&weak)
+        && !names(etag.as_bytes())
+        && let Ok(weak) = HeaderValue::from_bytes(&weak)
+    {
+        not_modified.insert(ETAG, weak);
+    }
+}
+
 /// Whether the request's If-Match and If-Unmodified-Since, where it has any, hold for the stored response (RFC 9110 sections 13.1.1
 /// and 13.1.4).
 #[must_use]
@@ -85,6 +98,15 @@ mod tests {
         assert!(!not_modified(&headers(&[("if-none-match", "\"b\""), ("if-modified-since", "Tue, 01 Jan 2030 00:00:00 GMT")]), &stored));
         assert!(not_modified(&headers(&[("if-modified-since", "Tue, 01 Jan 2019 00:00:00 GMT")]), &stored));
         assert!(!not_modified(&headers(&[("if-modified-since", "Mon, 31 Dec 2018 00:00:00 GMT")]), &stored));
+    }
+
+    #[test]
+    fn a_304_names_what_the_client_holds() {
+        for (held, named) in [("W/\"a\"", "W/\"a\""), ("\"a\"", "\"a\""), ("W/\"a\", \"a\"", "\"a\""), ("*", "\"a\"")] {
+            let mut response = headers(&[("etag", "\"a\"")]);
+            name_as_held(&headers(&[("if-none-match", held)]), &mut response);
+            assert_eq!(response.get(ETAG).unwrap(), named, "{held}");
+        }
     }
 
     #[test]

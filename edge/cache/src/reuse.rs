@@ -62,7 +62,7 @@ pub fn decide(freshness: &Freshness, asked: &RequestDirectives, standing: Standi
         (None, Standing::SoftlyPurged | Standing::Purged) => Some(0),
         (natural, _) => natural,
     };
-    let may_be_stale = !freshness.must_revalidate && !freshness.no_cache;
+    let may_be_stale = (!freshness.must_revalidate || Bug::StaleDespiteMustRevalidate.is_planted()) && !freshness.no_cache;
     let or_stale = |for_seconds: u64| {
         let may_stand_in = may_be_stale && (!unvouched || Bug::StaleIfErrorWhileDetached.is_planted());
         // What was softly purged is stale by an operator's word: more than its origin's own word is needed to give it.

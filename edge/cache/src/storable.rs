@@ -4,6 +4,7 @@ use crate::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::key::Target;
 use http::header::{AUTHORIZATION, CONTENT_LOCATION, CONTENT_TYPE, COOKIE, EXPIRES, HeaderMap, SET_COOKIE};
 use http::{Method, StatusCode};
+use tidegate_control_types::planted::Bug;
 
 /// Why it may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +97,9 @@ fn understood(status: StatusCode) -> bool {
 }
 
 /// Statuses that speak of the request which got them (its conditions, range, size, rate, early data, connection) and so tell nothing to
-/// another client.
+/// another client; RFC 6585 forbids to store four of them.
 fn is_of_the_request(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 411 | 412 | 413 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431)
+    matches!(status.as_u16(), 407 | 408 | 411 | 412 | 413 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431 | 511)
 }
 
 /// Whether the response to a GET may be stored. 206 is combined and not stored by this rule.
@@ -131,7 +132,9 @@ pub fn storable(exchange: &Exchange<'_>) -> Result<(), NotStorable> {
         Err(NotStorable::RequestNoStore)
     } else if request.contains_key(AUTHORIZATION) && !(shared || said.must_revalidate) {
         Err(NotStorable::Authorization)
-    } else if !(explicit || has_default_ttl) && (request.contains_key(COOKIE) || request.contains_key(AUTHORIZATION)) {
+    } else if !(explicit || has_default_ttl || Bug::HeuristicsForCookies.is_planted())
+        && (request.contains_key(COOKIE) || request.contains_key(AUTHORIZATION))
+    {
         Err(NotStorable::HeuristicForOneClient)
     } else {
         Ok(())

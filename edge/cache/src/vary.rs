@@ -174,8 +174,12 @@ fn preferences(head: &impl RequestHead, name: &str) -> Vec<(u16, Vec<u8>)> {
     all
 }
 
-/// The lines of a field combined, members trimmed, and for the negotiating fields in one order: what RFC 9111 allows to be taken as
-/// equal. What stands between the parts can be in none of them.
+/// Request fields that are lists, as far as they are known: of others a comma may mean anything, as in a cookie.
+const LISTS: [&str; 8] =
+    ["accept", "cache-control", "forwarded", "if-none-match", "pragma", "prefer", "x-forwarded-for", "x-forwarded-proto"];
+
+/// A field as it is compared: RFC 9111 allows to take as equal what differs in white space or in lines where the field is a list, and in
+/// order where it negotiates. Of any other each line counts as it is. What stands between the parts can be in none of them.
 fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
     let (mut is_there, mut out) = (false, Vec::new());
     if matches!(name, "accept-encoding" | "accept-language" | "accept-charset") {
@@ -189,9 +193,17 @@ fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
     } else {
         head.each(name, &mut |value| {
             is_there = true;
-            for member in field::members(value) {
-                out.extend_from_slice(member);
-                out.push(b'\n');
+            if LISTS.contains(&name) {
+                for member in field::members(value) {
+                    out.extend_from_slice(member);
+                    out.push(b'\n');
+                }
+            } else {
+                // Several lines are one value (RFC 9110 section 5.3).
+                if !out.is_empty() {
+                    out.extend_from_slice(b", ");
+                }
+                out.extend_from_slice(field::trim(value));
             }
         });
     }

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tidegate_cache::cache_control::{self, RequestDirectives};
 use tidegate_cache::{Accepted, CacheKey, RequestHead, Revision, Target};
+use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::ClientReload;
 
 use crate::body::RequestBody;
@@ -132,7 +133,7 @@ impl OneHop {
     fn taken_from(headers: &mut HeaderMap, goes_too: fn(&str, &Method) -> bool, method: &Method) -> Self {
         let takes_trailers = fields::takes_trailers(headers);
         let upgrade = headers.get(header::UPGRADE).cloned();
-        if headers.contains_key(header::CONNECTION) {
+        if headers.contains_key(header::CONNECTION) && !Bug::NamedByConnectionGoesOn.is_planted() {
             fields::strip_hop_by_hop(headers);
         }
         // Most requests have none of these: they are looked for once, name by name.

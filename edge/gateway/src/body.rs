@@ -112,6 +112,11 @@ impl ResponseBody {
         self.in_flight.take()
     }
 
+    /// Of a response to HEAD, whoever made it.
+    pub fn leave_out(&mut self) {
+        self.kind = Kind::Empty;
+    }
+
     #[must_use]
     pub fn empty() -> Self {
         Self::of(Kind::Empty)

@@ -296,7 +296,14 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
     mark(gateway, &mut headers, how);
     set_length(&mut headers, parts.status, own.length);
     let bodiless = asked.method == Method::HEAD || matches!(parts.status.as_u16(), 101 | 204 | 304);
+    if parts.status == StatusCode::NOT_MODIFIED {
+        conditional::name_as_held(&asked.headers, &mut headers);
+    }
     let body = match gateway.coding_of_one(asked, parts.status, &mut headers, own.length) {
+        Some(coding) if asked.method == Method::HEAD => {
+            coding::describe(&mut headers, coding, None);
+            ResponseBody::empty()
+        }
         _ if bodiless => ResponseBody::empty(),
         None => ResponseBody::relay(body, own.length),
         Some(coding) => match CodedBody::new(body, coding) {

@@ -75,7 +75,9 @@ fn relay_own(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap) {
 /// Fields that are kept for nobody.
 fn unshared(headers: &HeaderMap) -> Vec<HeaderName> {
     let mut names = cache_control::unshared(headers);
-    names.push(header::SET_COOKIE);
+    if !Bug::CookiesKept.is_planted() {
+        names.push(header::SET_COOKIE);
+    }
     names
 }
 
@@ -145,6 +147,9 @@ async fn lead<U: Upstream>(
         let conditions = validating.as_ref().map(|v| validation::conditions(&v.stored.headers)).unwrap_or_default();
         let mut received = ask(gateway, asked, demand, end_to_end, &conditions, wanted).await?;
         let status = received.fetched.response.status();
+        if received.fetched.stands_in {
+            fill.note_stand_in();
+        }
         if status == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
             let Some(v) = validating.take() else { return Err(FetchError::Broken.into()) };
             match confirm(gateway, asked, &v.stored, &received) {
@@ -354,7 +359,9 @@ fn confirm<U: Upstream>(
         return Err(Unconfirmed::Another);
     }
     let whole = validation::freshened(&stored.headers, &news);
-    is_storable(asked, stored.status, &whole).map_err(Unconfirmed::NotStorable)?;
+    if !Bug::ConfirmationUnjudged.is_planted() {
+        is_storable(asked, stored.status, &whole).map_err(Unconfirmed::NotStorable)?;
+    }
     let vary = if news.contains_key(header::VARY) {
         let said = vary_key(gateway, asked, Purpose::Shared, &news).map_err(Unconfirmed::NotStorable)?;
         if said.has_fields_of(&stored.vary) { stored.vary.clone() } else { said }
@@ -529,7 +536,11 @@ async fn stream<U: Upstream>(
             data = body.data() => data,
         };
         let Some(data) = data else { break };
-        total = fill.push(&data?);
+        let data = match data {
+            Err(_) if Bug::TornBodyIsWhole.is_planted() => break,
+            data => data?,
+        };
+        total = fill.push(&data);
         if !passing && (total > most || (total > LEAST_PASSED_BY && gateway.fills.held() > gateway.store.most_body())) {
             passing = true;
             gateway.store.pass(&asked.key, Passed::Everyones);
@@ -541,7 +552,7 @@ async fn stream<U: Upstream>(
             return Err(FetchError::Abandoned.into());
         }
     }
-    if length.is_some_and(|l| l != total) {
+    if length.is_some_and(|l| l != total) && !Bug::TornBodyIsWhole.is_planted() {
         return Err(FetchError::Broken.into());
     }
     if passing {
@@ -560,6 +571,9 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
             continue;
         }
         let missing = length.map(|l| l.saturating_sub(fill.length()));
+        if Bug::StreamsOutliveReaders.is_planted() {
+            continue;
+        }
         if missing.is_none_or(|m| m > rule.finish_size) || tokio::time::timeout(rule.finish_time, fill.read()).await.is_err() {
             return;
         }
@@ -617,6 +631,9 @@ fn is_storable(asked: &Asked, status: StatusCode, headers: &HeaderMap) -> Result
         said: &cache_control::of_response(headers),
         has_default_ttl: asked.site.defaults.ttl.is_some(),
     })?;
+    if Bug::UnreadableTagsIgnored.is_planted() {
+        return Ok(());
+    }
     field::tags(headers).map(drop).map_err(|_| NotStorable::TagsUnreadable)
 }
 
@@ -638,8 +655,8 @@ pub fn answers_others<U: Upstream>(
     request_time: WallTime,
 ) -> Result<(), Option<NotStorable>> {
     let headers = fetched.response.headers();
-    // Upstream was told of no codings, and so may choose any: who takes none must not get one.
-    let is_plain = asked.headers.contains_key(header::ACCEPT_ENCODING) || !headers.contains_key(header::CONTENT_ENCODING);
+    // What this client's own fields have chosen, a fetch for all would not get: a coding, or by what describes a body.
+    let is_chosen = headers.contains_key(header::CONTENT_ENCODING) || fields::describes_a_body(&asked.headers);
     let freshness = {
         let (now, said) = (gateway.clock.wall(), cache_control::of_response(headers));
         Freshness::new(fetched.response.status(), headers, &said, request_time, now, asked.site.defaults)
@@ -648,8 +665,9 @@ pub fn answers_others<U: Upstream>(
     if !matches!(asked.method, Method::GET | Method::HEAD) {
         return Err(None);
     }
-    may_store(gateway, asked, Purpose::OneClient, fetched, most).map_err(Some)?;
-    let is_worth_it = asked.method == Method::GET && is_plain && freshness.is_shared_on_arrival();
+    let vary = may_store(gateway, asked, Purpose::OneClient, fetched, most).map_err(Some)?;
+    let is_found = vary.matches(&gateway.shared_head(asked));
+    let is_worth_it = asked.method == Method::GET && !is_chosen && is_found && freshness.is_shared_on_arrival();
     if is_worth_it { Ok(()) } else { Err(None) }
 }
 

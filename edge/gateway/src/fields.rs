@@ -22,6 +22,8 @@ pub const VOUCHED: HeaderName = HeaderName::from_static("tidegate-vouched");
 pub const UNFRAMED: HeaderName = HeaderName::from_static("tidegate-unframed");
 /// Shield to edge: this answer is the shield's own, not the origin's.
 pub const OWN_ERROR: HeaderName = HeaderName::from_static("tidegate-error");
+/// Shield to edge: a stale response, since the origin fails.
+pub const STANDS_IN: HeaderName = HeaderName::from_static("tidegate-stands-in");
 
 pub const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -102,7 +104,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
 pub fn strip_internal(headers: &mut HeaderMap) {
-    for name in [DEMAND, END_TO_END, SITE, SCHEME, ATTEMPTS, WITHIN, VOUCHED, UNFRAMED, OWN_ERROR] {
+    for name in [DEMAND, END_TO_END, SITE, SCHEME, ATTEMPTS, WITHIN, VOUCHED, UNFRAMED, OWN_ERROR, STANDS_IN] {
         headers.remove(name);
     }
 }
@@ -136,6 +138,12 @@ const SELECTION: [HeaderName; 9] = [
 #[must_use]
 pub fn is_selection(name: &str) -> bool {
     SELECTION.iter().any(|n| n.as_str() == name)
+}
+
+/// Whether a request says of a body what a fetch for the store does not say.
+#[must_use]
+pub fn describes_a_body(headers: &HeaderMap) -> bool {
+    [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT].iter().any(|name| headers.contains_key(name))
 }
 
 /// Removes what a fetch for the store does not say.

@@ -87,6 +87,8 @@ pub struct Fill {
     held: AtomicU64,
     of_all: Arc<AtomicU64>,
     forgotten: AtomicBool,
+    /// A shield's stale response, since the origin fails.
+    is_stand_in: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -121,6 +123,7 @@ impl Fill {
             held: AtomicU64::new(0),
             of_all: Arc::clone(of_all),
             forgotten: AtomicBool::new(false),
+            is_stand_in: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -128,6 +131,16 @@ impl Fill {
     /// Its response turned out to be for others too.
     pub fn share(&self) {
         self.is_private.store(false, Ordering::Release);
+    }
+
+    /// Said before its head is here.
+    pub fn note_stand_in(&self) {
+        self.is_stand_in.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn is_stand_in(&self) -> bool {
+        self.is_stand_in.load(Ordering::Acquire)
     }
 
     #[must_use]

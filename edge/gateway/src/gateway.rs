@@ -6,6 +6,7 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::coder::Coder;
 use crate::deliver;
 use crate::fetch::{self, Own, Relayed, Validating};
+use crate::fields;
 use crate::fill::{Arrived, Fill, Fills, Joined, Reload};
 use crate::hot::Hot;
 use crate::site::{Counters, Site};
@@ -481,7 +482,9 @@ impl<U: Upstream> Gateway<U> {
             if collapsed && !vary.matches(&self.shared_head(&asked)) {
                 return self.alone(&asked, None, demand.max_index(arrival), end_to_end, status).await;
             }
-            if collapsed && !self.answers(freshness, &directives, reload) {
+            // What upstream was asked for while this request waited has failed for it too.
+            let stands_in = fill.is_stand_in() && self.may_be_stale(&asked, freshness);
+            if collapsed && !stands_in && !self.answers(freshness, &directives, reload) {
                 if !freshness.is_shared_on_arrival() {
                     return self.by_itself(asked, validating, demand.max_index(arrival), end_to_end, status).await;
                 }
@@ -519,7 +522,7 @@ impl<U: Upstream> Gateway<U> {
     fn answers(&self, freshness: &Freshness, directives: &RequestDirectives, reload: Option<Reload>) -> bool {
         let directives = if reload.is_some() { directives.satisfied() } else { *directives };
         let decided = reuse::decide(freshness, &directives, Standing::Current, Attachment::Attached, self.clock.wall());
-        matches!(decided, Reuse::Fresh | Reuse::StaleWhileRevalidating)
+        matches!(decided, Reuse::Fresh | Reuse::StaleWhileRevalidating) || Bug::WaitersShareAll.is_planted()
     }
 
     /// Upstream is asked for this request alone: whether what is stored is still good, where that can be asked, else as its client
@@ -567,7 +570,7 @@ impl<U: Upstream> Gateway<U> {
             Standing::Current => false,
             // It is stale for who came after.
             Standing::SoftlyPurged => {
-                !freshness.is_some_and(|(freshness, demand)| self.may_be_stale(asked, freshness, demand.reaches(arrival)))
+                !freshness.is_some_and(|(freshness, demand)| self.may_be_softly_purged(asked, freshness, demand.reaches(arrival)))
             }
             Standing::Purged | Standing::Unvouched => true,
         }
@@ -575,13 +578,28 @@ impl<U: Upstream> Gateway<U> {
 
     /// Whether what a shield answered may be given although it was softly purged. `knowing`: the shield knew that, so that it answered
     /// as it did because its own upstream failed, or because it asks it meanwhile.
-    fn may_be_stale(&self, asked: &Asked, freshness: &Freshness, knowing: bool) -> bool {
+    fn may_be_softly_purged(&self, asked: &Asked, freshness: &Freshness, knowing: bool) -> bool {
         let directives = asked.directives();
         match reuse::decide(freshness, &directives, Standing::SoftlyPurged, Attachment::Attached, self.clock.wall()) {
             Reuse::StaleWhileRevalidating => true,
             Reuse::Validate { or_stale, .. } => or_stale != StandIn::Never && knowing,
             Reuse::Fresh | Reuse::Gone => false,
         }
+    }
+
+    /// Whether a stale response may be given where upstream fails.
+    fn may_be_stale(&self, asked: &Asked, freshness: &Freshness) -> bool {
+        match reuse::decide(freshness, &asked.directives(), Standing::Current, Attachment::Attached, self.clock.wall()) {
+            Reuse::Fresh | Reuse::StaleWhileRevalidating => true,
+            Reuse::Validate { or_stale, .. } => or_stale != StandIn::Never,
+            Reuse::Gone => false,
+        }
+    }
+
+    /// How long upstream is waited for where a stale response can stand in. A shield gives up first, so that its edge gets its answer.
+    pub(crate) fn stale_wait(&self, asked: &Asked) -> Duration {
+        let wait = asked.site.state.spec.cache.stale_wait;
+        if self.node.tier == Tier::Shield { wait * 3 / 4 } else { wait }
     }
 
     fn own_was_purged(&self, asked: &Asked, own: &Own, arrival: Revision) -> bool {
@@ -601,7 +619,10 @@ impl<U: Upstream> Gateway<U> {
             Counters::add(&asked.site.counters.stale, 1);
             let detail = if v.or_stale == StandIn::AnyError { "stale-if-error" } else { "stale-if-unreachable" };
             let status = CacheStatus { detail: Some(detail), ..status };
-            if let Some(answer) = deliver::stored(self, asked, &v.stored, status) {
+            if let Some(mut answer) = deliver::stored(self, asked, &v.stored, status) {
+                if self.node.tier == Tier::Shield {
+                    answer.response.headers_mut().insert(fields::STANDS_IN, HeaderValue::from_static("1"));
+                }
                 return answer;
             }
         }
@@ -616,7 +637,11 @@ impl<U: Upstream> Gateway<U> {
             StandIn::Unreachable => error.is_unreachable(),
             StandIn::AnyError => true,
         };
-        allows && !matches!(self.standing(asked.site.name(), &validating.stored), Standing::Purged | Standing::Unvouched)
+        // As for a hit: what is there answers this request.
+        allows
+            && !matches!(self.standing(asked.site.name(), &validating.stored), Standing::Purged | Standing::Unvouched)
+            && conditional::holds(&asked.headers, &validating.stored.headers)
+            && deliver::missing(self, asked, &validating.stored).is_none()
     }
 
     /// Until a fill's head is here; not for long, where what is stored can stand in. The fill goes on.
@@ -624,8 +649,7 @@ impl<U: Upstream> Gateway<U> {
         if !validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout)) {
             return fill.arrived().await;
         }
-        let wait = asked.site.state.spec.cache.stale_wait;
-        tokio::time::timeout(wait, fill.arrived()).await.unwrap_or(Err(FetchError::Timeout.into()))
+        tokio::time::timeout(self.stale_wait(asked), fill.arrived()).await.unwrap_or(Err(FetchError::Timeout.into()))
     }
 
     fn relay(&self, asked: &Asked, own: Own, status: CacheStatus) -> Answer {
@@ -719,7 +743,7 @@ impl<U: Upstream> Gateway<U> {
         let window = if asked.end_to_end && !Bug::SecondPerTier.is_planted() { Duration::ZERO } else { CONFIRMED_FOR };
         let fits = |fill: &Fill| {
             let recent = now.since(fill.begun_at()) < window || Bug::SecondIgnoredInJoining.is_planted();
-            let is_new = reload.is_none_or(|mine| fill.awaits_its_turn_for(mine));
+            let is_new = reload.is_none_or(|mine| fill.awaits_its_turn_for(mine)) || Bug::ReloadJoinsOlder.is_planted();
             let answers = match fill.arrived_so_far() {
                 None => true,
                 Some(Arrived::Head(head)) => usable(&head.vary, &head.freshness),

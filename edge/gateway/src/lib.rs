@@ -53,9 +53,9 @@ pub fn key(site: &str, target: &tidegate_cache::Target) -> tidegate_cache::Cache
 pub fn forward_token(reason: tidegate_cache::ForwardReason) -> &'static str {
     reason.token()
 }
-pub use tidegate_cache::Accepted;
 pub use tidegate_cache::field::show_date;
 pub use tidegate_cache::ledger::MOST_SELECTORS;
 pub use tidegate_cache::storable::is_stream;
+pub use tidegate_cache::{Accepted, CacheStatus};
 pub use tidegate_store as store;
 pub use tidegate_store::Store;

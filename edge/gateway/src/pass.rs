@@ -56,10 +56,7 @@ impl<U: Upstream> Gateway<U> {
         let fetching = self.upstream.fetch(request, fetch);
         let fetched = match validating.as_ref().filter(|v| self.may_stand_in(&asked, v, FetchError::Timeout)) {
             None => fetching.await,
-            Some(_) => {
-                let wait = asked.site.state.spec.cache.stale_wait;
-                tokio::time::timeout(wait, fetching).await.unwrap_or(Err(FetchError::Timeout.into()))
-            }
+            Some(_) => tokio::time::timeout(self.stale_wait(&asked), fetching).await.unwrap_or(Err(FetchError::Timeout.into())),
         };
         let mut fetched = match fetched {
             Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
@@ -94,7 +91,10 @@ impl<U: Upstream> Gateway<U> {
     /// Whether the answer to a POST may be kept for a GET of the same target.
     fn answers_get(&self, asked: &Asked, fetched: &Fetched) -> bool {
         let headers = fetched.response.headers();
-        storable::answers_get(&asked.method, fetched.response.status(), headers, &cache_control::of_response(headers), &asked.target)
+        // The coding is one that this client takes.
+        let is_plain = !headers.contains_key(http::header::CONTENT_ENCODING);
+        is_plain
+            && storable::answers_get(&asked.method, fetched.response.status(), headers, &cache_control::of_response(headers), &asked.target)
     }
 
     /// RFC 9111 section 4.4: the target, and what Location and Content-Location name on the same host.

@@ -84,7 +84,7 @@ impl Pending {
         }
         let length = response.headers().get("content-length").map(|v| v.to_str().unwrap().parse().unwrap());
         crate::fields::strip_framing(response.headers_mut());
-        let _ = self.answer.send(Ok(Fetched { response, length, vouched, close_delimited: false, upgrade: None }));
+        let _ = self.answer.send(Ok(Fetched { response, length, vouched, stands_in: false, close_delimited: false, upgrade: None }));
         feed
     }
 

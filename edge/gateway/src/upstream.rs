@@ -64,6 +64,10 @@ pub enum FetchError {
     Stalled,
     #[error("the origin closed the connection before it answered")]
     Reset,
+    #[error("the origin refused the request before it looked at it (REFUSED_STREAM)")]
+    Unprocessed,
+    #[error("the origin takes this request over HTTP/1.1 alone (HTTP_1_1_REQUIRED)")]
+    NeedsHttp1,
     #[error("the origin's answer is not valid HTTP")]
     Malformed,
     #[error("the origin's answer can be framed in two ways (Content-Length, Transfer-Encoding)")]
@@ -91,7 +95,7 @@ pub enum FetchError {
 }
 
 impl FetchError {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 25] = [
         Self::Refused,
         Self::Connect,
         Self::ConnectTimeout,
@@ -103,6 +107,8 @@ impl FetchError {
         Self::Timeout,
         Self::Stalled,
         Self::Reset,
+        Self::Unprocessed,
+        Self::NeedsHttp1,
         Self::Malformed,
         Self::Framing,
         Self::Switched,
@@ -132,6 +138,8 @@ impl FetchError {
             Self::Timeout => "timeout",
             Self::Stalled => "stalled",
             Self::Reset => "reset",
+            Self::Unprocessed => "unprocessed",
+            Self::NeedsHttp1 => "needs-http1",
             Self::Malformed => "malformed",
             Self::Framing => "framing",
             Self::Switched => "switched",
@@ -167,7 +175,15 @@ impl FetchError {
     /// Whether the same server may do better a moment later.
     #[must_use]
     pub fn is_worth_a_retry(self) -> bool {
-        matches!(self, Self::Refused | Self::Connect | Self::ConnectTimeout | Self::Timeout | Self::Reset | Self::Broken | Self::Down)
+        let may_pass =
+            matches!(self, Self::Refused | Self::Connect | Self::ConnectTimeout | Self::Timeout | Self::Reset | Self::Broken | Self::Down);
+        may_pass || self.is_before_processing()
+    }
+
+    /// Whether the server says that it did nothing with the request, so that any may be sent again (RFC 9113 section 8.7).
+    #[must_use]
+    pub fn is_before_processing(self) -> bool {
+        matches!(self, Self::Unprocessed | Self::NeedsHttp1)
     }
 
     /// Whether upstream cannot be reached, or says nothing: what a stale response may stand in for.
@@ -179,7 +195,11 @@ impl FetchError {
     /// Whether it speaks against the server as such, and not against this request or this answer.
     #[must_use]
     pub fn is_of_the_server(self) -> bool {
-        !matches!(self, Self::Malformed | Self::Framing | Self::Switched | Self::Client | Self::TooLarge | Self::Private | Self::Abandoned)
+        let is_of_the_request = matches!(
+            self,
+            Self::Malformed | Self::Framing | Self::Switched | Self::Client | Self::TooLarge | Self::Private | Self::Abandoned
+        );
+        !is_of_the_request && !self.is_before_processing()
     }
 }
 
@@ -214,6 +234,8 @@ pub struct Fetched {
     pub length: Option<u64>,
     /// From a shield: the revision through which it vouches. From the origin: `None`.
     pub vouched: Option<Revision>,
+    /// A shield's stale response, since the origin fails.
+    pub stands_in: bool,
     /// Whether a missing length means that the body ends with the connection, so that nobody can tell a whole body from
     /// a torn one.
     pub close_delimited: bool,

@@ -328,7 +328,14 @@ impl World {
                     Reply::Shield(reply) => drop(reply.send(Ok(response))),
                     Reply::Origin(reply) => {
                         fields::strip_framing(response.headers_mut());
-                        drop(reply.send(Ok(Fetched { response, length, vouched: None, close_delimited: false, upgrade: None })));
+                        drop(reply.send(Ok(Fetched {
+                            response,
+                            length,
+                            vouched: None,
+                            stands_in: false,
+                            close_delimited: false,
+                            upgrade: None,
+                        })));
                     }
                     Reply::Given => {}
                 }
