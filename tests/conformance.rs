@@ -12,7 +12,7 @@ use std::process::Command;
 use support::{Dev, Process, error_of, free_port, loopback, wait_for};
 
 /// What does not pass, and why it cannot.
-const LEFT: [(&str, &str); 23] = [
+const LEFT: [(&str, &str); 24] = [
     // They want an Age that cannot be read, or that comes twice, to make the response stale. RFC 9111 section 5.1: a cache should use
     // the first member of a list, and ignore a field that is invalid.
     ("age-parse-dup-0", "the first member counts (RFC 9111 section 5.1)"),
