@@ -291,8 +291,10 @@ impl<'a> Judge<'a> {
     /// Something went wrong at the origin, for this path, while the request was under way.
     fn has_failed(&self, asked: &'a Asked, with_bodies: bool) -> bool {
         let end = if with_bodies { asked.ended } else { asked.head_at().unwrap_or(asked.ended) };
+        // A body of several fetches breaks off where the page changes between them.
+        let body = asked.answer().filter(|_| with_bodies).map(|serial| self.world.answers[serial].body);
         self.answers(asked).iter().any(|a| {
-            let failed = a.fault != Fault::None;
+            let failed = a.fault != Fault::None || body.is_some_and(|b| b != a.body);
             failed && a.arrived <= end && a.ended.unwrap_or(self.world.over) >= asked.started - 0.1
         })
     }

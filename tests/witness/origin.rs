@@ -283,7 +283,7 @@ impl Origin {
             Validator::Date | Validator::None => None,
         };
         let modified = self.0.wall + Duration::from_secs(version) - Duration::from_secs(LONG_AGO);
-        let last_modified = (shape.validator == Validator::Date && !is_nameless && every.is_empty() && !shape.codes)
+        let last_modified = (shape.validator == Validator::Date && status == 200 && !is_nameless && every.is_empty() && !shape.codes)
             .then(|| httpdate::fmt_http_date(modified));
         let expires = if shape.expires { [None, Some(0), Some(5)][r.index(3)] } else { None };
         let (_, tags) = tags(&mut Numbers(self.0.seed ^ serial as u64));

@@ -9,9 +9,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -22,8 +24,22 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+/// One of HTTP/1.1.
+pub struct Http1 {
+    pub sender: http1::SendRequest<RequestBody>,
+    bad_line: Rc<Cell<Option<u32>>>,
+}
+
+impl Http1 {
+    /// Where the head of its last response was not valid HTTP: which line.
+    #[must_use]
+    pub fn bad_line(&self) -> Option<u32> {
+        self.bad_line.get()
+    }
+}
+
 pub enum Connection {
-    H1(http1::SendRequest<RequestBody>),
+    H1(Http1),
     H2(Sender),
 }
 
@@ -154,19 +170,25 @@ fn tls_error(error: &std::io::Error) -> FetchError {
     }
 }
 
-/// Speaks HTTP/1.1 in clear.
+/// Speaks HTTP/1.1 in clear. `upgrading`: its one request may make another protocol of it.
 ///
 /// # Errors
 /// The other side closes at once.
-pub async fn clear(stream: TcpStream) -> Result<Connection, FetchError> {
-    h1(stream).await
+pub async fn clear(stream: TcpStream, upgrading: bool) -> Result<Connection, FetchError> {
+    h1(stream, upgrading).await
 }
 
-/// Speaks TLS, then what ALPN says.
+/// Speaks TLS, then what ALPN says. `upgrading`: as for [`clear`].
 ///
 /// # Errors
 /// The handshake fails, or the certificate is not accepted.
-pub async fn tls(stream: TcpStream, name: &str, config: Arc<ClientConfig>, timeout: Duration) -> Result<Connection, FetchError> {
+pub async fn tls(
+    stream: TcpStream,
+    name: &str,
+    config: Arc<ClientConfig>,
+    timeout: Duration,
+    upgrading: bool,
+) -> Result<Connection, FetchError> {
     let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned()).map_err(|_| FetchError::Tls)?;
     let handshake = tokio::time::timeout(timeout, TlsConnector::from(config).connect(name, stream));
     let stream = handshake.await.map_err(|_| FetchError::ConnectTimeout)?.map_err(|error| {
@@ -174,24 +196,66 @@ pub async fn tls(stream: TcpStream, name: &str, config: Arc<ClientConfig>, timeo
         tls_error(&error)
     })?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return h1(stream).await;
+        return h1(stream, upgrading).await;
     }
     tidegate_http2::connect(stream, &HTTP_2).await.map(Connection::H2).map_err(|_| FetchError::Broken)
 }
 
-async fn h1<I>(io: I) -> Result<Connection, FetchError>
+async fn h1<I>(io: I, upgrading: bool) -> Result<Connection, FetchError>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(256 << 10).max_headers(256).allow_spaces_after_header_name_in_responses(true);
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|_| FetchError::Broken)?;
+    let bad_line = Rc::<Cell<Option<u32>>>::default();
+    let found = Rc::clone(&bad_line);
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
+        let ended = if upgrading {
+            connection.with_upgrades().await
+        } else {
+            let mut connection = connection;
+            let ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+            // A head that could not be read is still here.
+            found.set(first_bad_line(&connection.into_parts().read_buf));
+            ended
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "a connection to an origin ended");
         }
     });
-    Ok(Connection::H1(sender))
+    Ok(Connection::H1(Http1 { sender, bad_line }))
+}
+
+/// The first line of a response's head that cannot be one, counted from the status line as 1.
+fn first_bad_line(head: &[u8]) -> Option<u32> {
+    let mut lines = head.split_inclusive(|b| *b == b'\n').map(|l| l.strip_suffix(b"\n").map(|l| l.strip_suffix(b"\r").unwrap_or(l)));
+    if !is_status_line(lines.next()?.unwrap_or(head)) {
+        return Some(1);
+    }
+    for (line, number) in lines.zip(2..) {
+        match line {
+            // The end of the head, or of what has come of it.
+            None | Some(b"") => return None,
+            Some(line) if !is_field_line(line) => return Some(number),
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+fn is_status_line(line: &[u8]) -> bool {
+    let Some([version, b' ', code @ ..]) = line.strip_prefix(b"HTTP/1.") else { return false };
+    let (digits, rest) = code.split_at(code.len().min(3));
+    version.is_ascii_digit() && digits.len() == 3 && digits.iter().all(u8::is_ascii_digit) && matches!(rest, [] | [b' ', ..])
+}
+
+fn is_field_line(line: &[u8]) -> bool {
+    let Some(colon) = line.iter().position(|b| *b == b':') else { return false };
+    let (name, value) = line.split_at(colon);
+    let name = name.trim_ascii_end();
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    !name.is_empty() && name.iter().all(is_token) && value.iter().all(|b| *b == b'\t' || (*b >= 0x20 && *b != 0x7f))
 }
 
 static SYSTEM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
@@ -287,6 +351,22 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_bad_line_of_a_head_is_found() {
+        for (head, line) in [
+            (&b"HTTP/1.1 200 OK\r\nA: b\r\n\r\nbody without colon\r\n"[..], None),
+            (b"HTTP/1.1 200\r\nA : b\xff\r\n\r\n", None),
+            (b"SSH-2.0-x\r\n", Some(1)),
+            (b"HTTP/1.1 20 OK\r\n", Some(1)),
+            (b"HTTP/1.1 200 OK\r\nA: b\r\nFoo Bar: x\r\n\r\n", Some(3)),
+            (b"HTTP/1.1 200 OK\r\n: x\r\n\r\n", Some(2)),
+            (b"HTTP/1.1 200 OK\r\nA: \x00\r\n\r\n", Some(2)),
+            (b"HTTP/1.1 200 OK\r\nno colon", None),
+        ] {
+            assert_eq!(first_bad_line(head), line, "{}", head.escape_ascii());
+        }
     }
 
     #[tokio::test]

@@ -58,6 +58,9 @@ fn read(method: &Method, status: StatusCode, version: Version, headers: &HeaderM
     Ok(Framing { length: if close_delimited { None } else { decoded }, close_delimited })
 }
 
+/// 2^63 - 1, in bytes.
+const LONGEST: u64 = u64::MAX >> 1;
+
 /// The one length that Content-Length gives; members and lines that are the same count as one (RFC 9110 section 8.6).
 fn declared_length(headers: &HeaderMap) -> Result<Option<u64>, FetchError> {
     let mut length = None;
@@ -65,7 +68,8 @@ fn declared_length(headers: &HeaderMap) -> Result<Option<u64>, FetchError> {
         for member in value.as_bytes().split(|b| *b == b',') {
             let member = member.trim_ascii();
             let digits = std::str::from_utf8(member).ok().filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit()));
-            let number: u64 = digits.and_then(|t| t.parse().ok()).ok_or(FetchError::Framing)?;
+            // No more than what the nodes can say among themselves.
+            let number = digits.and_then(|t| t.parse().ok()).filter(|n| *n <= LONGEST).ok_or(FetchError::Framing)?;
             if length.replace(number).is_some_and(|before| before != number) {
                 return Err(FetchError::Framing);
             }

@@ -106,9 +106,9 @@ async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, sp
         let tcp = pools.addresses.connect(&addresses, server.port, origin.connect_timeout).await?;
         let connection = if server.https {
             let name = origin.tls.server_name.as_deref().unwrap_or(&server.host);
-            connect::tls(tcp, name, pools.tls.get(&origin.tls, true)?, origin.connect_timeout).await?
+            connect::tls(tcp, name, pools.tls.get(&origin.tls, true)?, origin.connect_timeout, false).await?
         } else {
-            connect::clear(tcp).await?
+            connect::clear(tcp, false).await?
         };
         let host = match &origin.host {
             tidegate_control_types::site::OriginHost::Name(name) => name.clone(),
@@ -124,7 +124,7 @@ async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, sp
             request.header(http::header::USER_AGENT, "tidegate-health").body(RequestBody::Empty).map_err(|_| FetchError::Broken)?;
         let mut response = match connection {
             connect::Connection::H1(mut s) => {
-                let response = s.send_request(request).await.map_err(|_| FetchError::Broken)?;
+                let response = s.sender.send_request(request).await.map_err(|_| FetchError::Broken)?;
                 response.map(|body| UpstreamBody::new(body.map_err(|_| FetchError::Broken)))
             }
             connect::Connection::H2(mut s) => {

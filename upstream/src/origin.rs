@@ -255,9 +255,9 @@ impl OriginUpstream {
         let connection = if server.https {
             let name = spec.tls.server_name.as_deref().unwrap_or(&server.host);
             let may_speak_h2 = !upgrading && !self.connections.refuses_h2(key);
-            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, may_speak_h2)?, within).await?
+            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, may_speak_h2)?, within, upgrading).await?
         } else {
-            connect::clear(tcp).await?
+            connect::clear(tcp, upgrading).await?
         };
         match &connection {
             Connection::H2(sender) => self.connections.share(key, sender, made),
@@ -324,14 +324,15 @@ impl OriginUpstream {
         let (upgrading, method, progress) = (offered.is_some(), request.method().clone(), request.body().progress());
         health.in_flight.fetch_add(1, Ordering::Relaxed);
         let counted = InFlight(Arc::clone(health));
-        let sent = |error| Failed { error, unsent: None };
+        let sent = |error| Failed { error, line: None, unsent: None };
         match connection {
-            Connection::H1(mut sender) => {
+            Connection::H1(mut to) => {
                 if let Some(interim) = interim {
                     hyper::ext::on_informational(&mut request, move |early| interim.pass(early.status(), early.headers()));
                 }
-                let answered = limits.patience.wait(sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
-                let mut response = answered.map_err(|mut e| Failed { error: h1_error(e.error()), unsent: e.take_message() })?;
+                let answered = limits.patience.wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
+                let mut response =
+                    answered.map_err(|mut e| Failed { error: h1_error(e.error()), line: to.bad_line(), unsent: e.take_message() })?;
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
                 if response.status().is_informational() && !(switches && is_offered(offered.as_ref(), response.headers())) {
                     // Nobody asked for it (RFC 9110 section 15.2.2).
@@ -346,7 +347,7 @@ impl OriginUpstream {
                     drop(counted);
                     // One that was opened for an upgrade speaks HTTP/1.1, whatever the origin prefers.
                     if whole && !upgrading && !leaves_bytes {
-                        pool.keep(key, sender, made);
+                        pool.keep(key, to, made);
                     }
                 });
                 let idle = patience::idle(response.headers(), limits.idle);
@@ -355,7 +356,7 @@ impl OriginUpstream {
             }
             Connection::H2(mut sender) => {
                 let answered = limits.patience.wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
-                let mut response = answered.map_err(|f| Failed { error: h2_error(&f.error), unsent: f.unsent })?;
+                let mut response = answered.map_err(|f| Failed { error: h2_error(&f.error), line: None, unsent: f.unsent })?;
                 let decoded = response.body().size_hint().exact();
                 let framed = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let over = Box::new(move |_| drop(counted));
@@ -369,7 +370,11 @@ impl OriginUpstream {
 
 fn h1_error(error: &hyper::Error) -> FetchError {
     tracing::debug!(error = %std::error::Error::source(error).map_or_else(|| error.to_string(), |s| format!("{error}: {s}")), "a request to an origin failed");
-    if error.is_parse() { FetchError::Malformed } else { FetchError::Reset }
+    match error {
+        e if e.is_parse_too_large() => FetchError::HeadTooLarge,
+        e if e.is_parse() => FetchError::Malformed,
+        _ => FetchError::Reset,
+    }
 }
 
 fn h2_error(error: &tidegate_http2::Error) -> FetchError {
@@ -400,12 +405,14 @@ impl Drop for InFlight {
 /// A failed attempt; the request comes back where nothing of it was sent.
 struct Failed {
     error: FetchError,
+    /// Which line of a head is not valid HTTP.
+    line: Option<u32>,
     unsent: Option<Request<RequestBody>>,
 }
 
 impl Failed {
     fn unsent(error: FetchError, request: Request<RequestBody>) -> Self {
-        Self { error, unsent: Some(request) }
+        Self { error, line: None, unsent: Some(request) }
     }
 }
 
@@ -454,7 +461,7 @@ impl Upstream for OriginUpstream {
         let upgrading = request.headers().contains_key(header::UPGRADE);
         let mut next = Some(request);
         let mut tried = Tried::default();
-        let mut failed = FetchFailed { error: FetchError::Down, attempts: 0 };
+        let mut failed = FetchFailed::from(FetchError::Down);
         while let Some(request) = next.take() {
             let Some(at) = servers.choose(fetch.key_hash, &mut tried, &*self.clock) else { break };
             let Some(limits) = self.limits(&servers, &request, fetch.allowance.until) else { break };
@@ -474,9 +481,9 @@ impl Upstream for OriginUpstream {
                     // No server is to blame.
                     return Err(FetchFailed { error, ..failed });
                 }
-                Err(Failed { error, unsent }) => {
+                Err(Failed { error, line, unsent }) => {
                     tracing::debug!(site = fetch.site.name(), server = at, %error, "an origin server failed");
-                    failed.error = error;
+                    (failed.error, failed.line) = (error, line);
                     if upgrading && error == FetchError::Tls {
                         // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
                         break;

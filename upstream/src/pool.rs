@@ -2,15 +2,13 @@
 //!
 //! Requests of HTTP/2 get a connection on which the server takes one more: slow readers of one hold up nobody else.
 
-use crate::connect::Connection;
-use hyper::client::conn::http1;
+use crate::connect::{Connection, Http1};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use tidegate_gateway::RequestBody;
 use tidegate_http2::Sender;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -29,7 +27,7 @@ pub struct Made {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    to: Http1,
     made: Made,
     since: Instant,
 }
@@ -70,8 +68,8 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
             return Some((Connection::H2(sender.clone()), *made));
         }
         let now = Instant::now();
-        kept.h1.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR && is_good(&idle.made));
-        kept.h1.pop_back().map(|idle| (Connection::H1(idle.sender), idle.made))
+        kept.h1.retain(|idle| !idle.to.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR && is_good(&idle.made));
+        kept.h1.pop_back().map(|idle| (Connection::H1(idle.to), idle.made))
     }
 
     fn kept<T>(&self, key: &K, f: impl FnOnce(&mut Kept) -> T) -> T {
@@ -115,15 +113,15 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
     }
 
     /// Keeps an HTTP/1.1 connection once it is ready for its next request.
-    pub fn keep(&self, key: K, mut sender: http1::SendRequest<RequestBody>, made: Made) {
+    pub fn keep(&self, key: K, mut to: Http1, made: Made) {
         let pool = self.clone();
         tokio::task::spawn_local(async move {
-            if sender.ready().await.is_ok() {
+            if to.sender.ready().await.is_ok() {
                 pool.kept(&key, |k| {
                     if k.h1.len() >= MAX_IDLE {
                         k.h1.pop_front();
                     }
-                    k.h1.push_back(Idle { sender, made, since: Instant::now() });
+                    k.h1.push_back(Idle { to, made, since: Instant::now() });
                 });
             }
         });

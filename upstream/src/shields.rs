@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+use tidegate_control_types::site::OriginSpec;
 use tidegate_control_types::{BootTime, Clock};
 use tidegate_gateway::interim::Interim;
 use tidegate_gateway::{Allowance, Fetch, FetchError, FetchFailed, Fetched, RequestBody, Upstream, UpstreamBody, fields};
@@ -228,7 +229,9 @@ impl ShieldWay for Http2Shields {
             Err(error) => Err((error, None)),
             Ok(Err(failed)) => {
                 tracing::debug!(shield = shield.name, error = %failed.error, "a request to a shield failed");
-                Err((FetchError::Reset, failed.unsent))
+                // One stream that ended early, on a connection that lives on, speaks of the answer that was on it.
+                let is_of_the_answer = failed.error.is_reset() && failed.error.reason() != Some(tidegate_http2::Reason::REFUSED_STREAM);
+                Err((if is_of_the_answer { FetchError::Malformed } else { FetchError::Reset }, failed.unsent))
             }
             Ok(Ok(response)) => {
                 let idle = patience::idle(response.headers(), idle);
@@ -250,8 +253,27 @@ pub struct EdgeUpstream<W, O> {
 enum Blame {
     /// The shield itself gave no answer.
     Shield(FetchError, Option<Box<Request<RequestBody>>>),
-    /// The shield says that the origin failed.
+    /// The shield says that the origin failed, or takes as long as the origin may.
     Origin(FetchFailed),
+}
+
+impl Blame {
+    /// A shield that is lost is seen by its connection, which answers no ping, and not by how long an answer takes or what is in it.
+    fn of(error: FetchError, unsent: Option<Request<RequestBody>>) -> Self {
+        match error {
+            FetchError::Timeout | FetchError::Stalled | FetchError::Malformed => Self::Origin(FetchFailed { attempts: 1, ..error.into() }),
+            _ => Self::Shield(error, unsent.map(Box::new)),
+        }
+    }
+}
+
+/// How long a shield may take until its answer begins. A request with a body has no total limit: it is sent once, and takes what its
+/// client and the origin may take.
+fn longest(origin: &OriginSpec, request: &Request<RequestBody>, allowance: Allowance, within: Duration) -> Duration {
+    if matches!(request.body(), RequestBody::Empty) {
+        return within;
+    }
+    within.max(origin.connect_timeout * allowance.attempts + origin.first_byte_timeout)
 }
 
 impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
@@ -263,19 +285,20 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
     async fn ask(&self, shield: &Shield, request: Request<RequestBody>, fetch: &Fetch) -> Result<Fetched, Blame> {
         let origin = &fetch.site.state.spec.origin;
         let within = fetch.allowance.until.since(self.clock.boot());
-        let first_byte = patience::first_byte(request.headers(), within) + GRACE;
+        let first_byte = patience::first_byte(request.headers(), longest(origin, &request, fetch.allowance, within)) + GRACE;
         let (method, interim) = (request.method().clone(), fetch.interim.clone());
         let request = to_shield(request, fetch, within);
         let answered = self.way.send(shield, request, interim, first_byte, origin.idle_timeout + GRACE).await;
-        let mut response = answered.map_err(|(error, unsent)| Blame::Shield(error, unsent.map(Box::new)))?;
+        let mut response = answered.map_err(|(error, unsent)| Blame::of(error, unsent))?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         if let Some(error) = own {
-            let attempts = fields::number(response.headers(), &fields::ATTEMPTS).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
-            return Err(Blame::Origin(FetchFailed { error, attempts }));
+            let number = |name| fields::number(response.headers(), name).and_then(|n| u32::try_from(n).ok());
+            let (attempts, line) = (number(&fields::ATTEMPTS).unwrap_or(1), number(&fields::LINE));
+            return Err(Blame::Origin(FetchFailed { error, attempts, line }));
         }
         // It does not know the site, or this edge, yet: nothing went to the origin.
-        let Some(vouched) = vouched else { return Err(Blame::Origin(FetchFailed { error: FetchError::Shield, attempts: 0 })) };
+        let Some(vouched) = vouched else { return Err(Blame::Origin(FetchError::Shield.into())) };
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
         let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
@@ -330,7 +353,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         let again = is_repeatable(&request).then(|| copy(&request));
         let mut next = Some(request);
         let mut left = fetch.allowance.attempts;
-        let mut failed = FetchFailed { error: FetchError::Shield, attempts: 0 };
+        let mut failed = FetchFailed::from(FetchError::Shield);
         let spent = |failed: &mut FetchFailed, left: &mut u32, error, attempts: u32| {
             failed.error = error;
             failed.attempts += attempts;
@@ -380,7 +403,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         let Some(request) = next else { return Err(failed) };
         let allowance = Allowance { attempts: left, ..fetch.allowance };
         let fetched = self.origin.fetch(request, Fetch { allowance, ..fetch }).await;
-        fetched.map_err(|last| FetchFailed { error: last.error, attempts: failed.attempts + last.attempts })
+        fetched.map_err(|last| FetchFailed { attempts: failed.attempts + last.attempts, ..last })
     }
 }
 

@@ -41,7 +41,17 @@ pub enum NoVaryKey {
 
 /// What one request has of the fields that a set of variants varies on.
 #[derive(Debug)]
-pub struct Wanted(Vec<Option<Box<[u8]>>>);
+pub struct Wanted {
+    /// In the order of the fields.
+    values: Vec<Option<Box<[u8]>>>,
+    /// The place of Accept-Language among them, and the one language that the request wants before all others.
+    language: Option<(usize, Box<str>)>,
+}
+
+/// A response that varies on more fields is for nobody else: each look-up would read all of them.
+const MOST_FIELDS: usize = 64;
+/// A negotiating field with more members is compared as it is.
+const MOST_MEMBERS: usize = 64;
 
 impl VaryKey {
     /// # Errors
@@ -59,6 +69,9 @@ impl VaryKey {
         }
         names.sort_unstable();
         names.dedup();
+        if names.len() > MOST_FIELDS {
+            return Err(NoVaryKey::Unreadable);
+        }
         let language = names.iter().any(|n| **n == *ACCEPT_LANGUAGE.as_str()).then(|| only_language(response)).flatten();
         let varied = names.into_iter().map(|n| (n.clone(), normal_value(request, &n))).collect();
         Ok(Self { varied, language })
@@ -67,22 +80,24 @@ impl VaryKey {
     /// Whether the response answers this request.
     #[must_use]
     pub fn matches(&self, request: &impl RequestHead) -> bool {
-        self.varied.is_empty() || self.is_for(&self.wanted(request), request)
+        self.varied.is_empty() || self.is_for(&self.wanted(request))
     }
 
     /// What a request has of the fields that this one varies on: made once for all variants with [the same
     /// fields](Self::has_fields_of).
     #[must_use]
     pub fn wanted(&self, request: &impl RequestHead) -> Wanted {
-        Wanted(self.varied.iter().map(|(name, _)| normal_value(request, name)).collect())
+        let place = self.varied.iter().position(|(name, _)| **name == *ACCEPT_LANGUAGE.as_str());
+        let language = place.and_then(|at| Some((at, wanted_language(request)?)));
+        Wanted { values: self.varied.iter().map(|(name, _)| normal_value(request, name)).collect(), language }
     }
 
     /// `wanted`: what the request has of the fields of this key.
     #[must_use]
-    pub fn is_for(&self, wanted: &Wanted, request: &impl RequestHead) -> bool {
-        self.varied.iter().zip(&wanted.0).all(|((name, value), wanted)| {
-            value == wanted || (**name == *ACCEPT_LANGUAGE.as_str() && self.language.is_some() && self.is_in_wanted_language(request))
-        })
+    pub fn is_for(&self, wanted: &Wanted) -> bool {
+        let is_in_language =
+            |at: usize| wanted.language.as_ref().is_some_and(|(place, l)| *place == at && self.language.as_ref() == Some(l));
+        self.varied.iter().zip(&wanted.values).enumerate().all(|(at, ((_, value), wanted))| value == wanted || is_in_language(at))
     }
 
     /// Whether both vary on the same fields.
@@ -91,27 +106,21 @@ impl VaryKey {
         self.varied.len() == other.varied.len() && self.varied.iter().zip(&other.varied).all(|(a, b)| a.0 == b.0)
     }
 
-    /// Whether a request may get it by its language alone, whatever else it accepts.
-    #[must_use]
-    pub fn has_language(&self) -> bool {
-        self.language.is_some()
-    }
-
     /// A number that is the same for all requests with these values, for a table of variants with the same fields.
     #[must_use]
     pub fn hash(&self) -> u64 {
         hash_of(self.varied.iter().map(|(_, value)| value.as_deref()))
     }
 
-    /// Whether it is in the one language that the request wants before all others: whatever else was asked for, it would get
-    /// this one.
-    fn is_in_wanted_language(&self, request: &impl RequestHead) -> bool {
-        let Some(language) = &self.language else { return false };
-        let accepted = preferences(request, ACCEPT_LANGUAGE.as_str());
-        match &accepted[..] {
-            [] => false,
-            [first, rest @ ..] => first.1 == *language.as_bytes() && first.0 > 0 && rest.first().is_none_or(|second| second.0 < first.0),
-        }
+    /// The same for all requests that may get it by its language, whatever else they accept; `None`: none may.
+    #[must_use]
+    pub fn hash_by_language(&self) -> Option<u64> {
+        let language = self.language.as_ref()?.as_bytes();
+        let in_its_place = |(name, value): &'_ Varied| {
+            if **name == *ACCEPT_LANGUAGE.as_str() { Some(language.to_vec()) } else { value.as_deref().map(<[u8]>::to_vec) }
+        };
+        let values: Vec<_> = self.varied.iter().map(in_its_place).collect();
+        Some(hash_of(values.iter().map(Option::as_deref)))
     }
 
     /// The fields, with their values in the form in which they are compared.
@@ -135,7 +144,28 @@ impl Wanted {
     /// As [`VaryKey::hash`] of the variant that answers this request.
     #[must_use]
     pub fn hash(&self) -> u64 {
-        hash_of(self.0.iter().map(Option::as_deref))
+        hash_of(self.values.iter().map(Option::as_deref))
+    }
+
+    /// As [`VaryKey::hash_by_language`] of a variant that may answer this request.
+    #[must_use]
+    pub fn hash_by_language(&self) -> Option<u64> {
+        let (place, language) = self.language.as_ref()?;
+        let in_its_place = |(at, value): (usize, &'_ Option<Box<[u8]>>)| {
+            if at == *place { Some(language.as_bytes().to_vec()) } else { value.as_deref().map(<[u8]>::to_vec) }
+        };
+        let values: Vec<_> = self.values.iter().enumerate().map(in_its_place).collect();
+        Some(hash_of(values.iter().map(Option::as_deref)))
+    }
+}
+
+/// The one language that a request wants before all others: a variant in it is what it would get, whatever else it accepts.
+fn wanted_language(request: &impl RequestHead) -> Option<Box<str>> {
+    match &preferences(request, ACCEPT_LANGUAGE.as_str())?[..] {
+        [first, rest @ ..] if first.0 > 0 && rest.first().is_none_or(|second| second.0 < first.0) => {
+            std::str::from_utf8(&first.1).ok().map(Into::into)
+        }
+        _ => None,
     }
 }
 
@@ -155,11 +185,16 @@ fn only_language(response: &HeaderMap) -> Option<Box<str>> {
 }
 
 /// The members of a negotiating field, the most wanted first: weight in thousandths, and the rest in lower case (RFC 9110 section
-/// 12.4.2). Among equals their order says nothing (section 12.5.4).
-fn preferences(head: &impl RequestHead, name: &str) -> Vec<(u16, Vec<u8>)> {
+/// 12.4.2). Among equals their order says nothing (section 12.5.4). `None`: there are too many.
+fn preferences(head: &impl RequestHead, name: &str) -> Option<Vec<(u16, Vec<u8>)>> {
     let mut all = Vec::new();
+    let mut count = 0;
     head.each(name, &mut |value| {
         for member in field::members(value) {
+            count += 1;
+            if count > MOST_MEMBERS {
+                return;
+            }
             let parts: Vec<Vec<u8>> = member.split(|b| *b == b';').map(|p| field::trim(p).to_ascii_lowercase()).collect();
             let weight = |last: &[u8]| field::weight(std::str::from_utf8(last.strip_prefix(b"q=")?).ok()?);
             // What is no weight is part of the name, which then equals no other.
@@ -171,7 +206,7 @@ fn preferences(head: &impl RequestHead, name: &str) -> Vec<(u16, Vec<u8>)> {
     });
     all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     all.dedup();
-    all
+    (count <= MOST_MEMBERS).then_some(all)
 }
 
 /// Request fields that are lists, as far as they are known: of others a comma may mean anything, as in a cookie.
@@ -182,9 +217,10 @@ const LISTS: [&str; 8] =
 /// order where it negotiates. Of any other each line counts as it is. What stands between the parts can be in none of them.
 fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
     let (mut is_there, mut out) = (false, Vec::new());
-    if matches!(name, "accept-encoding" | "accept-language" | "accept-charset") {
+    let negotiates = matches!(name, "accept-encoding" | "accept-language" | "accept-charset");
+    if let Some(preferences) = negotiates.then(|| preferences(head, name)).flatten() {
         head.each(name, &mut |_| is_there = true);
-        for (weight, what) in preferences(head, name) {
+        for (weight, what) in preferences {
             out.extend_from_slice(&what);
             out.push(b'\r');
             out.extend_from_slice(weight.to_string().as_bytes());

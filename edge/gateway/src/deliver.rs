@@ -339,6 +339,9 @@ pub fn failed<U: Upstream>(gateway: &Gateway<U>, failed: FetchFailed, how: Cache
         let headers = answer.response.headers_mut();
         headers.insert(fields::OWN_ERROR, HeaderValue::from_static(failed.error.token()));
         headers.insert(fields::ATTEMPTS, HeaderValue::from(failed.attempts));
+        if let Some(line) = failed.line {
+            headers.insert(fields::LINE, HeaderValue::from(line));
+        }
     }
     answer
 }

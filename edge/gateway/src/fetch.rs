@@ -2,7 +2,7 @@
 
 use crate::asked::{Asked, Outgoing, Purpose};
 use crate::fields;
-use crate::fill::{Fill, FillHead};
+use crate::fill::{Fill, FillHead, SMALL_WINDOW, WINDOW};
 use crate::gateway::{Gateway, Tier, hash};
 use crate::slices::{self, LARGE, SLICE};
 use crate::upstream::{FetchError, FetchFailed, Fetched, Upstream, UpstreamBody};
@@ -496,6 +496,7 @@ async fn receive<U: Upstream>(
         return Ok(());
     }
     let response = finished(gateway.store.keep_body(&asked.key, &fill.done()));
+    fill.is_in_store();
     keep(gateway, asked, fill, &response);
     if let (Some(_), Some(coding)) = (&response.codings, asked.accepted.wanted().next()) {
         gateway.code(asked, &response, coding);
@@ -517,6 +518,9 @@ const LAG: Duration = Duration::from_secs(30);
 pub const UNREAD_FOR: Duration = Duration::from_millis(500);
 /// Where the bodies under way hold as much memory as they may together, longer ones are no longer kept. Bytes.
 const LEAST_PASSED_BY: u64 = 1 << 20;
+/// From the part of that memory on that is one in so many, bodies run no further ahead of their readers: a few slow ones must not keep
+/// the bodies of all others from being stored.
+const PACED_FROM: u64 = 8;
 
 /// Pushes the body into the fill; `false`: it grew too large to be kept and was handed through.
 async fn stream<U: Upstream>(
@@ -547,9 +551,16 @@ async fn stream<U: Upstream>(
             gateway.fills.remove(&asked.key, fill);
             fill.pass_by();
         }
-        if passing && !keep_pace(fill).await {
+        if passing && !keep_pace(gateway, fill).await {
             // Whoever still comes to it gets an error rather than silence.
             return Err(FetchError::Abandoned.into());
+        }
+        if !passing && gateway.fills.held() > gateway.store.most_body() / PACED_FROM {
+            tokio::select! {
+                biased;
+                () = &mut abandoned => return Err(FetchError::Abandoned.into()),
+                () = fill.quickest_reader_near() => {}
+            }
         }
     }
     if length.is_some_and(|l| l != total) && !Bug::TornBodyIsWhole.is_planted() {
@@ -581,10 +592,11 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
 }
 
 /// Waits for the readers of a body that passes by, but not for ever; `false`: none is left.
-async fn keep_pace(fill: &Fill) -> bool {
+async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
     loop {
         let before = fill.positions();
-        match tokio::time::timeout(LAG, fill.readers_near()).await {
+        let window = if gateway.fills.held() > gateway.store.most_body() / 2 { SMALL_WINDOW } else { WINDOW };
+        match tokio::time::timeout(LAG, fill.readers_near(window)).await {
             Ok(any) => return any,
             Err(_) => fill.leave_behind(&before),
         }

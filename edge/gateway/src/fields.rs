@@ -22,6 +22,8 @@ pub const VOUCHED: HeaderName = HeaderName::from_static("tidegate-vouched");
 pub const UNFRAMED: HeaderName = HeaderName::from_static("tidegate-unframed");
 /// Shield to edge: this answer is the shield's own, not the origin's.
 pub const OWN_ERROR: HeaderName = HeaderName::from_static("tidegate-error");
+/// Shield to edge: which line of the head of the origin's answer is not valid HTTP.
+pub const LINE: HeaderName = HeaderName::from_static("tidegate-line");
 /// Shield to edge: a stale response, since the origin fails.
 pub const STANDS_IN: HeaderName = HeaderName::from_static("tidegate-stands-in");
 
@@ -104,7 +106,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
 pub fn strip_internal(headers: &mut HeaderMap) {
-    for name in [DEMAND, END_TO_END, SITE, SCHEME, ATTEMPTS, WITHIN, VOUCHED, UNFRAMED, OWN_ERROR, STANDS_IN] {
+    for name in [DEMAND, END_TO_END, SITE, SCHEME, ATTEMPTS, WITHIN, VOUCHED, UNFRAMED, OWN_ERROR, LINE, STANDS_IN] {
         headers.remove(name);
     }
 }

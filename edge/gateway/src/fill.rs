@@ -59,6 +59,8 @@ struct State {
     wanted: bool,
     /// Too large to keep after all: what every reader has passed is released.
     passing: bool,
+    /// It waits for its quickest reader.
+    paced: bool,
 }
 
 /// That a fetch was made because its client wants something newer than what is stored or under way, by these directives.
@@ -112,6 +114,7 @@ impl Fill {
             readers: Vec::new(),
             wanted: false,
             passing: false,
+            paced: false,
         };
         Arc::new(Self {
             begun,
@@ -245,20 +248,41 @@ impl Fill {
     }
 
     /// While it passes by: until the slowest reader is near. `false`: no reader is left.
-    pub async fn readers_near(&self) -> bool {
+    pub async fn readers_near(&self, window: u64) -> bool {
         poll_fn(|cx| {
             let mut s = self.state.lock();
             let Some(slowest) = s.readers.iter().flatten().min().copied() else { return Poll::Ready(false) };
             let passed = usize::try_from(slowest).unwrap_or(0) / CHUNK;
             let released: usize = s.chunks.iter_mut().take(passed).map(|c| std::mem::take(c).len()).sum();
             self.lets_go(released as u64);
-            if s.length().saturating_sub(slowest) <= WINDOW {
+            if s.length().saturating_sub(slowest) <= window {
                 return Poll::Ready(true);
             }
             s.wait(cx);
             Poll::Pending
         })
         .await
+    }
+
+    /// While bodies hold much memory: until the quickest reader is near. How near: as far as it has come, so that whoever takes little
+    /// has little waiting for it. Where nobody reads, at once.
+    pub async fn quickest_reader_near(&self) {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            let quickest = s.readers.iter().flatten().max().copied();
+            s.paced = quickest.is_some_and(|at| s.length().saturating_sub(at) > at.clamp(LEAST_AHEAD, MOST_AHEAD));
+            if !s.paced {
+                return Poll::Ready(());
+            }
+            s.wait(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The store holds its body, and counts it.
+    pub fn is_in_store(&self) {
+        self.lets_go(self.held.load(Ordering::Relaxed));
     }
 
     #[must_use]
@@ -379,8 +403,12 @@ impl Fill {
     }
 }
 
-/// How far the slowest reader of a body that is not kept may lag, in bytes.
-const WINDOW: u64 = 2 << 20;
+/// How far the slowest reader of a body that is not kept may lag, in bytes; and how far where bodies hold much memory.
+pub const WINDOW: u64 = 2 << 20;
+pub const SMALL_WINDOW: u64 = 256 << 10;
+/// How far a body may be ahead of its quickest reader where bodies hold much memory.
+const LEAST_AHEAD: u64 = 512 << 10;
+const MOST_AHEAD: u64 = 8 << 20;
 
 impl State {
     fn length(&self) -> u64 {
@@ -432,7 +460,7 @@ impl FillReader {
             if let Some(slot) = s.readers.get_mut(self.number) {
                 *slot = to;
             }
-            if s.passing || to.is_none() { std::mem::take(&mut s.wakers) } else { Vec::new() }
+            if s.passing || s.paced || to.is_none() { std::mem::take(&mut s.wakers) } else { Vec::new() }
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -674,7 +702,7 @@ mod tests {
         let (mut near, mut far) = (FillReader::new(Arc::clone(&f), 0, None), FillReader::new(Arc::clone(&f), 0, None));
         f.pass_by();
         let near_enough = |f: &Fill| {
-            let waiting = std::pin::pin!(f.readers_near());
+            let waiting = std::pin::pin!(f.readers_near(WINDOW));
             waiting.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(true)
         };
         let piece = vec![7; CHUNK];

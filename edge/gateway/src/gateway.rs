@@ -465,6 +465,13 @@ impl<U: Upstream> Gateway<U> {
             Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
             let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
             let arrived = match self.arrived(&asked, &fill, validating.as_ref()).await {
+                // The answer itself is for whoever has nothing that may stand in for it.
+                Err(error)
+                    if error.error == FetchError::ServerError
+                        && !validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, error.error)) =>
+                {
+                    return self.by_itself(asked, None, demand.max_index(arrival), end_to_end, status).await;
+                }
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
                 Ok(arrived) => arrived,
             };

@@ -70,6 +70,8 @@ pub enum FetchError {
     NeedsHttp1,
     #[error("the origin's answer is not valid HTTP")]
     Malformed,
+    #[error("the head of the origin's answer has more than 256 fields or 256 KiB")]
+    HeadTooLarge,
     #[error("the origin's answer can be framed in two ways (Content-Length, Transfer-Encoding)")]
     Framing,
     #[error("the origin switched to another protocol, or answered finally with an interim status, which nobody had asked for")]
@@ -95,7 +97,7 @@ pub enum FetchError {
 }
 
 impl FetchError {
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 26] = [
         Self::Refused,
         Self::Connect,
         Self::ConnectTimeout,
@@ -110,6 +112,7 @@ impl FetchError {
         Self::Unprocessed,
         Self::NeedsHttp1,
         Self::Malformed,
+        Self::HeadTooLarge,
         Self::Framing,
         Self::Switched,
         Self::Changed,
@@ -141,6 +144,7 @@ impl FetchError {
             Self::Unprocessed => "unprocessed",
             Self::NeedsHttp1 => "needs-http1",
             Self::Malformed => "malformed",
+            Self::HeadTooLarge => "head-too-large",
             Self::Framing => "framing",
             Self::Switched => "switched",
             Self::Changed => "changed",
@@ -197,7 +201,14 @@ impl FetchError {
     pub fn is_of_the_server(self) -> bool {
         let is_of_the_request = matches!(
             self,
-            Self::Malformed | Self::Framing | Self::Switched | Self::Client | Self::TooLarge | Self::Private | Self::Abandoned
+            Self::Malformed
+                | Self::HeadTooLarge
+                | Self::Framing
+                | Self::Switched
+                | Self::Client
+                | Self::TooLarge
+                | Self::Private
+                | Self::Abandoned
         );
         !is_of_the_request && !self.is_before_processing()
     }
@@ -210,19 +221,27 @@ pub struct FetchFailed {
     pub error: FetchError,
     /// Requests to origin servers, over both tiers.
     pub attempts: u32,
+    /// Of a head that is not valid HTTP: which of its lines, the status line being the first.
+    pub line: Option<u32>,
 }
 
 impl From<FetchError> for FetchFailed {
     fn from(error: FetchError) -> Self {
-        Self { error, attempts: 0 }
+        Self { error, attempts: 0, line: None }
     }
 }
 
 impl std::fmt::Display for FetchFailed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.error)?;
+        match self.line {
+            Some(1) => write!(f, ": its status line")?,
+            Some(n) => write!(f, ": line {n} of its head")?,
+            None => {}
+        }
         match self.attempts {
-            0 | 1 => write!(f, "{}", self.error),
-            n => write!(f, "{} (the last of {n} attempts)", self.error),
+            0 | 1 => Ok(()),
+            n => write!(f, " (the last of {n} attempts)"),
         }
     }
 }

@@ -64,8 +64,8 @@ struct Group {
     /// One of them, in `list`.
     of: usize,
     by_values: HashMap<u64, usize>,
-    /// Those that a request may get by their language alone.
-    by_language: Vec<usize>,
+    /// Those that a request may get by their language, whatever else it accepts.
+    by_language: HashMap<u64, usize>,
 }
 
 impl Variants {
@@ -99,9 +99,10 @@ impl Variants {
                 continue;
             }
             let wanted = key.wanted(request);
-            let answers = |at: &usize| self.list.get(*at).is_some_and(|r| r.vary.is_for(&wanted, request));
+            let answers = |at: &usize| self.list.get(*at).is_some_and(|r| r.vary.is_for(&wanted));
             let by_values = group.by_values.get(&wanted.hash()).copied().filter(answers);
-            let found = by_values.or_else(|| group.by_language.iter().copied().find(answers));
+            let in_language = || group.by_language.get(&wanted.hash_by_language()?).copied().filter(answers);
+            let found = by_values.or_else(in_language);
             best = [best, found].into_iter().flatten().min();
         }
         let response = self.list.get(best.or(plain)?)?;
@@ -132,15 +133,15 @@ fn groups_of(list: &[Arc<StoredResponse>]) -> Vec<Group> {
     for (at, response) in list.iter().enumerate() {
         let known = groups.iter().position(|g| list.get(g.of).is_some_and(|r| r.vary.has_fields_of(&response.vary)));
         let n = known.unwrap_or_else(|| {
-            groups.push(Group { of: at, by_values: HashMap::new(), by_language: Vec::new() });
+            groups.push(Group { of: at, by_values: HashMap::new(), by_language: HashMap::new() });
             groups.len() - 1
         });
         let Some(group) = groups.get_mut(n) else { continue };
         if !response.vary.is_empty() {
             group.by_values.entry(response.vary.hash()).or_insert(at);
         }
-        if response.vary.has_language() {
-            group.by_language.push(at);
+        if let Some(hash) = response.vary.hash_by_language() {
+            group.by_language.entry(hash).or_insert(at);
         }
     }
     groups
