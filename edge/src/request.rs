@@ -39,9 +39,12 @@ impl Worker {
         if !request.headers().contains_key(header::UPGRADE) {
             return self.answer_routed(request, client, interim, false).then(|(response, _)| response);
         }
-        // HTTP/2 in clear behind this edge would pass all that it sees to.
-        let is_http2 = request.headers().get_all(header::UPGRADE).iter().any(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"h2"));
-        let granted = request.version() == Version::HTTP_11 && !is_http2;
+        let offered = fields::offered_protocols(request.headers()).filter(|_| request.version() == Version::HTTP_11);
+        let granted = offered.is_some();
+        match offered {
+            Some(offered) => drop(request.headers_mut().insert(header::UPGRADE, offered)),
+            None => drop(request.headers_mut().remove(header::UPGRADE)),
+        }
         let ours = granted.then(|| hyper::upgrade::on(&mut request));
         let (connection, this) = (Arc::clone(connection), Rc::clone(self));
         self.answer_routed(request, client, interim, granted).then(move |(response, theirs)| {

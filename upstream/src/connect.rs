@@ -13,13 +13,16 @@ use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_control_types::site::OriginTls;
 use tidegate_gateway::{FetchError, RequestBody};
 use tidegate_http2::{ClientSettings, KeepAlive, Sender, Windows};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -28,13 +31,29 @@ use tokio_rustls::TlsConnector;
 pub struct Http1 {
     pub sender: http1::SendRequest<RequestBody>,
     bad_line: Rc<Cell<Option<u32>>>,
+    interim: Arc<AtomicUsize>,
 }
+
+/// Interim responses before one final one.
+const MOST_INTERIM: usize = 64;
 
 impl Http1 {
     /// Where the head of its last response was not valid HTTP: which line.
     #[must_use]
     pub fn bad_line(&self) -> Option<u32> {
         self.bad_line.get()
+    }
+
+    /// Where each interim response to the next request is to be counted: the connection ends with too many.
+    #[must_use]
+    pub fn count_interim(&self) -> Arc<AtomicUsize> {
+        self.interim.store(0, Ordering::Relaxed);
+        Arc::clone(&self.interim)
+    }
+
+    #[must_use]
+    pub fn had_too_many_interim(&self) -> bool {
+        self.interim.load(Ordering::Relaxed) > MOST_INTERIM
     }
 }
 
@@ -207,6 +226,8 @@ where
 {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(256 << 10).max_headers(256).allow_spaces_after_header_name_in_responses(true);
+    let interim = Arc::<AtomicUsize>::default();
+    let io = Bounded { io, interim: Arc::clone(&interim) };
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|_| FetchError::Broken)?;
     let bad_line = Rc::<Cell<Option<u32>>>::default();
     let found = Rc::clone(&bad_line);
@@ -224,7 +245,49 @@ where
             tracing::debug!(%error, "a connection to an origin ended");
         }
     });
-    Ok(Connection::H1(Http1 { sender, bad_line }))
+    Ok(Connection::H1(Http1 { sender, bad_line, interim }))
+}
+
+pin_project_lite::pin_project! {
+    /// A connection that can be read no further once too many interim responses came: they would be read one after the other, and
+    /// nothing else done meanwhile.
+    struct Bounded<I> {
+        #[pin]
+        io: I,
+        interim: Arc<AtomicUsize>,
+    }
+}
+
+impl<I: AsyncRead> AsyncRead for Bounded<I> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let this = self.project();
+        if this.interim.load(Ordering::Relaxed) > MOST_INTERIM {
+            return Poll::Ready(Err(std::io::Error::other("too many interim responses")));
+        }
+        this.io.poll_read(cx, to)
+    }
+}
+
+impl<I: AsyncWrite> AsyncWrite for Bounded<I> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.project().io.poll_write(cx, from)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        self.project().io.poll_write_vectored(cx, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.project().io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.project().io.poll_shutdown(cx)
+    }
 }
 
 /// The first line of a response's head that cannot be one, counted from the status line as 1.

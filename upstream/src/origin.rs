@@ -327,12 +327,16 @@ impl OriginUpstream {
         let sent = |error| Failed { error, line: None, unsent: None };
         match connection {
             Connection::H1(mut to) => {
-                if let Some(interim) = interim {
-                    hyper::ext::on_informational(&mut request, move |early| interim.pass(early.status(), early.headers()));
-                }
+                let count = to.count_interim();
+                hyper::ext::on_informational(&mut request, move |early| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    interim.iter().for_each(|i| i.pass(early.status(), early.headers()));
+                });
                 let answered = limits.patience.wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
-                let mut response =
-                    answered.map_err(|mut e| Failed { error: h1_error(e.error()), line: to.bad_line(), unsent: e.take_message() })?;
+                let mut response = answered.map_err(|mut e| {
+                    let error = if to.had_too_many_interim() { FetchError::Interim } else { h1_error(e.error()) };
+                    Failed { error, line: to.bad_line(), unsent: e.take_message() }
+                })?;
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
                 if response.status().is_informational() && !(switches && is_offered(offered.as_ref(), response.headers())) {
                     // Nobody asked for it (RFC 9110 section 15.2.2).
@@ -508,7 +512,7 @@ impl OriginUpstream {
     /// is sent once, and takes as long as its client does.
     fn limits(&self, servers: &Servers, request: &Request<RequestBody>, until: BootTime) -> Option<Limits> {
         let spec = &servers.spec;
-        let first_byte = patience::first_byte(request.headers(), spec.first_byte_timeout);
+        let first_byte = patience::first_byte(request, spec.first_byte_timeout);
         let is_timed = matches!(request.body(), RequestBody::Empty) && first_byte == spec.first_byte_timeout;
         let left = if is_timed { until.since(self.clock.boot()) } else { Duration::MAX };
         let patience = Patience { first_byte: first_byte.min(left), stall: spec.idle_timeout };

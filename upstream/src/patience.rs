@@ -65,10 +65,10 @@ pub fn idle(headers: &http::HeaderMap, idle: Duration) -> Duration {
     if is_stream(headers) { idle.max(STREAM_IDLE) } else { idle }
 }
 
-/// The time to a response's first byte: a call (gRPC) may answer with its first message only.
+/// The time to a response's first byte: a call (gRPC, which is always a POST) may answer with its first message only.
 #[must_use]
-pub fn first_byte(request: &http::HeaderMap, first_byte: Duration) -> Duration {
-    idle(request, first_byte)
+pub fn first_byte<B>(request: &http::Request<B>, first_byte: Duration) -> Duration {
+    if *request.method() == http::Method::POST { idle(request.headers(), first_byte) } else { first_byte }
 }
 
 #[cfg(test)]

@@ -285,7 +285,7 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
     async fn ask(&self, shield: &Shield, request: Request<RequestBody>, fetch: &Fetch) -> Result<Fetched, Blame> {
         let origin = &fetch.site.state.spec.origin;
         let within = fetch.allowance.until.since(self.clock.boot());
-        let first_byte = patience::first_byte(request.headers(), longest(origin, &request, fetch.allowance, within)) + GRACE;
+        let first_byte = patience::first_byte(&request, longest(origin, &request, fetch.allowance, within)) + GRACE;
         let (method, interim) = (request.method().clone(), fetch.interim.clone());
         let request = to_shield(request, fetch, within);
         let answered = self.way.send(shield, request, interim, first_byte, origin.idle_timeout + GRACE).await;
@@ -354,10 +354,9 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         let mut next = Some(request);
         let mut left = fetch.allowance.attempts;
         let mut failed = FetchFailed::from(FetchError::Shield);
-        let spent = |failed: &mut FetchFailed, left: &mut u32, error, attempts: u32| {
-            failed.error = error;
-            failed.attempts += attempts;
-            *left = left.saturating_sub(attempts);
+        let spent = |failed: &mut FetchFailed, left: &mut u32, last: FetchFailed| {
+            *failed = FetchFailed { attempts: failed.attempts + last.attempts, ..last };
+            *left = left.saturating_sub(last.attempts);
         };
         let now = self.clock.boot();
         let ranked = ranked(fetch.key_hash, &shields, |s| &s.name);
@@ -377,7 +376,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                     }
                     Err(Blame::Origin(of_origin)) => {
                         turn.succeeded();
-                        spent(&mut failed, &mut left, of_origin.error, of_origin.attempts);
+                        spent(&mut failed, &mut left, of_origin);
                         let may_go_on = left > 0 && of_origin.error.is_worth_a_retry() && self.clock.boot() < fetch.allowance.until;
                         if of_origin.error == FetchError::Shield {
                             next = again.as_ref().map(copy);
@@ -390,7 +389,8 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                     }
                     Err(Blame::Shield(error, unsent)) => {
                         turn.failed(self.clock.boot(), error);
-                        spent(&mut failed, &mut left, FetchError::Shield, u32::from(unsent.is_none()));
+                        let attempts = u32::from(unsent.is_none());
+                        spent(&mut failed, &mut left, FetchFailed { attempts, ..FetchError::Shield.into() });
                         next = unsent.map(|unsent| from_shield(*unsent)).or_else(|| again.as_ref().filter(|_| left > 0).map(copy));
                         break;
                     }

@@ -99,7 +99,7 @@ fn understood(status: StatusCode) -> bool {
 /// Statuses that speak of the request which got them (its conditions, range, size, rate, early data, connection) and so tell nothing to
 /// another client; RFC 6585 forbids to store four of them.
 fn is_of_the_request(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 407 | 408 | 411 | 412 | 413 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431 | 511)
+    matches!(status.as_u16(), 406 | 407 | 408 | 411 | 412 | 413 | 415..=417 | 421 | 422 | 424..=426 | 428 | 429 | 431 | 494 | 505 | 506 | 510 | 511)
 }
 
 /// Whether the response to a GET may be stored. 206 is combined and not stored by this rule.

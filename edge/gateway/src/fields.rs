@@ -33,8 +33,9 @@ pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for")
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
@@ -55,6 +56,21 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// The protocols that a request offers to go on with. Upgrade alone, which Connection does not name, offers nothing (RFC 9110 section
+/// 7.8); and what carries HTTP again would pass all that this node sees to.
+#[must_use]
+pub fn offered_protocols(headers: &HeaderMap) -> Option<HeaderValue> {
+    if !field::list(headers, &header::CONNECTION).any(|n| n.eq_ignore_ascii_case(b"upgrade")) {
+        return None;
+    }
+    let carries_http = |p: &&[u8]| {
+        let p = p.to_ascii_lowercase();
+        [&b"h2"[..], b"h3", b"http", b"tls"].iter().any(|name| p.starts_with(name))
+    };
+    let left: Vec<&[u8]> = field::list(headers, &header::UPGRADE).filter(|p| !carries_http(p)).collect();
+    (!left.is_empty()).then(|| HeaderValue::from_bytes(&left.join(&b", "[..])).ok()).flatten()
 }
 
 /// Removes from trailers what may not stand there: what frames, routes, controls or vouches for a message (RFC 9110 section 6.5.1).
@@ -179,15 +195,21 @@ pub fn compact(headers: &HeaderMap) -> HeaderMap {
 
 /// Fields by which a client could make an origin answer as if it had been asked something else, which the key would not show.
 /// Frameworks and proxies are known to believe them.
-const REFLECTED: [&str; 15] = [
+const REFLECTED: [&str; 20] = [
+    "cf-connecting-ip",
     "forwarded",
     "front-end-https",
+    // Programs behind CGI take it for the proxy of their own requests (httpoxy).
+    "proxy",
     "true-client-ip",
     "x-client-ip",
+    "x-cluster-client-ip",
     "x-host",
+    "x-http-host-override",
     "x-original-host",
     "x-original-uri",
     "x-original-url",
+    "x-originating-ip",
     "x-real-ip",
     "x-rewrite-uri",
     "x-rewrite-url",
@@ -202,10 +224,15 @@ const METHOD_OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", 
 /// Whether a client says by the field which way it came, or changes the meaning of its request. `name` is in lower case.
 #[must_use]
 pub fn is_not_of_clients(name: &str, method: &Method) -> bool {
+    if name.contains(['_', '.']) {
+        // Servers that hand fields on as variables (CGI and its kin) read these as hyphens.
+        let plain: String = name.chars().map(|c| if matches!(c, '_' | '.') { '-' } else { c }).collect();
+        return is_not_of_clients(&plain, method) || is_of_one_hop(&plain);
+    }
     match name.as_bytes().first() {
-        Some(b'f' | b't') => REFLECTED.contains(&name),
+        Some(b'c' | b'f' | b'p' | b't') => REFLECTED.contains(&name),
         Some(b'x') => {
-            name.starts_with("x-forwarded-")
+            name.starts_with("x-forwarded")
                 || REFLECTED.contains(&name)
                 || (matches!(*method, Method::GET | Method::HEAD) && METHOD_OVERRIDES.contains(&name))
         }
@@ -223,7 +250,9 @@ pub fn strip_reflected(headers: &mut HeaderMap, method: &Method) {
 #[must_use]
 pub fn is_of_one_hop(name: &str) -> bool {
     match name.as_bytes().first() {
-        Some(b'c' | b'k' | b'p' | b'u') => name == header::CONTENT_LENGTH.as_str() || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
+        Some(b'c' | b'h' | b'k' | b'p' | b'u') => {
+            name == header::CONTENT_LENGTH.as_str() || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name)
+        }
         Some(b't') => name.starts_with("tidegate-") || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
         _ => false,
     }

@@ -76,6 +76,8 @@ pub enum FetchError {
     Framing,
     #[error("the origin switched to another protocol, or answered finally with an interim status, which nobody had asked for")]
     Switched,
+    #[error("the origin sent more than 64 interim answers (1xx)")]
+    Interim,
     #[error("the origin has something else by now")]
     Changed,
     #[error("the answer broke off")]
@@ -97,7 +99,7 @@ pub enum FetchError {
 }
 
 impl FetchError {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Refused,
         Self::Connect,
         Self::ConnectTimeout,
@@ -115,6 +117,7 @@ impl FetchError {
         Self::HeadTooLarge,
         Self::Framing,
         Self::Switched,
+        Self::Interim,
         Self::Changed,
         Self::Broken,
         Self::Abandoned,
@@ -147,6 +150,7 @@ impl FetchError {
             Self::HeadTooLarge => "head-too-large",
             Self::Framing => "framing",
             Self::Switched => "switched",
+            Self::Interim => "interim",
             Self::Changed => "changed",
             Self::Broken => "broken",
             Self::Abandoned => "abandoned",
@@ -205,6 +209,7 @@ impl FetchError {
                 | Self::HeadTooLarge
                 | Self::Framing
                 | Self::Switched
+                | Self::Interim
                 | Self::Client
                 | Self::TooLarge
                 | Self::Private
