@@ -25,6 +25,7 @@ fn what_nodes_say_is_what_they_do() {
         location = /varied { default_type text/plain; add_header Cache-Control max-age=5; add_header CDN-Cache-Control max-age=900;
             add_header Vary Accept-Language; return 200 hello; }
         location = /mine { add_header Cache-Control private; return 200 mine; }
+        location = /broken { return 444; }
         location = /old { add_header Cache-Control max-age=0; return 200 old; }";
     let nginx = Nginx::start(&dir.path().join("nginx"), &root, extra);
     // The nodes watch any of the control nodes.
@@ -86,6 +87,13 @@ fn what_nodes_say_is_what_they_do() {
     assert_eq!(said(&ask(&network, "/old", &[]), "edge-1")["next"], "validate");
     get("/mine", &[]);
     assert_eq!(said(&ask(&network, "/mine", &[]), "edge-1")["next"], "pass");
+
+    // What failed lately, and why.
+    assert_eq!(get("/broken", &[]).status, 502);
+    for node in ["edge-1", "shield-1"] {
+        let all = ask(&network, "/broken", &[]);
+        assert!(said(&all, node)["why"].as_str().unwrap().contains("failed here: the origin closed the connection"), "{all}");
+    }
 
     // For people.
     let shown = text(&network.tidegate(&["explain", &format!("{origin}/varied")]).stdout);

@@ -8,12 +8,16 @@ use crate::{Fields, range, value_of};
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 
-/// Clocks of whole seconds: what is decided by them may be off by so much.
+/// Clocks of whole seconds: what one node decides by them may be off by so much.
 const SECOND: f64 = 1.05;
+/// What a slow machine, over HTTP/3 and without optimisation, carries at least: bytes a second.
+const SLOWEST: f64 = 2e6;
 /// What a busy machine takes for nothing, in seconds.
 const NOTHING: f64 = 3.0;
 /// `retries = 2`.
 const ATTEMPTS: usize = 3;
+/// Requests that may follow one that did not fail.
+const FOLLOWING: usize = 2;
 /// A tenth of how far back Last-Modified lies.
 const HEURISTIC: u64 = 3_990;
 
@@ -254,15 +258,24 @@ impl<'a> Judge<'a> {
 
     /// At most so many requests upstream for one of a client.
     fn attempts(&self, asked: &'a Asked, wrong: &mut Vec<String>) {
-        let mut counts: HashMap<Option<Vec<u8>>, usize> = HashMap::new();
-        for answer in self.caused.get(&asked.id).map_or(&[][..], Vec::as_slice) {
-            *counts.entry(value_of(&answer.asked, "range")).or_default() += 1;
+        // What did not fail may be followed by another need: a 304 that lets nothing be kept, a part that is not for all.
+        let mut failed: HashMap<Option<Vec<u8>>, usize> = HashMap::new();
+        let all = self.caused.get(&asked.id).map_or(&[][..], Vec::as_slice);
+        for answer in all.iter().filter(|a| a.fault != Fault::None) {
+            *failed.entry(value_of(&answer.asked, "range")).or_default() += 1;
         }
         let most = if asked.wish.method == "POST" { 1 } else { ATTEMPTS };
-        for (range, count) in counts {
+        for (range, count) in failed {
             if count > most {
-                wrong.push(format!("{count} requests came upstream for it (range {range:?})"));
+                wrong.push(format!(
+                    "{count} requests that failed came upstream for it (range {:?})",
+                    range.map(|r| r.escape_ascii().to_string())
+                ));
             }
+        }
+        let is_large = Shape::of(&asked.wish.path).length > 1 << 20;
+        if asked.wish.method == "POST" && all.len() > 1 || all.len() > ATTEMPTS + FOLLOWING && !is_large {
+            wrong.push(format!("{} requests came upstream for it", all.len()));
         }
     }
 
@@ -279,7 +292,7 @@ impl<'a> Judge<'a> {
         if waited > NOTHING {
             wrong.push(format!("it waited {waited:.2} s for its head, and nobody caused it"));
         }
-        if read > NOTHING {
+        if read > NOTHING + Shape::of(&asked.wish.path).length as f64 / SLOWEST {
             wrong.push(format!("it waited {read:.2} s for its body, and nobody caused it"));
         }
         let deadline = asked.settings.total_timeout + asked.wish.upload_takes as f64 / 1000.0 + NOTHING;
@@ -420,14 +433,15 @@ impl<'a> Judge<'a> {
         }
         let Some(head_sent) = answer.head_sent else { return say("it came before the origin sent it".into()) };
         let lifetime = lifetime(answer);
+        let second = if asked.wish.path.starts_with("/two") { 2.0 * SECOND } else { SECOND };
         // At least.
         let age = answer.age as f64 + (asked.started - head_sent).max(0.0);
         let stale_for = age - lifetime as f64;
-        if lifetime == 0 || stale_for > SECOND {
+        if lifetime == 0 || stale_for > second {
             self.stale += 1;
-            let most = answer.says.while_revalidating as f64 + SECOND;
-            let wanted = asked.directive("max-stale").is_some_and(|most| most.is_none_or(|most| stale_for <= most + SECOND));
-            let on_error = stale_for <= answer.says.if_error as f64 + SECOND && self.needs_help(asked, true);
+            let most = answer.says.while_revalidating as f64 + second;
+            let wanted = asked.directive("max-stale").is_some_and(|most| most.is_none_or(|most| stale_for <= most + second));
+            let on_error = stale_for <= answer.says.if_error as f64 + second && self.needs_help(asked, true);
             let on_silence = stale_for <= asked.settings.stale_if_unreachable && self.needs_help(asked, false);
             let helps = lifetime > 0 && (stale_for <= most || on_error || on_silence);
             let may_be = !answer.says.strict && (helps || (wanted && !is_unsaid_and_somebodys(answer)));
@@ -435,11 +449,11 @@ impl<'a> Judge<'a> {
                 say(format!("it is stale: {age:.2} s old, for {lifetime} s"));
             }
         } else if !asked.settings.ignores_reloads {
-            if asked.directive("max-age").flatten().is_some_and(|most| age > most + SECOND) {
+            if asked.directive("max-age").flatten().is_some_and(|most| age > most + second) {
                 say(format!("{age:.2} s is older than the client takes"));
             }
             let left = (lifetime as f64 - age).max(0.0);
-            if asked.directive("min-fresh").flatten().is_some_and(|least| left < least - SECOND) {
+            if asked.directive("min-fresh").flatten().is_some_and(|least| left < least - second) {
                 say(format!("it is fresh for {left:.2} s, less than the client takes"));
             }
         }
@@ -453,7 +467,8 @@ impl<'a> Judge<'a> {
         // Age (section 5.1).
         // As old as the request that brought it, with all that was tried for it, may be (section 4.2.3).
         let began = answer.caused_by.and_then(|id| self.by_id.get(&id)).map_or(answer.arrived, |a| a.started.min(answer.arrived));
-        let upper = answer.age as f64 + (asked.head_at().unwrap_or(asked.ended) - began) + 2.0;
+        let head = asked.head_at().unwrap_or(asked.ended);
+        let upper = answer.age as f64 + (head - began) + (head - asked.started) + 2.0;
         match asked.said("age").map(|v| v.parse::<f64>()) {
             None if age > 2.0 + SECOND => say(format!("it has no Age, at {age:.2} s")),
             Some(Ok(said)) if said < (age - 2.0 * SECOND).floor() || said > upper => {
@@ -494,7 +509,9 @@ impl<'a> Judge<'a> {
             let ended = answer.ended.unwrap_or(self.world.over);
             let last = readers.iter().filter(|a| a.started <= ended).map(|a| a.ended).fold(0.0, f64::max);
             if ended - last > NOTHING {
-                wrong.push(format!("answer {} to {} went on for {:.2} s without readers", answer.serial, answer.path, ended - last));
+                let what = format!("answer {} to {} went on for {:.2} s without readers", answer.serial, answer.path, ended - last);
+                let reader = readers.iter().find(|a| Some(a.id) == answer.caused_by).map(|a| self.told(a));
+                wrong.push(format!("{what}\n{}", reader.unwrap_or_default()));
             }
         }
         wrong

@@ -494,10 +494,11 @@ impl Connection {
                 tokio::time::sleep(pace).await;
             }
         }
-        if hangs {
+        let is_whole = answer.framing == Framing::Length && cut.is_some_and(|cut| cut >= length);
+        if hangs && !is_whole {
             return Err(self.hang().await);
         }
-        if cut.is_some() || matches!(answer.fault, Fault::TwoFramings(_)) || answer.framing == Framing::Close {
+        if (cut.is_some() && !is_whole) || matches!(answer.fault, Fault::TwoFramings(_)) || answer.framing == Framing::Close {
             return Ok(false);
         }
         if answer.framing == Framing::Chunked {

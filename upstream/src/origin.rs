@@ -356,7 +356,7 @@ impl OriginUpstream {
                 });
                 let idle = patience::idle(response.headers(), limits.idle);
                 let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, over)));
-                Ok(Fetched { response, length, vouched: None, stands_in: false, close_delimited, upgrade })
+                Ok(Fetched { response, length, vouched: None, stands_in: false, failed_before: 0, close_delimited, upgrade })
             }
             Connection::H2(mut sender) => {
                 let answered = limits.patience.wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
@@ -366,7 +366,15 @@ impl OriginUpstream {
                 let over = Box::new(move |_| drop(counted));
                 let idle = patience::idle(response.headers(), limits.idle);
                 let response = response.map(|body| UpstreamBody::new(TimedBody::new(body, idle, progress, over)));
-                Ok(Fetched { response, length: framed.length, vouched: None, stands_in: false, close_delimited: false, upgrade: None })
+                Ok(Fetched {
+                    response,
+                    length: framed.length,
+                    vouched: None,
+                    stands_in: false,
+                    failed_before: 0,
+                    close_delimited: false,
+                    upgrade: None,
+                })
             }
         }
     }
@@ -468,7 +476,12 @@ impl Upstream for OriginUpstream {
         let mut failed = FetchFailed::from(FetchError::Down);
         while let Some(request) = next.take() {
             let Some(at) = servers.choose(fetch.key_hash, &mut tried, &*self.clock) else { break };
-            let Some(limits) = self.limits(&servers, &request, fetch.allowance.until) else { break };
+            let Some(limits) = self.limits(&servers, &request, fetch.allowance.until) else {
+                if failed.attempts == 0 {
+                    failed.error = FetchError::Timeout;
+                }
+                break;
+            };
             failed.attempts += 1;
             let health = servers.health.get(at);
             match self.attempt(&servers, at, request, fetch.interim.as_ref(), limits).await {
@@ -479,7 +492,7 @@ impl Upstream for OriginUpstream {
                     } else {
                         health.inspect(|h| h.succeeded());
                     }
-                    return Ok(fetched);
+                    return Ok(Fetched { failed_before: failed.attempts - 1, ..fetched });
                 }
                 Err(_) if let Some(error) = progress.as_ref().and_then(|p| p.client_fault()) => {
                     // No server is to blame.

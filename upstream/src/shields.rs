@@ -303,7 +303,7 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
         let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::Shield(error, None))?;
-        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, close_delimited, upgrade: None })
+        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before: 0, close_delimited, upgrade: None })
     }
 }
 
@@ -368,7 +368,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                 match self.ask(shield, request, &Fetch { allowance, ..fetch.clone() }).await {
                     Ok(fetched) => {
                         turn.succeeded();
-                        return Ok(fetched);
+                        return Ok(Fetched { failed_before: failed.attempts, ..fetched });
                     }
                     Err(_) if let Some(error) = progress.as_ref().and_then(|p| p.client_fault()) => {
                         // No server is to blame.

@@ -10,11 +10,13 @@ use crate::site::Site;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request};
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tidegate_cache::cache_control::{self, RequestDirectives};
 use tidegate_cache::{Accepted, CacheKey, RequestHead, Revision, Target};
+use tidegate_control_types::BootTime;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::ClientReload;
 
@@ -44,6 +46,39 @@ pub struct Asked {
     pub end_to_end: bool,
     /// At a shield: how many requests to origin servers it may cost, and until when its edge waits.
     pub allowed: Option<(u32, Duration)>,
+    pub spent: Spent,
+}
+
+/// What a request has cost so far. One may bring several fetches, which share what it may cost.
+#[derive(Clone, Debug, Default)]
+pub struct Spent {
+    /// Requests to origin servers that came to nothing.
+    failed: Cell<u32>,
+    /// When upstream was first asked for it.
+    since: Cell<Option<BootTime>>,
+}
+
+impl Spent {
+    pub fn failed(&self) -> u32 {
+        self.failed.get()
+    }
+
+    pub fn note_failed(&self, requests: u32) {
+        self.failed.set(self.failed.get().saturating_add(requests));
+    }
+
+    /// When upstream was first asked for it, which is now at the latest.
+    pub fn since(&self, now: BootTime) -> BootTime {
+        let since = self.since.get().unwrap_or(now);
+        self.since.set(Some(since));
+        since
+    }
+
+    /// What follows is another's need: a later part of a long body.
+    pub fn forget(&self) {
+        self.failed.set(0);
+        self.since.set(None);
+    }
 }
 
 impl Asked {
@@ -83,6 +118,7 @@ impl Asked {
             demand: None,
             end_to_end: false,
             allowed: None,
+            spent: Spent::default(),
         }
     }
 
@@ -98,7 +134,7 @@ impl Asked {
 
     /// The same request once more, as its client sent it.
     pub(crate) fn once_more(&self) -> Self {
-        Self { method: self.method.clone(), interim: self.interim.clone(), ..self.again() }
+        Self { method: self.method.clone(), interim: self.interim.clone(), spent: self.spent.clone(), ..self.again() }
     }
 
     /// The same request once more, for work that goes on behind it.
@@ -118,6 +154,7 @@ impl Asked {
             demand: self.demand,
             end_to_end: self.end_to_end,
             allowed: self.allowed,
+            spent: Spent::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::asked::{Asked, Outgoing, Purpose};
 use crate::codings::negotiate;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, hash};
 use crate::site::Site;
 use crate::upstream::Upstream;
 use http::header::{COOKIE, ETAG};
@@ -58,6 +58,13 @@ impl<U: Upstream> Gateway<U> {
         let all = variants.iter().flat_map(|v| v.iter());
         let described = all.map(|r| self.describe(&asked, r, selected.as_ref().is_some_and(|s| Arc::ptr_eq(s, r)))).collect();
         let (next, why) = self.next(&asked, variants.is_some(), selected.as_ref());
+        let why = match asked.site.counters.failures.last(hash(asked.key.as_bytes())) {
+            None => why,
+            Some((at, failed)) => {
+                let ago = self.clock.wall().as_secs().saturating_sub(at.as_secs());
+                format!("{why}; {ago} s ago a request for it failed here: {failed}")
+            }
+        };
         let scheme = if asked.target.https { "https" } else { "http" };
         let key = [asked.site.name(), scheme, &asked.target.authority(), &asked.target.path_and_query].map(str::to_owned).to_vec();
         let attached = self.lease.attached(self.clock.boot());

@@ -272,7 +272,7 @@ async fn ask<U: Upstream>(
     // Read before anything is sent: what is purged from now on, this response may not know.
     let here = gateway.revision();
     let (request_time, mut asked_at) = (gateway.clock.wall(), gateway.clock.boot());
-    let mut fetched = gateway.upstream.fetch(request, gateway.fetch_to(asked, demand, end_to_end)).await?;
+    let mut fetched = gateway.ask_upstream(asked, request, gateway.fetch_to(asked, demand, end_to_end)).await?;
     let mut begun = if here.reaches(demand) { here } else { demand };
     if Bug::SecondCountsFromAnswer.is_planted() {
         asked_at = gateway.clock.boot();

@@ -11,9 +11,9 @@ use crate::fill::{Arrived, Fill, Fills, Joined, Reload};
 use crate::hot::Hot;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
-use crate::upstream::{Allowance, Fetch, FetchError, FetchFailed, Upstream};
+use crate::upstream::{Allowance, Fetch, FetchError, FetchFailed, Fetched, Upstream};
 use http::header::{AUTHORIZATION, COOKIE, RANGE};
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -634,6 +634,7 @@ impl<U: Upstream> Gateway<U> {
             }
         }
         Counters::add(&asked.site.counters.errors, 1);
+        asked.site.counters.failures.note(hash(asked.key.as_bytes()), self.clock.wall(), error);
         deliver::failed(self, error, status)
     }
 
@@ -780,7 +781,15 @@ impl<U: Upstream> Gateway<U> {
         let origin = &asked.site.state.spec.origin;
         let (most, longest) = (origin.retries + 1, origin.total_timeout);
         let (attempts, within) = asked.allowed.map_or((most, longest), |(attempts, within)| (attempts.min(most), within.min(longest)));
-        Allowance { attempts: attempts.max(1), until: self.clock.boot() + within }
+        let left = attempts.saturating_sub(asked.spent.failed());
+        Allowance { attempts: left.max(1), until: asked.spent.since(self.clock.boot()) + within }
+    }
+
+    /// Asks upstream, and notes what that cost.
+    pub(crate) async fn ask_upstream(&self, asked: &Asked, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchFailed> {
+        let fetched = self.upstream.fetch(request, fetch).await;
+        asked.spent.note_failed(fetched.as_ref().map_or_else(|failed| failed.attempts, |fetched| fetched.failed_before));
+        fetched
     }
 
     pub(crate) fn fetch_to(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Fetch {

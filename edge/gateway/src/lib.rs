@@ -14,6 +14,7 @@ mod coder;
 mod codings;
 mod deliver;
 mod explain;
+mod failures;
 mod fetch;
 pub mod fields;
 mod figures;

@@ -53,7 +53,7 @@ impl<U: Upstream> Gateway<U> {
         // An unsafe request that is answered meanwhile says that what this one brings is not to be kept.
         let is_get = asked.method == Method::GET && asked.upgrade.is_none();
         let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, None)));
-        let fetching = self.upstream.fetch(request, fetch);
+        let fetching = self.ask_upstream(&asked, request, fetch);
         let fetched = match validating.as_ref().filter(|v| self.may_stand_in(&asked, v, FetchError::Timeout)) {
             None => fetching.await,
             Some(_) => tokio::time::timeout(self.stale_wait(&asked), fetching).await.unwrap_or(Err(FetchError::Timeout.into())),

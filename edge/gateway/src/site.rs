@@ -1,5 +1,6 @@
 //! A site as a worker sees it: its settings ready for use, and its figures.
 
+use crate::failures::Failures;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_cache::{FreshnessDefaults, Target};
@@ -19,6 +20,7 @@ pub struct Counters {
     pub codings: AtomicU64,
     /// Bytes of bodies handed to clients.
     pub body_bytes: AtomicU64,
+    pub failures: Failures,
 }
 
 impl Counters {

@@ -143,7 +143,8 @@ async fn fetch_slice<U: Upstream>(
         request.headers_mut().insert(header::IF_RANGE, validator.clone());
     }
     Counters::add(&asked.site.counters.fetches, 1);
-    let mut fetched = gateway.upstream.fetch(request, gateway.fetch_to(asked, demand, end_to_end)).await?;
+    asked.spent.forget();
+    let mut fetched = gateway.ask_upstream(asked, request, gateway.fetch_to(asked, demand, end_to_end)).await?;
     let (status, headers) = (fetched.response.status(), fetched.response.headers());
     if status.is_server_error() {
         return Err(FetchError::ServerError.into());

@@ -84,7 +84,15 @@ impl Pending {
         }
         let length = response.headers().get("content-length").map(|v| v.to_str().unwrap().parse().unwrap());
         crate::fields::strip_framing(response.headers_mut());
-        let _ = self.answer.send(Ok(Fetched { response, length, vouched, stands_in: false, close_delimited: false, upgrade: None }));
+        let _ = self.answer.send(Ok(Fetched {
+            response,
+            length,
+            vouched,
+            stands_in: false,
+            failed_before: 0,
+            close_delimited: false,
+            upgrade: None,
+        }));
         feed
     }
 

@@ -260,6 +260,8 @@ pub struct Fetched {
     pub vouched: Option<Revision>,
     /// A shield's stale response, since the origin fails.
     pub stands_in: bool,
+    /// Requests to origin servers that came to nothing before this one.
+    pub failed_before: u32,
     /// Whether a missing length means that the body ends with the connection, so that nobody can tell a whole body from
     /// a torn one.
     pub close_delimited: bool,

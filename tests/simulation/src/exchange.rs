@@ -333,6 +333,7 @@ impl World {
                             length,
                             vouched: None,
                             stands_in: false,
+                            failed_before: 0,
                             close_delimited: false,
                             upgrade: None,
                         })));
