@@ -15,8 +15,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// A stream of a client's may hold so much that it has not taken.
 const WINDOW: u32 = 256 << 10;
-/// Nobody reads on for longer.
-const LONGEST: Duration = Duration::from_secs(8);
+/// Nobody waits or reads on for longer; longer than a site's deadline.
+const LONGEST: Duration = Duration::from_secs(12);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -47,6 +47,21 @@ pub struct Wish {
     /// Milliseconds that the upload takes.
     pub upload_takes: u64,
     pub reading: Reading,
+}
+
+impl Wish {
+    /// When its client goes, whatever has come.
+    fn limit(&self) -> Duration {
+        match self.reading {
+            Reading::LeavesAt(ms) => Duration::from_millis(ms),
+            _ => LONGEST + Duration::from_millis(self.upload_takes),
+        }
+    }
+
+    /// It was to wait for an answer, however long that takes.
+    pub fn waits(&self) -> bool {
+        !matches!(self.reading, Reading::LeavesAt(_))
+    }
 }
 
 /// What a client has by now.
@@ -101,10 +116,6 @@ impl Client {
     pub async fn ask(&mut self, wish: &Wish) -> Got {
         let mut got = Got::default();
         let began = Instant::now();
-        let limit = match wish.reading {
-            Reading::LeavesAt(ms) => Duration::from_millis(ms),
-            _ => LONGEST + Duration::from_millis(wish.upload_takes),
-        };
         let asked = async {
             match wish.protocol {
                 Protocol::One => self.ask_one(wish, &mut got, began).await,
@@ -112,7 +123,7 @@ impl Client {
                 Protocol::Three => self.ask_three(wish, &mut got, began).await,
             }
         };
-        match timeout(limit, asked).await {
+        match timeout(wish.limit(), asked).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => got.error = Some(e.to_string()),
             Err(_) => got.left = true,

@@ -374,6 +374,13 @@ fn run(seed: u64, seconds: f64) {
         world.purges.len(),
         judge.longest_wait,
     );
+    // A network that does nothing does nothing wrong.
+    let least = if seconds >= 30.0 { 50 } else { 1 };
+    let each = [Protocol::One, Protocol::Two, Protocol::Three].map(clients);
+    assert!(
+        each.iter().all(|n| *n >= least) && judge.reused >= least && world.purges.len() >= least / 10,
+        "{each:?}, too little was drawn"
+    );
     let mut kinds: Vec<_> = kinds.into_iter().collect();
     kinds.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     assert!(kinds.is_empty(), "seed {seed}: {kinds:#?}");

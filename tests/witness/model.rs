@@ -3,7 +3,7 @@
 
 use crate::client::{Got, Reading, Wish};
 use crate::heads::Shared;
-use crate::origin::{self, Answer, Fault, Framing, Shape};
+use crate::origin::{self, Answer, Fault, Framing, Shape, Validator};
 use crate::{Fields, range, value_of};
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
@@ -242,6 +242,9 @@ impl<'a> Judge<'a> {
         let mut wrong: Vec<String> = asked.wrong_bytes.iter().cloned().collect();
         self.attempts(asked, &mut wrong);
         self.waits(asked, &mut wrong);
+        if asked.got.left && asked.got.head_after.is_none() && asked.wish.waits() {
+            wrong.push("no answer came".into());
+        }
         if asked.got.head_after.is_some() {
             match asked.answer().map(|serial| &self.world.answers[serial]) {
                 Some(answer) => self.answered(asked, answer, &mut wrong),
@@ -305,7 +308,9 @@ impl<'a> Judge<'a> {
     fn has_failed(&self, asked: &'a Asked, with_bodies: bool) -> bool {
         let end = if with_bodies { asked.ended } else { asked.head_at().unwrap_or(asked.ended) };
         // A body of several fetches breaks off where the page changes between them.
-        let body = asked.answer().filter(|_| with_bodies).map(|serial| self.world.answers[serial].body);
+        let shape = Shape::of(&asked.wish.path);
+        let is_in_parts = with_bodies && shape.validator == Validator::Strong && shape.length > 1 << 20;
+        let body = asked.answer().filter(|_| is_in_parts).map(|serial| self.world.answers[serial].body);
         self.answers(asked).iter().any(|a| {
             let failed = a.fault != Fault::None || body.is_some_and(|b| b != a.body);
             failed && a.arrived <= end && a.ended.unwrap_or(self.world.over) >= asked.started - 0.1
@@ -317,7 +322,8 @@ impl<'a> Judge<'a> {
         let end = asked.head_at().unwrap_or(asked.ended);
         self.answers(asked).iter().any(|a| {
             let slow = a.head_sent.unwrap_or(self.world.over) - a.arrived > asked.settings.stale_wait - 0.3;
-            let failed = a.fault != Fault::None || slow || (errors && matches!(a.status, 500 | 503));
+            let broken = matches!(a.fault, Fault::Cut(_) | Fault::HangsInBody(_));
+            let failed = (a.fault != Fault::None && !broken) || slow || (errors && matches!(a.status, 500 | 503));
             failed && a.arrived <= end && a.ended.unwrap_or(self.world.over) >= asked.started - 0.1
         })
     }
@@ -578,6 +584,18 @@ fn own(asked: &Asked, answer: &Answer, say: &mut impl FnMut(String)) {
         let (a, b) = (value_of(&answer.asked, name), value_of(&effective, name));
         if !same(name, a.as_deref(), b.as_deref()) {
             say(format!("the origin got another {name}: {:?}", a.map(|a| String::from_utf8_lossy(&a).into_owned())));
+        }
+    }
+    // What only one client can have is asked for as it asks.
+    let is_its_own = value_of(&effective, "authorization").is_some() || directive(&effective, "no-store").is_some();
+    if is_its_own && asked.wish.method != "HEAD" {
+        for name in
+            ["range", "if-range", "if-none-match", "if-modified-since", "if-match", "accept-encoding", "content-type", "cache-control"]
+        {
+            let (a, b) = (value_of(&answer.asked, name), value_of(&effective, name));
+            if a != b && asked.wish.method == "GET" {
+                say(format!("the origin got another {name}: {:?}", a.map(|a| String::from_utf8_lossy(&a).into_owned())));
+            }
         }
     }
     if let (Some(upload), Some((length, hash))) = (&asked.wish.upload, answer.upload)

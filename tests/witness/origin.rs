@@ -451,8 +451,19 @@ impl Connection {
         let (status, from, length) = self.selected(&answer, total);
         let bodiless = status == 304 || answer.method == "HEAD";
         let head = self.head_of(&answer, status, from, length, total, bodiless);
+        let (cut, hangs) = match answer.fault {
+            Fault::Cut(at) => (Some(at.min(length)), false),
+            Fault::HangsInBody(at) => (Some(at.min(length)), true),
+            _ => (None, false),
+        };
+        let endless = answer.framing == Framing::Endless;
+        let is_whole = answer.framing == Framing::Length && cut.is_some_and(|cut| cut >= length);
+        let breaks = cut.is_some() && !bodiless && !endless && !is_whole;
         self.origin.note(serial, |a| {
             a.status = status;
+            if cut.is_some() && !breaks {
+                a.fault = Fault::None;
+            }
             if a.framing == Framing::Close && !bodiless {
                 // Nobody can tell a whole one from a torn one.
                 a.says.shared = Shared::Never;
@@ -464,12 +475,6 @@ impl Connection {
         if bodiless {
             return Ok(true);
         }
-        let (cut, hangs) = match answer.fault {
-            Fault::Cut(at) => (Some(at.min(length)), false),
-            Fault::HangsInBody(at) => (Some(at.min(length)), true),
-            _ => (None, false),
-        };
-        let endless = answer.framing == Framing::Endless;
         let paced = (r.index(10) == 0).then(|| Duration::from_millis(20 + r.below(120)));
         let piece = if paced.is_some() || endless { length / 8 + 1000 } else { 64 << 10 };
         let end = if endless { usize::MAX } else { cut.unwrap_or(length) };
@@ -494,11 +499,10 @@ impl Connection {
                 tokio::time::sleep(pace).await;
             }
         }
-        let is_whole = answer.framing == Framing::Length && cut.is_some_and(|cut| cut >= length);
-        if hangs && !is_whole {
+        if hangs && breaks {
             return Err(self.hang().await);
         }
-        if (cut.is_some() && !is_whole) || matches!(answer.fault, Fault::TwoFramings(_)) || answer.framing == Framing::Close {
+        if breaks || matches!(answer.fault, Fault::TwoFramings(_)) || answer.framing == Framing::Close {
             return Ok(false);
         }
         if answer.framing == Framing::Chunked {

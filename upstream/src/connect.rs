@@ -72,6 +72,8 @@ const HTTP_2: ClientSettings = ClientSettings {
 const NEXT_AFTER: Duration = Duration::from_millis(250);
 /// An address that did not answer is tried last for so long.
 const SILENT_FOR: Duration = Duration::from_secs(60);
+/// Silence that is more than the way there and back.
+const SILENT_AFTER: Duration = Duration::from_millis(400);
 const MAX_SILENT: usize = 10_000;
 
 /// The addresses of origins: which goes first, and which did not answer of late. One for the node.
@@ -111,6 +113,9 @@ impl Addresses {
         if silent.len() >= MAX_SILENT {
             silent.retain(|_, until| now < *until);
         }
+        if silent.len() >= MAX_SILENT {
+            return;
+        }
         silent.insert(address, now + SILENT_FOR);
     }
 
@@ -126,7 +131,7 @@ impl Addresses {
         let racing = async {
             loop {
                 if let Some(address) = waiting.pop_front() {
-                    tried.push(address);
+                    tried.push((address, Instant::now()));
                     connecting.push(async move { (address, TcpStream::connect(address).await) });
                 }
                 let next = async {
@@ -140,7 +145,7 @@ impl Addresses {
                     Some((address, connected)) = connecting.next() => match connected {
                         Ok(stream) => return Some((address, stream)),
                         Err(error) => {
-                            tried.retain(|a| *a != address);
+                            tried.retain(|(a, _)| *a != address);
                             last = if error.kind() == ErrorKind::ConnectionRefused { FetchError::Refused } else { FetchError::Connect };
                             if connecting.is_empty() && waiting.is_empty() {
                                 return None;
@@ -156,12 +161,14 @@ impl Addresses {
         let first = match raced {
             Ok(Some((address, stream))) => {
                 self.note(address, true);
-                tried.iter().filter(|a| **a != address).for_each(|a| self.note(*a, false));
+                // One that had little time may be as good.
+                let is_silent = |(a, since): &&(SocketAddr, Instant)| *a != address && since.elapsed() >= SILENT_AFTER;
+                tried.iter().filter(is_silent).for_each(|(a, _)| self.note(*a, false));
                 stream
             }
             Ok(None) => return Err(last),
             Err(_) => {
-                tried.iter().for_each(|a| self.note(*a, false));
+                tried.iter().for_each(|(a, _)| self.note(*a, false));
                 return Err(FetchError::ConnectTimeout);
             }
         };

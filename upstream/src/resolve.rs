@@ -132,7 +132,13 @@ impl Resolver {
         let resolver = self.inner.clone().ok_or(FetchError::Resolve)?;
         if names.len() >= MAX_NAMES {
             let now = Instant::now();
-            names.retain(|_, k| now < k.again_at);
+            names.retain(|_, k| k.asked.is_some() || now < k.again_at);
+        }
+        if names.len() >= MAX_NAMES
+            && !names.contains_key(host)
+            && let Some(oldest) = names.iter().filter(|(_, k)| k.asked.is_none()).min_by_key(|(_, k)| k.again_at).map(|(n, _)| n.clone())
+        {
+            names.remove(&oldest);
         }
         let (done, asked) = watch::channel(false);
         let now = Instant::now();

@@ -166,7 +166,9 @@ thread_local! {
 #[cfg(feature = "planted-bugs")]
 fn of_process() -> Option<Bug> {
     let name = std::env::var("TIDEGATE_PLANTED").ok()?;
-    Bug::ALL.into_iter().chain(Bug::OF_SOCKETS).find(|b| format!("{b:?}") == name)
+    let found = Bug::ALL.into_iter().chain(Bug::OF_SOCKETS).find(|b| format!("{b:?}") == name);
+    assert!(found.is_some(), "TIDEGATE_PLANTED names no bug: {name}");
+    found
 }
 
 /// Plants one bug, or none, in all that this thread does from now on.

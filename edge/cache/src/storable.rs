@@ -20,6 +20,8 @@ pub enum NotStorable {
     /// Nothing says for how long it is fresh, and the request carried Cookie or Authorization: it may be for one client.
     HeuristicForOneClient,
     VaryStar,
+    /// It speaks of the request that got it, and a part says nothing of the whole.
+    StatusOfTheRequest,
     /// Vary has a member that is no field name.
     VaryUnreadable,
     /// A tag is not UTF-8.
@@ -38,7 +40,7 @@ impl NotStorable {
     /// changes nothing for the others.
     #[must_use]
     pub fn is_of_the_key(self) -> bool {
-        !matches!(self, Self::Method | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
+        !matches!(self, Self::Method | Self::StatusOfTheRequest | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
     }
 
     /// What Cache-Status and the access log say of a response that was not stored.
@@ -46,7 +48,7 @@ impl NotStorable {
     pub fn detail(self) -> &'static str {
         match self {
             Self::Method => "not-stored-method",
-            Self::Status => "not-stored-status",
+            Self::Status | Self::StatusOfTheRequest => "not-stored-status",
             Self::NoStore => "not-stored-no-store",
             Self::RequestNoStore => "not-stored-request-no-store",
             Self::Private => "not-stored-private",
@@ -114,7 +116,9 @@ pub fn storable(exchange: &Exchange<'_>) -> Result<(), NotStorable> {
     let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
     if method != Method::GET {
         Err(NotStorable::Method)
-    } else if status.as_u16() < 200 || matches!(status.as_u16(), 206 | 304) || is_of_the_request(status) {
+    } else if matches!(status.as_u16(), 206 | 304) || is_of_the_request(status) {
+        Err(NotStorable::StatusOfTheRequest)
+    } else if status.as_u16() < 200 {
         Err(NotStorable::Status)
     } else if said.no_store && !(said.must_understand && understood(status)) {
         Err(NotStorable::NoStore)
@@ -205,13 +209,13 @@ mod tests {
             (&[], 499, &[(cc, "must-understand, max-age=1")], Err(NotStorable::Status)),
             (&[], 200, &[(cc, "private, max-age=1")], Err(NotStorable::Private)),
             (&[], 299, &[], Err(NotStorable::NoFreshness)),
-            (&[], 425, &[(cc, "max-age=60")], Err(NotStorable::Status)),
-            (&[("if-match", "\"x\"")], 412, &[(cc, "public, max-age=60")], Err(NotStorable::Status)),
-            (&[], 429, &[(cc, "max-age=60")], Err(NotStorable::Status)),
-            (&[], 431, &[(cc, "max-age=60")], Err(NotStorable::Status)),
+            (&[], 425, &[(cc, "max-age=60")], Err(NotStorable::StatusOfTheRequest)),
+            (&[("if-match", "\"x\"")], 412, &[(cc, "public, max-age=60")], Err(NotStorable::StatusOfTheRequest)),
+            (&[], 429, &[(cc, "max-age=60")], Err(NotStorable::StatusOfTheRequest)),
+            (&[], 431, &[(cc, "max-age=60")], Err(NotStorable::StatusOfTheRequest)),
             (&[], 299, &[(cc, "max-age=1")], Ok(())),
             (&[], 302, &[], Err(NotStorable::NoFreshness)),
-            (&[], 206, &[(cc, "max-age=1")], Err(NotStorable::Status)),
+            (&[], 206, &[(cc, "max-age=1")], Err(NotStorable::StatusOfTheRequest)),
             (&[(cc, "no-store")], 200, &[(cc, "max-age=1")], Err(NotStorable::RequestNoStore)),
             (&[(cc, "no-store")], 200, &[(cc, "private")], Err(NotStorable::Private)),
             (&[("authorization", "x")], 200, &[(cc, "s-maxage=0")], Err(NotStorable::Authorization)),

@@ -158,7 +158,9 @@ impl<U: Upstream> Gateway<U> {
             Some(Passed::WithCookie) if asked.headers.contains_key(COOKIE) => {
                 "the request carries a cookie, and the last answer did not say for how long it is fresh"
             }
-            _ => "the request is one client's alone (Authorization, its own no-store, or a range of what has no strong validator)",
+            _ => {
+                "the request is one client's alone (Authorization, If-Match, If-Unmodified-Since, its own no-store, or a range of what has no strong validator)"
+            }
         }
     }
 }

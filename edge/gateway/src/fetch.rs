@@ -445,10 +445,7 @@ async fn receive<U: Upstream>(
     let vary = match may_store(gateway, asked, purpose, &received.fetched, most) {
         Ok(vary) => vary,
         Err(why) => {
-            // A part says nothing of what all of it would be.
-            if !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::TOO_EARLY) {
-                note_unshared(gateway, asked, why);
-            }
+            note_unshared(gateway, asked, why);
             if let Some(relay) = relay {
                 let Fetched { response, length, close_delimited, .. } = received.fetched;
                 let own = Own { response, clean_through: received.clean_through, length, unframed: close_delimited, why: Some(why) };
@@ -581,6 +578,13 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
         if tokio::time::timeout(UNREAD_FOR, fill.read()).await.is_ok() {
             continue;
         }
+        if fill.is_behind() {
+            // Nobody was to read it: it is for those to come, who would begin it again and again.
+            if tokio::time::timeout(asked.site.state.spec.origin.total_timeout, fill.read()).await.is_err() {
+                return;
+            }
+            continue;
+        }
         let missing = length.map(|l| l.saturating_sub(fill.length()));
         if Bug::StreamsOutliveReaders.is_planted() {
             continue;
@@ -598,7 +602,7 @@ async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
         let window = if gateway.fills.held() > gateway.store.most_body() / 2 { SMALL_WINDOW } else { WINDOW };
         match tokio::time::timeout(LAG, fill.readers_near(window)).await {
             Ok(any) => return any,
-            Err(_) => fill.leave_behind(&before),
+            Err(_) => fill.leave_behind(&before, window),
         }
     }
 }

@@ -91,6 +91,8 @@ pub struct Fill {
     forgotten: AtomicBool,
     /// A shield's stale response, since the origin fails.
     is_stand_in: AtomicBool,
+    /// It goes on behind its request, which a stale response has answered.
+    is_behind: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -127,6 +129,7 @@ impl Fill {
             of_all: Arc::clone(of_all),
             forgotten: AtomicBool::new(false),
             is_stand_in: AtomicBool::new(false),
+            is_behind: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -139,6 +142,16 @@ impl Fill {
     /// Said before its head is here.
     pub fn note_stand_in(&self) {
         self.is_stand_in.store(true, Ordering::Release);
+    }
+
+    /// From now on it goes on behind its request.
+    pub fn goes_on_behind(&self) {
+        self.is_behind.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.is_behind.load(Ordering::Acquire)
     }
 
     #[must_use]
@@ -353,9 +366,9 @@ impl Fill {
 
     /// While it passes by: readers far behind that have not moved since they were at `before` are read no further, so that
     /// they do not hold up another that is near.
-    pub fn leave_behind(&self, before: &[Option<u64>]) {
+    pub fn leave_behind(&self, before: &[Option<u64>], window: u64) {
         self.change(|s| {
-            let near = s.length().saturating_sub(WINDOW);
+            let near = s.length().saturating_sub(window);
             if !s.readers.iter().flatten().any(|at| *at >= near) {
                 return;
             }
@@ -714,11 +727,11 @@ mod tests {
         assert!(!near_enough(&f), "the far one holds it up");
         let before = f.positions();
         assert!(matches!(poll(&mut far), Poll::Ready(Some(Ok(_)))));
-        f.leave_behind(&before);
+        f.leave_behind(&before, WINDOW);
         assert_eq!(f.positions().iter().flatten().count(), 2, "slow, but it moves");
         f.push(&piece);
         assert!(matches!(poll(&mut near), Poll::Ready(Some(Ok(_)))));
-        f.leave_behind(&f.positions());
+        f.leave_behind(&f.positions(), WINDOW);
         assert!(near_enough(&f));
         assert_eq!(f.positions().iter().flatten().count(), 1);
         f.push(&piece);
@@ -735,7 +748,7 @@ mod tests {
         for _ in 0..2 * WINDOW / CHUNK as u64 {
             f.push(&vec![7; CHUNK]);
         }
-        f.leave_behind(&f.positions());
+        f.leave_behind(&f.positions(), WINDOW);
         assert_eq!(f.positions(), [Some(0)], "how long is up to its client's time limit");
         drop(reader);
     }

@@ -400,6 +400,7 @@ impl<U: Upstream> Gateway<U> {
         let now = self.clock.wall();
         let usable = |vary: &VaryKey, freshness: &Freshness| vary.matches(&self.shared_head(asked)) && freshness.stale_for(now).is_none();
         if let Joined::Began(fill, _) = self.join(asked, demand, end_to_end, None, usable) {
+            fill.goes_on_behind();
             let asked = Rc::new(asked.again());
             tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, None, demand, end_to_end, Some(validating), None));
         }
@@ -657,7 +658,10 @@ impl<U: Upstream> Gateway<U> {
         if !validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout)) {
             return fill.arrived().await;
         }
-        tokio::time::timeout(self.stale_wait(asked), fill.arrived()).await.unwrap_or(Err(FetchError::Timeout.into()))
+        tokio::time::timeout(self.stale_wait(asked), fill.arrived()).await.unwrap_or_else(|_| {
+            fill.goes_on_behind();
+            Err(FetchError::Timeout.into())
+        })
     }
 
     fn relay(&self, asked: &Asked, own: Own, status: CacheStatus) -> Answer {

@@ -316,7 +316,7 @@ impl MemoryTier {
                 *response = Arc::new(response.with_coding(coding, body.clone()));
                 then(response);
                 v.leave();
-                Op::Put(Entry::Head(Variants::new(list, v.all, u64::MAX)))
+                Op::Put(Entry::Head(Variants::new(list, v.all, self.max_variants_bytes())))
             }
             _ => Op::Nop,
         });
