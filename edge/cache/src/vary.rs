@@ -214,7 +214,7 @@ const LISTS: [&str; 8] =
     ["accept", "cache-control", "forwarded", "if-none-match", "pragma", "prefer", "x-forwarded-for", "x-forwarded-proto"];
 
 /// A field as it is compared: RFC 9111 allows to take as equal what differs in white space or in lines where the field is a list, and in
-/// order where it negotiates. Of any other each line counts as it is. What stands between the parts can be in none of them.
+/// order where it negotiates. Of any other the lines count as they are, joined by a comma.
 fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
     let (mut is_there, mut out) = (false, Vec::new());
     let negotiates = matches!(name, "accept-encoding" | "accept-language" | "accept-charset");

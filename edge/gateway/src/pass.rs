@@ -1,4 +1,5 @@
-//! Requests that are not answered from the cache: other methods, bodies on GET, other protocols. What they change is forgotten.
+//! Requests that go upstream as their client sent them: other methods, bodies on GET, other protocols, and what only one client can
+//! have. What they change is forgotten; what is for others after all is kept.
 
 use crate::answering::Answering;
 use crate::asked::{Asked, Outgoing, Purpose};
