@@ -309,7 +309,7 @@ impl<'a> Judge<'a> {
         let end = if with_bodies { asked.ended } else { asked.head_at().unwrap_or(asked.ended) };
         // A body of several fetches breaks off where the page changes between them.
         let shape = Shape::of(&asked.wish.path);
-        let is_in_parts = with_bodies && shape.validator == Validator::Strong && shape.length > 1 << 20;
+        let is_in_parts = with_bodies && matches!(shape.validator, Validator::Strong | Validator::Date) && shape.length > 1 << 20;
         let body = asked.answer().filter(|_| is_in_parts).map(|serial| self.world.answers[serial].body);
         self.answers(asked).iter().any(|a| {
             let failed = a.fault != Fault::None || body.is_some_and(|b| b != a.body);

@@ -578,7 +578,7 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
         if tokio::time::timeout(UNREAD_FOR, fill.read()).await.is_ok() {
             continue;
         }
-        if fill.is_behind() {
+        if fill.is_behind() && !fill.was_read() {
             // Nobody was to read it: it is for those to come, who would begin it again and again.
             if tokio::time::timeout(asked.site.state.spec.origin.total_timeout, fill.read()).await.is_err() {
                 return;

@@ -333,6 +333,12 @@ impl Fill {
         self.state.lock().is_read()
     }
 
+    /// Whether anybody has read it, up to now.
+    #[must_use]
+    pub fn was_read(&self) -> bool {
+        !self.state.lock().readers.is_empty()
+    }
+
     /// Until somebody reads it.
     pub async fn read(&self) {
         poll_fn(|cx| {
