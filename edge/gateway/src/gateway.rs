@@ -655,13 +655,19 @@ impl<U: Upstream> Gateway<U> {
 
     /// Until a fill's head is here; not for long, where what is stored can stand in. The fill goes on.
     async fn arrived(&self, asked: &Asked, fill: &Fill, validating: Option<&Validating>) -> Result<Arrived, FetchFailed> {
-        if !validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout)) {
-            return fill.arrived().await;
+        let may_stand_in = || validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout));
+        if may_stand_in() {
+            match tokio::time::timeout(self.stale_wait(asked), fill.arrived()).await {
+                Ok(arrived) => return arrived,
+                // Looked at again: it may have been purged meanwhile.
+                Err(_) if may_stand_in() => {
+                    fill.goes_on_behind();
+                    return Err(FetchError::Timeout.into());
+                }
+                Err(_) => {}
+            }
         }
-        tokio::time::timeout(self.stale_wait(asked), fill.arrived()).await.unwrap_or_else(|_| {
-            fill.goes_on_behind();
-            Err(FetchError::Timeout.into())
-        })
+        fill.arrived().await
     }
 
     fn relay(&self, asked: &Asked, own: Own, status: CacheStatus) -> Answer {

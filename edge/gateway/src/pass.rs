@@ -54,10 +54,19 @@ impl<U: Upstream> Gateway<U> {
         // An unsafe request that is answered meanwhile says that what this one brings is not to be kept.
         let is_get = asked.method == Method::GET && asked.upgrade.is_none();
         let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, None)));
-        let fetching = self.ask_upstream(&asked, request, fetch);
-        let fetched = match validating.as_ref().filter(|v| self.may_stand_in(&asked, v, FetchError::Timeout)) {
-            None => fetching.await,
-            Some(_) => tokio::time::timeout(self.stale_wait(&asked), fetching).await.unwrap_or(Err(FetchError::Timeout.into())),
+        let fetched = {
+            let mut fetching = std::pin::pin!(self.ask_upstream(&asked, request, fetch));
+            let may_stand_in = || validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, FetchError::Timeout));
+            if may_stand_in() {
+                match tokio::time::timeout(self.stale_wait(&asked), fetching.as_mut()).await {
+                    Ok(fetched) => fetched,
+                    // Looked at again: it may have been purged meanwhile.
+                    Err(_) if may_stand_in() => Err(FetchError::Timeout.into()),
+                    Err(_) => fetching.await,
+                }
+            } else {
+                fetching.await
+            }
         };
         let mut fetched = match fetched {
             Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
