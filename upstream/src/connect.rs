@@ -35,7 +35,7 @@ pub struct Http1 {
 }
 
 /// Interim responses before one final one.
-const MOST_INTERIM: usize = 64;
+const MOST_INTERIM: usize = 10_000;
 
 impl Http1 {
     /// Where the head of its last response was not valid HTTP: which line.

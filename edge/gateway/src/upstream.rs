@@ -76,7 +76,7 @@ pub enum FetchError {
     Framing,
     #[error("the origin switched to another protocol, or answered finally with an interim status, which nobody had asked for")]
     Switched,
-    #[error("the origin sent more than 64 interim answers (1xx)")]
+    #[error("the origin sent more than 10,000 interim answers (1xx)")]
     Interim,
     #[error("the origin has something else by now")]
     Changed,
