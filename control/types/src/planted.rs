@@ -159,13 +159,13 @@ impl Bug {
 
 #[cfg(feature = "planted-bugs")]
 thread_local! {
-    static PLANTED: std::cell::Cell<Option<Bug>> = std::cell::Cell::new(of_process());
+    static PLANTED: std::cell::Cell<Option<Bug>> = std::cell::Cell::new(of_build());
 }
 
-/// What a program runs with: the name of a bug in `TIDEGATE_PLANTED`.
+/// What a program is built with: the name of a bug in `TIDEGATE_PLANTED`.
 #[cfg(feature = "planted-bugs")]
-fn of_process() -> Option<Bug> {
-    let name = std::env::var("TIDEGATE_PLANTED").ok()?;
+fn of_build() -> Option<Bug> {
+    let name = option_env!("TIDEGATE_PLANTED")?;
     let found = Bug::ALL.into_iter().chain(Bug::OF_SOCKETS).find(|b| format!("{b:?}") == name);
     assert!(found.is_some(), "TIDEGATE_PLANTED names no bug: {name}");
     found
