@@ -358,7 +358,6 @@ struct Routed {
     port: Option<u16>,
 }
 
-/// What the access log says of a request.
 /// What the access log says of a request, once its answer is over; or that its client went before there was one.
 struct Logged {
     worker: Rc<Worker>,
@@ -386,6 +385,7 @@ impl Drop for Logged {
 /// In the access log, as nginx has it: the client went before it was answered.
 const CLIENT_CLOSED: u16 = 499;
 
+/// What the access log says of a request.
 struct Seen {
     site: Rc<Site>,
     client: IpAddr,

@@ -335,7 +335,9 @@ impl OriginUpstream {
                 let answered = limits.patience.wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
                 let mut response = answered.map_err(|mut e| {
                     let error = if to.had_too_many_interim() { FetchError::Interim } else { h1_error(e.error()) };
-                    Failed { error, line: to.bad_line(), unsent: e.take_message() }
+                    // Of a head that was read the rest is no head.
+                    let line = to.bad_line().filter(|_| error == FetchError::Malformed);
+                    Failed { error, line, unsent: e.take_message() }
                 })?;
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
                 if response.status().is_informational() && !(switches && is_offered(offered.as_ref(), response.headers())) {
@@ -384,9 +386,16 @@ fn h1_error(error: &hyper::Error) -> FetchError {
     tracing::debug!(error = %std::error::Error::source(error).map_or_else(|| error.to_string(), |s| format!("{error}: {s}")), "a request to an origin failed");
     match error {
         e if e.is_parse_too_large() => FetchError::HeadTooLarge,
+        e if e.is_parse() && is_of_framing(e) => FetchError::Framing,
         e if e.is_parse() => FetchError::Malformed,
         _ => FetchError::Reset,
     }
+}
+
+/// hyper reads the fields that frame a body once it has the head, and says which it was in words alone.
+fn is_of_framing(error: &hyper::Error) -> bool {
+    let text = error.to_string();
+    text.contains("content-length") || text.contains("transfer-encoding")
 }
 
 fn h2_error(error: &tidegate_http2::Error) -> FetchError {

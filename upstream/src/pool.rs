@@ -38,6 +38,7 @@ struct Kept {
     h2: Vec<(Sender, Made)>,
     /// The server spoke HTTP/2 last time: one connection is opened at a time, which all who wait then share.
     speaks_h2: bool,
+    /// It said that it takes requests over HTTP/1.1 alone.
     refuses_h2: bool,
     opening: Rc<Mutex<()>>,
 }

@@ -230,8 +230,13 @@ impl ShieldWay for Http2Shields {
             Ok(Err(failed)) => {
                 tracing::debug!(shield = shield.name, error = %failed.error, "a request to a shield failed");
                 // One stream that ended early, on a connection that lives on, speaks of the answer that was on it.
-                let is_of_the_answer = failed.error.is_reset() && failed.error.reason() != Some(tidegate_http2::Reason::REFUSED_STREAM);
-                Err((if is_of_the_answer { FetchError::Malformed } else { FetchError::Reset }, failed.unsent))
+                let error = match &failed.error {
+                    e if e.reason() == Some(tidegate_http2::Reason::REFUSED_STREAM) => FetchError::Reset,
+                    e if e.is_reset() && e.is_library() => FetchError::Malformed,
+                    e if e.is_reset() => FetchError::Broken,
+                    _ => FetchError::Reset,
+                };
+                Err((error, failed.unsent))
             }
             Ok(Ok(response)) => {
                 let idle = patience::idle(response.headers(), idle);
@@ -261,7 +266,9 @@ impl Blame {
     /// A shield that is lost is seen by its connection, which answers no ping, and not by how long an answer takes or what is in it.
     fn of(error: FetchError, unsent: Option<Request<RequestBody>>) -> Self {
         match error {
-            FetchError::Timeout | FetchError::Stalled | FetchError::Malformed => Self::Origin(FetchFailed { attempts: 1, ..error.into() }),
+            FetchError::Timeout | FetchError::Stalled | FetchError::Malformed | FetchError::Framing | FetchError::Broken => {
+                Self::Origin(FetchFailed { attempts: 1, ..error.into() })
+            }
             _ => Self::Shield(error, unsent.map(Box::new)),
         }
     }
@@ -302,7 +309,7 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
         let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
-        let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::Shield(error, None))?;
+        let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::of(error, None))?;
         Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before: 0, close_delimited, upgrade: None })
     }
 }

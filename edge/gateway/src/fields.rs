@@ -224,7 +224,7 @@ const METHOD_OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", 
 /// Whether a client says by the field which way it came, or changes the meaning of its request. `name` is in lower case.
 #[must_use]
 pub fn is_not_of_clients(name: &str, method: &Method) -> bool {
-    if name.contains(['_', '.']) {
+    if name.bytes().any(|b| matches!(b, b'_' | b'.')) {
         // Servers that hand fields on as variables (CGI and its kin) read these as hyphens.
         let plain: String = name.chars().map(|c| if matches!(c, '_' | '.') { '-' } else { c }).collect();
         return is_not_of_clients(&plain, method) || is_of_one_hop(&plain);

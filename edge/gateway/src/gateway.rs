@@ -93,6 +93,8 @@ pub struct Gateway<U> {
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// Fetches for one request: the first may turn out to have begun before a purge that it must honour.
 const MOST_FETCHES: usize = 3;
+/// Of an answer to an edge that is a shield's stale one, since the origin fails.
+pub(crate) const STALE_AT_SHIELD: &str = "stale-at-shield";
 /// What was validated end to end is good for this long where a detached node has to revalidate.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 /// A disk that takes longer to find a response holds nothing.
@@ -502,6 +504,7 @@ impl<U: Upstream> Gateway<U> {
                 demand = self.demand(&asked).max_index(self.revision());
                 continue;
             }
+            let status = self.status_of(&asked, &fill, status);
             match arrived {
                 Arrived::Stored(stored, by) => {
                     let status = CacheStatus { forward_status: by.map(|s| s.as_u16()), stored: true, ..status };
@@ -602,6 +605,15 @@ impl<U: Upstream> Gateway<U> {
             Reuse::Validate { or_stale, .. } => or_stale != StandIn::Never,
             Reuse::Gone => false,
         }
+    }
+
+    /// With what the answer to a fill is, where that is a stale one of a shield's.
+    fn status_of(&self, asked: &Asked, fill: &Fill, status: CacheStatus) -> CacheStatus {
+        if !fill.is_stand_in() {
+            return status;
+        }
+        Counters::add(&asked.site.counters.stale, 1);
+        CacheStatus { detail: Some(STALE_AT_SHIELD), ..status }
     }
 
     /// How long upstream is waited for where a stale response can stand in. A shield gives up first, so that its edge gets its answer.
@@ -707,7 +719,9 @@ impl<U: Upstream> Gateway<U> {
         mut relayed: oneshot::Receiver<Relayed>,
         status: CacheStatus,
     ) -> Option<Answer> {
-        let answer = match self.arrived(asked, &fill, validating).await {
+        let arrived = self.arrived(asked, &fill, validating).await;
+        let status = self.status_of(asked, &fill, status);
+        let answer = match arrived {
             Err(error) => self.failed(asked, validating, error, status),
             Ok(Arrived::Head(head)) => deliver::fill(
                 self,

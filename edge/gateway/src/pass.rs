@@ -7,7 +7,7 @@ use crate::body::RequestBody;
 use crate::deliver;
 use crate::fetch::{self, Own, Validating};
 use crate::fill::Watched;
-use crate::gateway::{Answer, Gateway, MaxIndex};
+use crate::gateway::{Answer, Gateway, MaxIndex, STALE_AT_SHIELD};
 use crate::site::Counters;
 use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -73,7 +73,11 @@ impl<U: Upstream> Gateway<U> {
             Ok(fetched) => fetched,
         };
         let code = fetched.response.status();
-        let status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
+        let mut status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
+        if fetched.stands_in {
+            Counters::add(&asked.site.counters.stale, 1);
+            status.detail = Some(STALE_AT_SHIELD);
+        }
         if storable::invalidates(&asked.method, code) {
             self.invalidate(&asked, fetched.response.headers());
         }
