@@ -4,12 +4,16 @@
 An edge and a shield, each with one worker's share of this machine, stand in front of an origin that is in this file. Requests for small
 pages that nobody keeps are timed, first alone, then beside STRANGERS (1,000) others: half of them read a download that nobody keeps at about
 50 kB/s, half upload to a script that does not read. It prints the median and the 99th percentile of both in milliseconds, how far apart they
-are, and the memory of the process (VmRSS) in MB.
+are, the memory of the process (VmRSS), and the memory of its sockets in the kernel. All four parties share one kernel here: origin and
+strangers keep their own buffers small, or the kernel runs short of memory for TCP and slows down every connection of the machine. Where it
+does, that is said.
 """
 
 import asyncio
 import json
 import multiprocessing
+import random
+import re
 import resource
 import socket
 import subprocess
@@ -42,12 +46,17 @@ async def origin(reader, writer):
         writer.close()
 
 
-async def connected(address):
-    """With small buffers: what a kernel takes at once would be no slow reader's."""
-    s = socket.socket()
+def small():
+    """A socket with small buffers: what a kernel takes at once would be no slow reader's."""
+    s = socket.socket(proto=socket.IPPROTO_TCP)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         s.setsockopt(socket.SOL_SOCKET, option, 65536)
     s.setblocking(False)
+    return s
+
+
+async def connected(address):
+    s = small()
     await asyncio.get_running_loop().sock_connect(s, address)
     return await asyncio.open_connection(sock=s, limit=16384)
 
@@ -56,7 +65,7 @@ async def read_slowly(address, n):
     reader, writer = await connected(address)
     writer.write(f"GET /download/{n} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     while await reader.read(16384):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(random.uniform(0.1, 0.5))
 
 
 async def upload_slowly(address, n):
@@ -89,8 +98,19 @@ async def timed(address, name):
 
 
 def memory(pid):
+    """Of the process, and of its sockets, in MB."""
     with open(f"/proc/{pid}/status") as f:
-        return int(next(line for line in f if line.startswith("VmRSS")).split()[1]) / 1024
+        own = int(next(line for line in f if line.startswith("VmRSS")).split()[1]) / 1024
+    lines = subprocess.run(["ss", "-tnpmH"], capture_output=True, text=True).stdout.splitlines()
+    held = [re.search(r"skmem:\(r(\d+),.*?,w(\d+),", what) for who, what in zip(lines[::2], lines[1::2]) if f"pid={pid}," in who]
+    return own, sum(int(m[1]) + int(m[2]) for m in held if m) / 1e6
+
+
+def times_short():
+    """How often the kernel ran short of memory for TCP."""
+    with open("/proc/net/netstat") as f:
+        names, values = [line.split() for line in f if line.startswith("TcpExt:")]
+    return int(values[names.index("TCPMemoryPressures")])
 
 
 def raise_limit():
@@ -101,7 +121,9 @@ def be_origin(to):
     """In a process of its own, as the strangers are: what is timed is not their work."""
 
     async def run():
-        server = await asyncio.start_server(origin, "127.0.0.1", 0, backlog=2048)
+        s = small()
+        s.bind(("127.0.0.1", 0))
+        server = await asyncio.start_server(origin, sock=s, backlog=2048)
         to.put(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -132,6 +154,7 @@ def main():
             host, at = json.loads(line)["http"][0].removeprefix("http://").split(":")
             address = (host, int(at))
             asyncio.run(timed(address, "warm"))
+            short = times_short()
             calm, before = asyncio.run(timed(address, "calm")), memory(process.pid)
             helpers.append(multiprocessing.Process(target=be_strangers, args=(address,)))
             helpers[1].start()
@@ -145,7 +168,9 @@ def main():
                 helper.join()
     at = lambda all, part: all[int(len(all) * part)]
     for name, all, held in (("alone", calm, before), (f"beside {STRANGERS} strangers", busy, after)):
-        print(f"{name:24} median {at(all, 0.5):6.1f} ms, 99th {at(all, 0.99):6.1f} ms, longest {all[-1]:6.1f} ms; {held:.0f} MB")
+        print(f"{name:24} median {at(all, 0.5):6.1f} ms, 99th {at(all, 0.99):6.1f} ms, longest {all[-1]:6.1f} ms; {held[0]:.0f} MB, sockets {held[1]:.0f} MB")
+    if times_short() > short:
+        print("The kernel ran short of memory for TCP: what is slow may be slow for that (net.ipv4.tcp_mem).")
     print(f"99th, times: {at(busy, 0.99) / at(calm, 0.99):.2f}")
 
 

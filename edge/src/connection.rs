@@ -31,7 +31,7 @@ const MOST_PROVOKED_RESETS: usize = 256;
 const MOST_BUFFERED: usize = 256 << 10;
 
 pub async fn accept(worker: Rc<Worker>, mut tcp: TcpStream, mut address: SocketAddr, tls: bool) {
-    let _ = tcp.set_nodelay(true);
+    tidegate_upstream::prepare(&tcp);
     let limits = worker.shared.limits();
     if worker.shared.settings.proxy_protocol_from.iter().any(|n| n.contains(address.ip())) {
         match tokio::time::timeout(limits.head_timeout, proxy_protocol::read(&mut tcp)).await {

@@ -105,7 +105,7 @@ async fn accept(worker: Rc<Worker>, listener: std::net::TcpListener) {
 }
 
 async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
-    let _ = tcp.set_nodelay(true);
+    tidegate_upstream::prepare(&tcp);
     let Some(config) = worker.tls.current() else { return };
     let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp)).await else {
         return tracing::debug!("a TLS handshake failed");

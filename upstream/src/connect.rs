@@ -1,5 +1,6 @@
 //! Connections: TCP, TLS where it is wanted, then HTTP/1.1 or HTTP/2 by ALPN.
 
+use crate::socket;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hyper::client::conn::http1;
@@ -172,7 +173,7 @@ impl Addresses {
                 return Err(FetchError::ConnectTimeout);
             }
         };
-        let _ = first.set_nodelay(true);
+        socket::prepare(&first);
         Ok(first)
     }
 }

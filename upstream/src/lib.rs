@@ -13,9 +13,11 @@ mod private;
 mod resolve;
 mod ring;
 mod shields;
+mod socket;
 
 pub use health::{Health, probe_all};
 pub use origin::{OriginPools, OriginUpstream, Servers};
 pub use resolve::Resolver;
 pub use ring::ranked;
 pub use shields::{EdgeUpstream, Http2Shields, Shield, ShieldTls, ShieldWay, Shields, Unanswered};
+pub use socket::prepare;

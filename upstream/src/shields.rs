@@ -6,6 +6,7 @@ use crate::framing;
 use crate::origin::{copy, is_repeatable};
 use crate::patience::{self, Patience};
 use crate::ring::ranked;
+use crate::socket;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, Uri, Version};
 use parking_lot::RwLock;
@@ -194,7 +195,7 @@ impl Http2Shields {
                 return Ok(sender);
             }
             let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
-            let _ = tcp.set_nodelay(true);
+            socket::prepare(&tcp);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
             let tls = TlsConnector::from(Arc::clone(&config)).connect(name, tcp).await.map_err(|error| {
                 tracing::warn!(shield = shield.name, %error, "TLS handshake with a shield failed");

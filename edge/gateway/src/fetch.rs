@@ -552,7 +552,7 @@ async fn stream<U: Upstream>(
             // Whoever still comes to it gets an error rather than silence.
             return Err(FetchError::Abandoned.into());
         }
-        if !passing && gateway.fills.held() > gateway.store.most_body() / PACED_FROM {
+        if !passing && much_is_held(gateway) {
             tokio::select! {
                 biased;
                 () = &mut abandoned => return Err(FetchError::Abandoned.into()),
@@ -595,11 +595,16 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
     }
 }
 
+/// Whether the bodies that are under way hold so much memory that each has to hold less.
+fn much_is_held<U: Upstream>(gateway: &Gateway<U>) -> bool {
+    gateway.fills.held() > gateway.store.most_body() / PACED_FROM
+}
+
 /// Waits for the readers of a body that passes by, but not for ever; `false`: none is left.
 async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
     loop {
         let before = fill.positions();
-        let window = if gateway.fills.held() > gateway.store.most_body() / 2 { SMALL_WINDOW } else { WINDOW };
+        let window = if much_is_held(gateway) { SMALL_WINDOW } else { WINDOW };
         match tokio::time::timeout(LAG, fill.readers_near(window)).await {
             Ok(any) => return any,
             Err(_) => fill.leave_behind(&before, window),
