@@ -83,7 +83,7 @@ fn request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     }
     let is_visible = |b: &u8| (0x21..=0x7e).contains(b);
     // Bytes that may not stand everywhere in a URI: they are looked at more closely, as the parser behind this does.
-    let is_odd = |b: &u8| b"\"<>[\\]^`{|}".contains(b);
+    let is_odd = |b: &u8| matches!(b, b'"' | b'<' | b'>' | b'['..=b'^' | b'`' | b'{'..=b'}');
     let is_uri = target.iter().all(is_visible) && (!target.iter().any(is_odd) || http::Uri::try_from(target).is_ok());
     if target.is_empty() || !is_uri {
         return Err(bad("the target has a character that no URI has: it has to be written as % and two digits"));

@@ -232,6 +232,18 @@ impl OriginUpstream {
         if let Some((connection, made)) = kept() {
             return Ok((connection, made, true));
         }
+        // On the heap: most requests find a connection, and would carry the size of a handshake.
+        Box::pin(self.open(servers, key, kept, upgrading, within)).await
+    }
+
+    async fn open(
+        &self,
+        servers: &Servers,
+        key: &PoolKey,
+        kept: impl Fn() -> Option<(Connection, Made)>,
+        upgrading: bool,
+        within: Duration,
+    ) -> Result<(Connection, Made, bool), FetchError> {
         let (spec, server) = (&servers.spec, &key.server);
         let mut addresses = self.pools.resolver.addresses(&server.host).await?.to_vec();
         if !spec.allow_private {

@@ -207,7 +207,8 @@ impl Http2Shields {
             }
             Ok(sender)
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, opens).await.map_err(|_| FetchError::ConnectTimeout)?
+        // On the heap: most requests find a connection, and would carry the size of a handshake.
+        tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(opens)).await.map_err(|_| FetchError::ConnectTimeout)?
     }
 }
 

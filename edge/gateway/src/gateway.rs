@@ -551,7 +551,8 @@ impl<U: Upstream> Gateway<U> {
         }
         let reason = status.forward.unwrap_or(ForwardReason::Miss);
         let asked = Rc::try_unwrap(asked).unwrap_or_else(|shared| shared.once_more());
-        Rc::clone(self).passed(asked, RequestBody::Empty, validating, reason).await
+        // On the heap, as is all that few requests need: every miss would carry its size.
+        Box::pin(Rc::clone(self).passed(asked, RequestBody::Empty, validating, reason)).await
     }
 
     /// Whether a purge that this request must honour, seen only by the tags in the head, came after the response was known
@@ -707,7 +708,7 @@ impl<U: Upstream> Gateway<U> {
         }
         // What was asked for was a part for all, and it is not for all.
         let reason = status.forward.unwrap_or(ForwardReason::Miss);
-        Rc::clone(self).passed(asked.once_more(), RequestBody::Empty, None, reason).await
+        Box::pin(Rc::clone(self).passed(asked.once_more(), RequestBody::Empty, None, reason)).await
     }
 
     /// From a fill that this request alone began, and nobody joins. Nothing, where that brought nothing for this request.

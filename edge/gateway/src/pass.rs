@@ -25,8 +25,7 @@ impl<U: Upstream> Gateway<U> {
         validating: Option<Validating>,
         reason: ForwardReason,
     ) -> Answering<Answer> {
-        let this = Rc::clone(self);
-        Answering::later(async move { this.passed(asked, body, validating, reason).await })
+        Answering::later(Rc::clone(self).passed(asked, body, validating, reason))
     }
 
     pub(crate) async fn passed(
