@@ -103,20 +103,28 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     command.args(["--bind-interfaces", "--local=/test/", &format!("--port={dns}"), &format!("--addn-hosts={}", hosts.display())]);
     let dnsmasq = Process::start(command.arg("--pid-file="), &dir.path().join("dnsmasq.log"));
 
-    let made = rcgen::generate_simple_self_signed(["origin.test".to_owned()]).unwrap();
-    let (certificate, key) = (dir.path().join("origin.pem"), dir.path().join("origin.key"));
-    std::fs::write(&certificate, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let tls = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
-    let start = |address: &str, name: &str| {
+    // Each signed itself; the first says that it is an authority, as those of `openssl req -x509` do.
+    let certificate = |name: &str, is_ca| {
+        let mut params = rcgen::CertificateParams::new(["origin.test".to_owned()]).unwrap();
+        params.is_ca = if is_ca { rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained) } else { rcgen::IsCa::NoCa };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = params.self_signed(&key).unwrap();
+        let (certificate, file) = (dir.path().join(format!("{name}.pem")), dir.path().join(format!("{name}.key")));
+        std::fs::write(&certificate, made.pem()).unwrap();
+        std::fs::write(&file, key.serialize_pem()).unwrap();
+        (made.pem(), format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), file.display()))
+    };
+    let (authority, of_first) = certificate("first", true);
+    let (plain, of_second) = certificate("second", false);
+    let start = |address: &str, name: &str, tls: &str| {
         let root = dir.path().join(name);
         std::fs::create_dir_all(&root).unwrap();
         std::fs::write(root.join("n"), name).unwrap();
         let extra = format!("{tls} add_header X-Protocol $server_protocol; add_header Cache-Control no-store;");
         Nginx::start_at(&format!("{address}:{port} ssl http2"), &dir.path().join(format!("{name}.nginx")), &root, &extra)
     };
-    let mut first = start("127.0.0.1", "first");
-    let _second = start("127.0.0.2", "second");
+    let mut first = start("127.0.0.1", "first", &of_first);
+    let _second = start("127.0.0.2", "second", &of_second);
 
     let more = format!("name_servers = [\"127.0.0.1:{dns}\"]");
     let network = Network::planned(dir.path(), Plan { shields: 1, shield_more: &more, edge_more: &more, ..Plan::default() });
@@ -127,9 +135,17 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     assert!(refused.status == 502 && refused.cache_status().contains("detail=tls-unknown-authority"), "{refused:?}");
     apply(&network, &format!("{servers}\ntls = {{ verify = false }}"));
     wait_for("an unverified answer", || (get(edge, "o.example", "/n").status == 200).then_some(()));
-    apply(&network, &format!("{servers}\ntls = {{ ca = '''{}''' }}", made.cert.pem()));
+    apply(&network, &format!("{servers}\ntls = {{ ca = '''{authority}{plain}''' }}"));
     let good = wait_for("a verified answer", || Some(get(edge, "o.example", "/n")).filter(|r| r.status == 200));
     assert_eq!((good.text().as_str(), good.header("x-protocol")), ("first", Some("HTTP/2.0")));
+
+    let in_clear = origin(dir.path(), "clear");
+    apply(&network, &servers.replace(&format!("origin.test:{port}"), in_clear.url().trim_start_matches("http://")));
+    let refused = wait_for("the origin in clear", || Some(get(edge, "o.example", "/n")).filter(|r| r.status != 200));
+    assert!(refused.status == 502 && refused.cache_status().contains("detail=not-tls"), "{refused:?}");
+    let known = format!("{servers}\ntls = {{ ca = '''{authority}{plain}''' }}");
+    apply(&network, &known);
+    wait_for("a verified answer", || (get(edge, "o.example", "/n").status == 200).then_some(()));
 
     resolve_to("127.0.0.2");
     dnsmasq.signal("HUP");

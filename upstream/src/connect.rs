@@ -7,7 +7,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::cell::Cell;
@@ -27,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use x509_parser::time::ASN1Time;
 
 /// One of HTTP/1.1.
 pub struct Http1 {
@@ -178,9 +181,14 @@ impl Addresses {
     }
 }
 
+/// A server shows the certificate of an authority as its own, as `openssl req -x509` makes them.
+fn is_ca_of_its_own(error: &CertificateError) -> bool {
+    matches!(error, CertificateError::Other(e) if e.to_string() == "CaUsedAsEndEntity")
+}
+
 /// What is wrong with a server's certificate, or its handshake.
 fn tls_error(error: &std::io::Error) -> FetchError {
-    use rustls::{CertificateError, Error};
+    use rustls::Error;
     match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(certificate)) => match certificate {
             CertificateError::Expired
@@ -189,8 +197,10 @@ fn tls_error(error: &std::io::Error) -> FetchError {
             | CertificateError::NotValidYetContext { .. } => FetchError::TlsExpired,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => FetchError::TlsName,
             CertificateError::UnknownIssuer => FetchError::TlsUnknownAuthority,
+            error if is_ca_of_its_own(error) => FetchError::TlsUnknownAuthority,
             _ => FetchError::Tls,
         },
+        Some(Error::InvalidMessage(_)) => FetchError::NotTls,
         Some(_) => FetchError::Tls,
         None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => FetchError::Reset,
         None => FetchError::Tls,
@@ -354,19 +364,24 @@ impl TlsSettings {
         if let Some(made) = self.0.lock().get(&key) {
             return Ok(Arc::clone(made));
         }
+        let mut own = Vec::new();
         let roots = match &site.ca {
             None => Arc::clone(&SYSTEM_ROOTS),
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                    roots.add(certificate.map_err(|_| FetchError::Tls)?).map_err(|_| FetchError::Tls)?;
+                    let certificate = certificate.map_err(|_| FetchError::Tls)?;
+                    roots.add(certificate.clone()).map_err(|_| FetchError::Tls)?;
+                    own.push(certificate);
                 }
                 Arc::new(roots)
             }
         };
         let builder = ClientConfig::builder();
         let mut config = if site.verify {
-            builder.with_root_certificates(roots).with_no_client_auth()
+            // None can be made of no authorities at all.
+            let verifier = WebPkiServerVerifier::builder(roots).build().map_err(|_| FetchError::TlsUnknownAuthority)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Verified { verifier, own })).with_no_client_auth()
         } else {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified)).with_no_client_auth()
         };
@@ -374,6 +389,58 @@ impl TlsSettings {
         let config = Arc::new(config);
         self.0.lock().insert(key, Arc::clone(&config));
         Ok(config)
+    }
+}
+
+/// By the system's authorities, or by the site's own; of which a server may show one itself: a certificate that signed itself and says
+/// that it is an authority.
+#[derive(Debug)]
+struct Verified {
+    verifier: Arc<WebPkiServerVerifier>,
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Verified {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.verifier.verify_server_cert(shown, between, name, ocsp, now) {
+            Err(rustls::Error::InvalidCertificate(error)) if is_ca_of_its_own(&error) && self.own.contains(shown) => {
+                verify_server_name(&ParsedCertificate::try_from(shown)?, name)?;
+                let (_, parsed) = x509_parser::parse_x509_certificate(shown).map_err(|_| CertificateError::BadEncoding)?;
+                let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+                let is_valid = now.is_some_and(|now| parsed.validity().is_valid_at(now));
+                is_valid.then(ServerCertVerified::assertion).ok_or_else(|| CertificateError::Expired.into())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(m, c, d)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(m, c, d)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

@@ -56,6 +56,8 @@ pub enum FetchError {
     TlsName,
     #[error("the origin's certificate is from an authority that is not trusted (origin.tls.ca names another one)")]
     TlsUnknownAuthority,
+    #[error("the origin does not speak TLS on this port, and its URL begins with https")]
+    NotTls,
     #[error("the TLS handshake with the origin failed")]
     Tls,
     #[error("the origin did not begin its answer in time")]
@@ -99,7 +101,7 @@ pub enum FetchError {
 }
 
 impl FetchError {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 28] = [
         Self::Refused,
         Self::Connect,
         Self::ConnectTimeout,
@@ -107,6 +109,7 @@ impl FetchError {
         Self::TlsExpired,
         Self::TlsName,
         Self::TlsUnknownAuthority,
+        Self::NotTls,
         Self::Tls,
         Self::Timeout,
         Self::Stalled,
@@ -140,6 +143,7 @@ impl FetchError {
             Self::TlsExpired => "tls-expired",
             Self::TlsName => "tls-name",
             Self::TlsUnknownAuthority => "tls-unknown-authority",
+            Self::NotTls => "not-tls",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
             Self::Stalled => "stalled",
