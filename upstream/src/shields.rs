@@ -301,18 +301,19 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let mut response = answered.map_err(|(error, unsent)| Blame::of(error, unsent))?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
+        let number = |name| fields::number(response.headers(), name).and_then(|n| u32::try_from(n).ok());
+        let (attempts, line) = (number(&fields::ATTEMPTS), number(&fields::LINE));
         if let Some(error) = own {
-            let number = |name| fields::number(response.headers(), name).and_then(|n| u32::try_from(n).ok());
-            let (attempts, line) = (number(&fields::ATTEMPTS).unwrap_or(1), number(&fields::LINE));
-            return Err(Blame::Origin(FetchFailed { error, attempts, line }));
+            return Err(Blame::Origin(FetchFailed { error, attempts: attempts.unwrap_or(1), line }));
         }
+        let failed_before = attempts.unwrap_or(0);
         // It does not know the site, or this edge, yet: nothing went to the origin.
         let Some(vouched) = vouched else { return Err(Blame::Origin(FetchError::Shield.into())) };
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
         let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
         let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::of(error, None))?;
-        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before: 0, close_delimited, upgrade: None })
+        Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before, close_delimited, upgrade: None })
     }
 }
 
@@ -377,7 +378,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                 match self.ask(shield, request, &Fetch { allowance, ..fetch.clone() }).await {
                     Ok(fetched) => {
                         turn.succeeded();
-                        return Ok(Fetched { failed_before: failed.attempts, ..fetched });
+                        return Ok(Fetched { failed_before: failed.attempts + fetched.failed_before, ..fetched });
                     }
                     Err(_) if let Some(error) = progress.as_ref().and_then(|p| p.client_fault()) => {
                         // No server is to blame.

@@ -37,6 +37,15 @@ fn vouch<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, through: Re
     }
 }
 
+/// With the requests to the origin that failed before it, which count over both tiers.
+fn with_cost<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, mut answer: Answer) -> Answer {
+    let failed = asked.spent.failed();
+    if gateway.node.tier == Tier::Shield && failed > 0 {
+        answer.response.headers_mut().insert(fields::ATTEMPTS, HeaderValue::from(failed));
+    }
+    answer
+}
+
 fn answer(status: StatusCode, headers: HeaderMap, body: ResponseBody, how: CacheStatus) -> Answer {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -119,7 +128,7 @@ pub fn stored<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc
     let age = stored.freshness.current_age(gateway.clock.wall());
     let coded = gateway.coded(asked, stored);
     let answer = part_of(gateway, asked, stored, coded, stored_head(gateway, stored, coded, age, how), how);
-    answer.or_else(|| uncoded(gateway, asked, stored, coded, age, how))
+    answer.or_else(|| uncoded(gateway, asked, stored, coded, age, how)).map(|answer| with_cost(gateway, asked, answer))
 }
 
 /// As it came, where a piece of its coded form is gone; that is made once more.
@@ -270,7 +279,7 @@ pub fn fill<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, head: &FillHead, f
         }
     };
     count(asked, &body);
-    answer(status, headers, body, how)
+    with_cost(gateway, asked, answer(status, headers, body, how))
 }
 
 /// A response that is this request's alone.
@@ -315,7 +324,7 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
         },
     };
     count(asked, &body);
-    answer(parts.status, headers, body, how)
+    with_cost(gateway, asked, answer(parts.status, headers, body, how))
 }
 
 /// A page of this node's own.
