@@ -36,18 +36,23 @@ impl Health {
         !self.probed_down.load(Ordering::Relaxed)
     }
 
-    pub fn succeeded(&self) {
+    /// A request succeeded on it. `true`: it had been left alone, and is well again.
+    pub fn succeeded(&self, now: BootTime) -> bool {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        let is_over = until > 0 && now.as_nanos() >= until;
+        is_over && self.ejected_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// A request failed on it: as many in a row as the site says, and it is left alone for a while.
-    pub fn failed(&self, now: BootTime, rule: &EjectionSpec) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= rule.after {
-            self.failures.store(0, Ordering::Relaxed);
-            self.ejected_until.store((now + rule.time).as_nanos(), Ordering::Relaxed);
+    /// A request failed on it: as many in a row as the site says, and it is left alone for a while. `true`: it is so from now on.
+    pub fn failed(&self, now: BootTime, rule: &EjectionSpec) -> bool {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 < rule.after {
+            return false;
         }
+        self.failures.store(0, Ordering::Relaxed);
+        self.ejected_until.swap((now + rule.time).as_nanos(), Ordering::Relaxed) == 0
     }
 
     /// One probe's result: as many in a row as the site says turn the server up or down.
@@ -165,7 +170,7 @@ mod tests {
         let rule = EjectionSpec { statuses: Vec::new(), after: 3, time: Duration::from_secs(5) };
         h.failed(now, &rule);
         h.failed(now, &rule);
-        h.succeeded();
+        assert!(!h.succeeded(now), "it was not left alone");
         h.failed(now, &rule);
         h.failed(now, &rule);
         assert!(h.is_up(now));

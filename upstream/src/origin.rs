@@ -123,6 +123,23 @@ impl Servers {
         })
     }
 
+    fn note_failed(&self, at: usize, now: BootTime, why: &dyn std::fmt::Display) {
+        if let Some((server, health)) = self.spec.servers.get(at).zip(self.health.get(at))
+            && health.failed(now, &self.spec.ejection)
+        {
+            let time = self.spec.ejection.time.as_secs_f64();
+            tracing::warn!(site = self.site(), %server, %why, "an origin server failed too often and is left alone for {time} s");
+        }
+    }
+
+    fn note_succeeded(&self, at: usize, now: BootTime) {
+        if let Some((server, health)) = self.spec.servers.get(at).zip(self.health.get(at))
+            && health.succeeded(now)
+        {
+            tracing::info!(site = self.site(), %server, "an origin server that was left alone answers again");
+        }
+    }
+
     fn earn(&self) {
         if self.budget.load(Ordering::Relaxed) < BUDGET_MOST {
             self.budget.fetch_add(1, Ordering::Relaxed);
@@ -200,9 +217,33 @@ pub struct OriginUpstream {
 /// What one attempt may take.
 #[derive(Clone, Copy)]
 struct Limits {
+    /// For TCP, and again for TLS.
     connect: Duration,
-    patience: Patience,
+    first_byte: Duration,
+    /// Without the origin taking any of the request's body, or sending any of its own.
     idle: Duration,
+    /// When the request's time is over, whatever the step; a request with a body is sent once, and takes as long as its client does.
+    until: Option<tokio::time::Instant>,
+}
+
+impl Limits {
+    /// What is left of the request's time for a step that may take `most`.
+    fn left(&self, most: Duration) -> Duration {
+        self.until.map_or(most, |until| most.min(until.saturating_duration_since(tokio::time::Instant::now())))
+    }
+
+    fn patience(&self) -> Patience {
+        Patience { first_byte: self.left(self.first_byte), stall: self.idle }
+    }
+
+    /// Whether a failure after so long speaks against the server: not where the request's own time was over before the server's was.
+    fn were_kept(&self, error: FetchError, took: Duration) -> bool {
+        match error {
+            FetchError::ConnectTimeout => took >= self.connect,
+            FetchError::Timeout => took >= self.first_byte,
+            error => error.is_of_the_server(),
+        }
+    }
 }
 
 impl OriginUpstream {
@@ -226,14 +267,14 @@ impl OriginUpstream {
         key: &PoolKey,
         fresh: bool,
         upgrading: bool,
-        within: Duration,
+        limits: Limits,
     ) -> Result<(Connection, Made, bool), FetchError> {
         let kept = || if fresh || upgrading { None } else { self.kept(servers, key) };
         if let Some((connection, made)) = kept() {
             return Ok((connection, made, true));
         }
         // On the heap: most requests find a connection, and would carry the size of a handshake.
-        Box::pin(self.open(servers, key, kept, upgrading, within)).await
+        Box::pin(self.open(servers, key, kept, upgrading, limits)).await
     }
 
     async fn open(
@@ -242,8 +283,9 @@ impl OriginUpstream {
         key: &PoolKey,
         kept: impl Fn() -> Option<(Connection, Made)>,
         upgrading: bool,
-        within: Duration,
+        limits: Limits,
     ) -> Result<(Connection, Made, bool), FetchError> {
+        let within = || limits.left(limits.connect);
         let (spec, server) = (&servers.spec, &key.server);
         let mut addresses = self.pools.resolver.addresses(&server.host).await?.to_vec();
         if !spec.allow_private {
@@ -255,19 +297,19 @@ impl OriginUpstream {
         let opening = self.connections.opening(key).filter(|_| !upgrading);
         let _opening = match &opening {
             // Whoever waits for a connection waits no longer than for one of its own.
-            Some(opening) => Some(tokio::time::timeout(within, opening.lock()).await.map_err(|_| FetchError::ConnectTimeout)?),
+            Some(opening) => Some(tokio::time::timeout(within(), opening.lock()).await.map_err(|_| FetchError::ConnectTimeout)?),
             None => None,
         };
         if let Some((connection, made)) = opening.is_some().then(kept).flatten() {
             return Ok((connection, made, true));
         }
-        let tcp = self.pools.addresses.connect(&addresses, server.port, within).await?;
+        let tcp = self.pools.addresses.connect(&addresses, server.port, within()).await?;
         let to = tcp.peer_addr().map_err(|_| FetchError::Reset)?.ip();
         let made = Made { at: tokio::time::Instant::now(), to };
         let connection = if server.https {
             let name = spec.tls.server_name.as_deref().unwrap_or(&server.host);
             let may_speak_h2 = !upgrading && !self.connections.refuses_h2(key);
-            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, may_speak_h2)?, within, upgrading).await?
+            connect::tls(tcp, name, self.pools.tls.get(&spec.tls, may_speak_h2)?, within(), upgrading).await?
         } else {
             connect::clear(tcp, upgrading).await?
         };
@@ -296,7 +338,7 @@ impl OriginUpstream {
         let mut fresh = false;
         loop {
             let upgrading = request.headers().contains_key(header::UPGRADE);
-            let (connection, made, kept) = match self.connection(servers, &key, fresh, upgrading, limits.connect).await {
+            let (connection, made, kept) = match self.connection(servers, &key, fresh, upgrading, limits).await {
                 Ok(c) => c,
                 Err(error) => return Err(Failed::unsent(error, request)),
             };
@@ -344,7 +386,7 @@ impl OriginUpstream {
                     count.fetch_add(1, Ordering::Relaxed);
                     interim.iter().for_each(|i| i.pass(early.status(), early.headers()));
                 });
-                let answered = limits.patience.wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
+                let answered = limits.patience().wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
                 let mut response = answered.map_err(|mut e| {
                     let error = if to.had_too_many_interim() { FetchError::Interim } else { h1_error(e.error()) };
                     // Of a head that was read the rest is no head.
@@ -373,7 +415,7 @@ impl OriginUpstream {
                 Ok(Fetched { response, length, vouched: None, stands_in: false, failed_before: 0, close_delimited, upgrade })
             }
             Connection::H2(mut sender) => {
-                let answered = limits.patience.wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
+                let answered = limits.patience().wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
                 let mut response = answered.map_err(|f| Failed { error: h2_error(&f.error), line: None, unsent: f.unsent })?;
                 let decoded = response.body().size_hint().exact();
                 let framed = framing::take(&method, decoded, &mut response).map_err(sent)?;
@@ -504,14 +546,14 @@ impl Upstream for OriginUpstream {
                 break;
             };
             failed.attempts += 1;
-            let health = servers.health.get(at);
+            let began = tokio::time::Instant::now();
             match self.attempt(&servers, at, request, fetch.interim.as_ref(), limits).await {
                 Ok(fetched) => {
                     let rule = &servers.spec.ejection;
                     if rule.statuses.contains(&fetched.response.status().as_u16()) {
-                        health.inspect(|h| h.failed(self.clock.boot(), rule));
+                        servers.note_failed(at, self.clock.boot(), &fetched.response.status());
                     } else {
-                        health.inspect(|h| h.succeeded());
+                        servers.note_succeeded(at, self.clock.boot());
                     }
                     return Ok(Fetched { failed_before: failed.attempts - 1, ..fetched });
                 }
@@ -526,8 +568,8 @@ impl Upstream for OriginUpstream {
                         // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
                         break;
                     }
-                    if error.is_of_the_server() {
-                        health.inspect(|h| h.failed(self.clock.boot(), &servers.spec.ejection));
+                    if limits.were_kept(error, began.elapsed()) {
+                        servers.note_failed(at, self.clock.boot(), &error);
                     }
                     tried.failed(at, error);
                     let may_go_on =
@@ -548,9 +590,10 @@ impl OriginUpstream {
         let spec = &servers.spec;
         let first_byte = patience::first_byte(request, spec.first_byte_timeout);
         let is_timed = matches!(request.body(), RequestBody::Empty) && first_byte == spec.first_byte_timeout;
-        let left = if is_timed { until.since(self.clock.boot()) } else { Duration::MAX };
-        let patience = Patience { first_byte: first_byte.min(left), stall: spec.idle_timeout };
-        (!left.is_zero()).then(|| Limits { connect: spec.connect_timeout.min(left), patience, idle: spec.idle_timeout })
+        let left = is_timed.then(|| until.since(self.clock.boot()));
+        let until = left.map(|left| tokio::time::Instant::now() + left);
+        let limits = Limits { connect: spec.connect_timeout, first_byte, idle: spec.idle_timeout, until };
+        left.is_none_or(|left| !left.is_zero()).then_some(limits)
     }
 }
 
