@@ -112,7 +112,13 @@ impl Network {
 
     fn settings(site: &str) -> Settings {
         let ignores = site == "s1.test";
-        Settings { ignores_reloads: ignores, stale_if_unreachable: if ignores { 0.0 } else { 3600.0 }, stale_wait: 2.0, total_timeout: 6.0 }
+        Settings {
+            ignores_reloads: ignores,
+            stale_if_unreachable: if ignores { 0.0 } else { 3600.0 },
+            stale_wait: 2.0,
+            first_byte_timeout: 2.0,
+            total_timeout: 6.0,
+        }
     }
 }
 

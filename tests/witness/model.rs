@@ -27,6 +27,7 @@ pub struct Settings {
     pub ignores_reloads: bool,
     pub stale_if_unreachable: f64,
     pub stale_wait: f64,
+    pub first_byte_timeout: f64,
     pub total_timeout: f64,
 }
 
@@ -312,7 +313,9 @@ impl<'a> Judge<'a> {
         let is_in_parts = with_bodies && matches!(shape.validator, Validator::Strong | Validator::Date) && shape.length > 1 << 20;
         let body = asked.answer().filter(|_| is_in_parts).map(|serial| self.world.answers[serial].body);
         self.answers(asked).iter().any(|a| {
-            let failed = a.fault != Fault::None || body.is_some_and(|b| b != a.body);
+            // The machine may have held the origin up.
+            let slow = a.head_sent.unwrap_or(self.world.over) - a.arrived > asked.settings.first_byte_timeout - 0.3;
+            let failed = a.fault != Fault::None || slow || body.is_some_and(|b| b != a.body);
             failed && a.arrived <= end && a.ended.unwrap_or(self.world.over) >= asked.started - 0.1
         })
     }
