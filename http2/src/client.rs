@@ -118,6 +118,12 @@ impl Sender {
         self.state.is_over.get()
     }
 
+    /// Whether no request is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.state.open.get() == 0
+    }
+
     /// Whether the server takes one more request now.
     #[must_use]
     pub fn has_room(&self) -> bool {

@@ -238,7 +238,7 @@ pub async fn tls(
     tidegate_http2::connect(stream, &HTTP_2).await.map(Connection::H2).map_err(|_| FetchError::Broken)
 }
 
-async fn h1<I>(io: I, upgrading: bool) -> Result<Connection, FetchError>
+pub(crate) async fn h1<I>(io: I, upgrading: bool) -> Result<Connection, FetchError>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

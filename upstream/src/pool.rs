@@ -3,21 +3,27 @@
 //! Requests of HTTP/2 get a connection on which the server takes one more: slow readers of one hold up nobody else.
 
 use crate::connect::{Connection, Http1};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tidegate_http2::Sender;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const MAX_IDLE: usize = 64;
+/// Idle ones of HTTP/1.1 to all servers together.
+const MAX_ALL_IDLE: usize = 1024;
 /// Shorter than what servers commonly allow, so that they do not close just as a request is sent.
 const IDLE_FOR: Duration = Duration::from_secs(30);
 /// HTTP/2 connections to one server; beyond, requests wait for one another.
 const MAX_SHARED: usize = 64;
+/// A connection of HTTP/2 is closed when nobody has wanted it for so long, and what is known of a server is forgotten.
+const UNUSED_FOR: Duration = Duration::from_secs(300);
+/// What is to be closed is looked for so often.
+const SWEPT_EVERY: Duration = Duration::from_secs(10);
 
 /// A connection, and what decides for how long it may be kept.
 #[derive(Clone, Copy, Debug)]
@@ -32,10 +38,16 @@ struct Idle {
     since: Instant,
 }
 
-#[derive(Default)]
+struct Shared {
+    sender: Sender,
+    made: Made,
+    used: Instant,
+}
+
 struct Kept {
     h1: VecDeque<Idle>,
-    h2: Vec<(Sender, Made)>,
+    h2: Vec<Shared>,
+    used: Instant,
     /// The server spoke HTTP/2 last time: one connection is opened at a time, which all who wait then share.
     speaks_h2: bool,
     /// It said that it takes requests over HTTP/1.1 alone.
@@ -43,7 +55,33 @@ struct Kept {
     opening: Rc<Mutex<()>>,
 }
 
-pub struct Pool<K>(Rc<RefCell<HashMap<K, Kept>>>);
+impl Default for Kept {
+    fn default() -> Self {
+        let (h1, h2) = (VecDeque::new(), Vec::new());
+        Self { h1, h2, used: Instant::now(), speaks_h2: false, refuses_h2: false, opening: Rc::default() }
+    }
+}
+
+impl Kept {
+    /// Closes what is closed already, or was idle for too long.
+    fn sweep(&mut self, now: Instant) {
+        self.h1.retain(|idle| !idle.to.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR);
+        self.h2.retain(|s| !s.sender.is_closed() && (!s.sender.is_idle() || now.duration_since(s.used) < UNUSED_FOR));
+    }
+
+    fn is_forgotten(&self, now: Instant) -> bool {
+        self.h1.is_empty() && self.h2.is_empty() && Rc::strong_count(&self.opening) == 1 && now.duration_since(self.used) >= UNUSED_FOR
+    }
+}
+
+struct All<K> {
+    kept: RefCell<HashMap<K, Kept>>,
+    /// Idle ones of HTTP/1.1, about: counted anew with each sweep.
+    idle: Cell<usize>,
+    is_swept: Cell<bool>,
+}
+
+pub struct Pool<K>(Rc<All<K>>);
 
 impl<K> Clone for Pool<K> {
     fn clone(&self) -> Self {
@@ -51,30 +89,56 @@ impl<K> Clone for Pool<K> {
     }
 }
 
+/// As long as there is something to sweep.
+async fn sweep<K: Hash + Eq>(pool: Weak<All<K>>) {
+    loop {
+        tokio::time::sleep(SWEPT_EVERY).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let (mut all, now) = (pool.kept.borrow_mut(), Instant::now());
+        all.retain(|_, kept| {
+            kept.sweep(now);
+            !kept.is_forgotten(now)
+        });
+        pool.idle.set(all.values().map(|kept| kept.h1.len()).sum());
+        if all.is_empty() {
+            pool.is_swept.set(false);
+            return;
+        }
+    }
+}
+
 impl<K: Hash + Eq + Clone + 'static> Pool<K> {
     #[must_use]
     pub fn new() -> Self {
-        Self(Rc::default())
+        Self(Rc::new(All { kept: RefCell::default(), idle: Cell::new(0), is_swept: Cell::new(false) }))
     }
 
     /// A connection that is still good, the most recently used first. `is_good`: whether one that was made so may be used on.
     #[must_use]
     pub fn take(&self, key: &K, is_good: impl Fn(&Made) -> bool) -> Option<(Connection, Made)> {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.0.kept.borrow_mut();
         let kept = all.get_mut(key)?;
-        // Requests that are under way on one that is let go here come to their end.
-        kept.h2.retain(|(sender, made)| !sender.is_closed() && is_good(made));
-        let full = kept.h2.len() >= MAX_SHARED;
-        if let Some((sender, made)) = kept.h2.iter().find(|(s, _)| s.has_room()).or_else(|| kept.h2.first().filter(|_| full)) {
-            return Some((Connection::H2(sender.clone()), *made));
-        }
         let now = Instant::now();
+        kept.used = now;
+        // Requests that are under way on one that is let go here come to their end.
+        kept.h2.retain(|s| !s.sender.is_closed() && is_good(&s.made));
+        let full = kept.h2.len() >= MAX_SHARED;
+        let at = kept.h2.iter().position(|s| s.sender.has_room()).or(full.then_some(0));
+        if let Some(shared) = at.and_then(|at| kept.h2.get_mut(at)) {
+            shared.used = now;
+            return Some((Connection::H2(shared.sender.clone()), shared.made));
+        }
         kept.h1.retain(|idle| !idle.to.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR && is_good(&idle.made));
-        kept.h1.pop_back().map(|idle| (Connection::H1(idle.to), idle.made))
+        let idle = kept.h1.pop_back()?;
+        self.0.idle.set(self.0.idle.get().saturating_sub(1));
+        Some((Connection::H1(idle.to), idle.made))
     }
 
     fn kept<T>(&self, key: &K, f: impl FnOnce(&mut Kept) -> T) -> T {
-        f(self.0.borrow_mut().entry(key.clone()).or_default())
+        if !self.0.is_swept.replace(true) {
+            tokio::task::spawn_local(sweep(Rc::downgrade(&self.0)));
+        }
+        f(self.0.kept.borrow_mut().entry(key.clone()).or_default())
     }
 
     /// What has to be held while a connection is opened to a server that speaks HTTP/2.
@@ -86,7 +150,7 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
     pub fn share(&self, key: &K, sender: &Sender, made: Made) {
         self.kept(key, |k| {
             k.speaks_h2 = true;
-            k.h2.push((sender.clone(), made));
+            k.h2.push(Shared { sender: sender.clone(), made, used: Instant::now() });
         });
     }
 
@@ -105,7 +169,7 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
 
     #[must_use]
     pub fn refuses_h2(&self, key: &K) -> bool {
-        self.0.borrow().get(key).is_some_and(|k| k.refuses_h2)
+        self.0.kept.borrow().get(key).is_some_and(|k| k.refuses_h2)
     }
 
     /// The server speaks HTTP/1.1.
@@ -117,7 +181,8 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
     pub fn keep(&self, key: K, mut to: Http1, made: Made) {
         let pool = self.clone();
         tokio::task::spawn_local(async move {
-            if to.sender.ready().await.is_ok() {
+            if to.sender.ready().await.is_ok() && pool.0.idle.get() < MAX_ALL_IDLE {
+                pool.0.idle.set(pool.0.idle.get() + 1);
                 pool.kept(&key, |k| {
                     if k.h1.len() >= MAX_IDLE {
                         k.h1.pop_front();
@@ -125,6 +190,34 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
                     k.h1.push_back(Idle { to, made, since: Instant::now() });
                 });
             }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect;
+    use std::net::Ipv4Addr;
+    use tokio::io::AsyncReadExt;
+
+    #[test]
+    fn what_nobody_asks_for_any_more_is_closed_and_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let pool = Pool::<&str>::new();
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let Ok(Connection::H1(to)) = connect::h1(ours, false).await else { unreachable!() };
+            let began = Instant::now();
+            pool.keep("a", to, Made { at: began, to: Ipv4Addr::LOCALHOST.into() });
+            assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0, "it is closed");
+            let after = began.elapsed();
+            assert!(after >= IDLE_FOR && after <= IDLE_FOR + SWEPT_EVERY, "{after:?}");
+            assert_eq!(pool.0.idle.get(), 0);
+            while pool.0.is_swept.get() {
+                tokio::time::sleep(SWEPT_EVERY).await;
+            }
+            assert!(pool.0.kept.borrow().is_empty() && began.elapsed() >= UNUSED_FOR);
         });
     }
 }
