@@ -266,10 +266,11 @@ enum Blame {
 
 impl Blame {
     /// A shield that is lost is seen by its connection, which answers no ping, and not by how long an answer takes or what is in it.
-    fn of(error: FetchError, unsent: Option<Request<RequestBody>>) -> Self {
+    /// `attempts`: how many it may have used, for it does not say any more.
+    fn of(error: FetchError, attempts: u32, unsent: Option<Request<RequestBody>>) -> Self {
         match error {
             FetchError::Timeout | FetchError::Stalled | FetchError::Malformed | FetchError::Framing | FetchError::Broken => {
-                Self::Origin(FetchFailed { attempts: 1, ..error.into() })
+                Self::Origin(FetchFailed { attempts, ..error.into() })
             }
             _ => Self::Shield(error, unsent.map(Box::new)),
         }
@@ -298,7 +299,7 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let (method, interim) = (request.method().clone(), fetch.interim.clone());
         let request = to_shield(request, fetch, within);
         let answered = self.way.send(shield, request, interim, first_byte, origin.idle_timeout + GRACE).await;
-        let mut response = answered.map_err(|(error, unsent)| Blame::of(error, unsent))?;
+        let mut response = answered.map_err(|(error, unsent)| Blame::of(error, fetch.allowance.attempts, unsent))?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         let number = |name| fields::number(response.headers(), name).and_then(|n| u32::try_from(n).ok());
@@ -312,7 +313,7 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
         let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
-        let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::of(error, None))?;
+        let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::of(error, failed_before + 1, None))?;
         Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before, close_delimited, upgrade: None })
     }
 }
@@ -399,7 +400,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                     }
                     Err(Blame::Shield(error, unsent)) => {
                         turn.failed(self.clock.boot(), error);
-                        let attempts = u32::from(unsent.is_none());
+                        let attempts = if unsent.is_none() { allowance.attempts } else { 0 };
                         spent(&mut failed, &mut left, FetchFailed { attempts, ..FetchError::Shield.into() });
                         next = unsent.map(|unsent| from_shield(*unsent)).or_else(|| again.as_ref().filter(|_| left > 0).map(copy));
                         break;
