@@ -23,6 +23,8 @@ struct State {
     sent: AtomicU64,
     /// Connections break off after so many bytes of a body; 0: they do not.
     breaks: AtomicU64,
+    /// No parts are given from this request on; 0: they always are.
+    whole_from: AtomicU64,
     /// Milliseconds between two pieces of a body.
     slow: AtomicU64,
 }
@@ -93,14 +95,16 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
     };
     let version = state.version.load(Ordering::Relaxed);
     let etag = format!("{}\"v{version}\"", if kind == "weak" { "W/" } else { "" });
-    state.requests.fetch_add(1, Ordering::Relaxed);
+    let request = state.requests.fetch_add(1, Ordering::Relaxed) + 1;
+    let whole_from = state.whole_from.load(Ordering::Relaxed);
+    let gives_parts = kind != "whole" && (whole_from == 0 || request < whole_from);
     let fields =
         format!("ETag: {etag}\r\nCache-Control: {}\r\nSurrogate-Key: big\r\n", if kind == "private" { "private" } else { "max-age=1000" });
     if field("if-none-match").is_some_and(|e| e == etag) {
         write!(stream, "HTTP/1.1 304 Not Modified\r\n{fields}\r\n").ok()?;
         return Some(());
     }
-    let range = field("range").filter(|_| kind != "whole" && field("if-range").is_none_or(|e| e == etag));
+    let range = field("range").filter(|_| gives_parts && field("if-range").is_none_or(|e| e == etag));
     let bounds = range.and_then(|r| {
         let (first, last) = r.strip_prefix("bytes=")?.split_once('-')?;
         let first = first.parse::<u64>().ok()?;
@@ -304,6 +308,22 @@ fn without_ranges_or_a_strong_validator_an_object_is_fetched_whole() {
     }
     let (_, sent) = origin.gave();
     assert!(sent < 2 * MIB, "{sent}");
+}
+
+/// Servers behind one name differ, and a shield gives a part of what it gets whole.
+#[test]
+fn what_comes_whole_in_the_midst_of_a_body_goes_on_there() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let network = network(dir.path(), &origin, 0, "");
+    let edge = network.edges()[0].address();
+    let length = 7 * MIB + 5;
+    for (n, whole_from) in [(0, 2), (1, 3), (2, 4)] {
+        origin.gave();
+        origin.state.whole_from.store(whole_from, Ordering::Relaxed);
+        right(edge, &format!("/{length}/ranges/{n}"), length, MIB / 2, length - 1, 0);
+        let requests = origin.gave().0;
+        assert!(requests <= whole_from + 1, "{requests}: the rest comes with the first that is whole, but for what was asked for ahead");
+    }
 }
 
 /// What one client asks for in its own way costs others nothing.

@@ -128,6 +128,9 @@ pub async fn run<U: Upstream>(
     let ended = lead(&gateway, &asked, &fill, demand, end_to_end, validating, relay).await;
     if let Err(error) = ended {
         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, %error, "a fill failed");
+        if error.error.is_unreachable() {
+            asked.site.counters.failures.note(hash(asked.key.as_bytes()), gateway.clock.wall(), error);
+        }
         fill.fail(error);
     }
     gateway.fills.remove(&asked.key, &fill);
@@ -485,7 +488,7 @@ async fn receive<U: Upstream>(
         gateway.fills.remove(&asked.key, fill);
         let from = received.fetched.response.body_mut();
         // Whoever reads it learns how it ends; what came whole is kept.
-        let _ = slices::take_in(gateway, asked, &response.body, first, slice, from, part.is_none()).await;
+        let _ = slices::take_in(gateway, asked, &response.body, first, slice, (from, bytes::Bytes::new()), part.is_none()).await;
         return Ok(());
     }
     fill.head(Arc::clone(&head));

@@ -621,6 +621,11 @@ impl Fills {
         Watched { fills: Arc::clone(self), key: key.clone(), fill: Some(fill) }
     }
 
+    /// Whether anything is under way for it.
+    pub fn has(&self, key: &CacheKey) -> bool {
+        self.table.lock().contains_key(key)
+    }
+
     /// Begins `fill`, whatever else is under way.
     pub fn add(&self, key: &CacheKey, fill: Arc<Fill>) -> Arc<Fill> {
         self.table.lock().entry(key.clone()).or_default().push(Arc::clone(&fill));

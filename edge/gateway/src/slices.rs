@@ -60,6 +60,9 @@ fn key(body: &Body, slice: u64) -> Option<CacheKey> {
 pub trait Source {
     /// The slice on its way: somebody else's, or one that begins now.
     fn fill(&self, slice: u64) -> Arc<Fill>;
+
+    /// Whether a slice is fetched by itself, as far as is known: else the next one comes with the one before.
+    fn gives_parts(&self) -> bool;
 }
 
 pub struct Slices<U> {
@@ -94,6 +97,10 @@ impl<U: Upstream> Slices<U> {
 }
 
 impl<U: Upstream> Source for Slices<U> {
+    fn gives_parts(&self) -> bool {
+        self.gateway.store.ranges(&self.asked.key) != Ranges::Whole
+    }
+
     fn fill(&self, slice: u64) -> Arc<Fill> {
         let gateway = &self.gateway;
         let (demand, clean, end_to_end) = (gateway.demand(&self.asked), self.stored.clean_through(), gateway.past_caches(&self.asked));
@@ -150,20 +157,39 @@ async fn fetch_slice<U: Upstream>(
         return Err(FetchError::ServerError.into());
     }
     let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
+    let is_whole = status == StatusCode::OK && fetched.length == Some(stored.body.len());
     if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
         // Of this request alone, or for now.
         return Err(FetchError::Broken.into());
     }
-    if !is_part || !partial::is_part_of(&stored.headers, headers) {
-        if status == StatusCode::OK && partial::is_part_of(&stored.headers, headers) {
+    let is_same = partial::is_part_of(&stored.headers, headers);
+    if !is_part {
+        // What is here has no future: upstream has something else by now, or gives no parts of it.
+        gateway.store.drop_response(&asked.key, stored);
+        if is_same {
             gateway.store.note_ranges(&asked.key, Ranges::Whole);
         }
-        // What is here has no future: upstream has something else by now, or gives no parts of it.
+    }
+    if !is_same || !(is_part || is_whole) {
         gateway.store.drop_response(&asked.key, stored);
         return Err(FetchError::Changed.into());
     }
-    fill.head(Arc::new(head_of_slice(demand, SLICE.min(stored.body.len()))));
-    take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), fetched.response.body_mut(), false).await?;
+    let length = SLICE.min(stored.body.len());
+    fill.head(Arc::new(head_of_slice(demand, length)));
+    let from = fetched.response.body_mut();
+    if is_part {
+        take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, Bytes::new()), false).await?;
+    } else {
+        // All of the same, which the clients of what is here are in the middle of: what they want of it, and what comes behind that.
+        let rest = tokio::select! {
+            biased;
+            rest = leave_out(slice * SLICE, from) => rest?,
+            () = fetch::is_not_worth_its_end(asked, fill, Some(length)) => return Err(FetchError::Abandoned.into()),
+        };
+        // What is asked for ahead comes whole by itself, and goes on from there.
+        let on = !key(&stored.body, slice + 1).is_some_and(|next| gateway.fills.has(&next));
+        take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, rest), on).await?;
+    }
     // To its end, so that the connection is good for the next one.
     let _ = fetched.response.body_mut().data().await;
     Ok(())
@@ -193,7 +219,18 @@ pub fn coming<U: Upstream>(gateway: &Gateway<U>, body: &Body, slice: u64, begun:
     }
 }
 
-/// Takes a body in from the beginning of a slice. `on`: it goes on behind that slice, for as long as somebody wants the next one,
+/// Leaves out so many bytes of a body's beginning. Returns what came with the last of them.
+async fn leave_out(mut bytes: u64, from: &mut UpstreamBody) -> Result<Bytes, FetchError> {
+    loop {
+        let mut data = from.data().await.ok_or(FetchError::Broken)??;
+        match usize::try_from(bytes).ok().filter(|bytes| *bytes <= data.len()) {
+            Some(bytes) => return Ok(data.split_off(bytes)),
+            None => bytes -= data.len() as u64,
+        }
+    }
+}
+
+/// Takes a body in from the beginning of a slice; `rest` came already. `on`: it goes on behind that slice, for as long as somebody wants the next one,
 /// and no reader of a slice that nobody holds any more is far behind.
 ///
 /// # Errors
@@ -204,11 +241,10 @@ pub async fn take_in<U: Upstream>(
     body: &Body,
     mut slice: u64,
     mut fill: Arc<Fill>,
-    from: &mut UpstreamBody,
+    (from, mut rest): (&mut UpstreamBody, Bytes),
     on: bool,
 ) -> Result<(), FetchError> {
     let slices = body.len().div_ceil(SLICE);
-    let mut rest = Bytes::new();
     let mut recent = Recent { gateway, body, fills: VecDeque::new() };
     let mut upcoming = VecDeque::new();
     let ended = loop {
@@ -402,7 +438,7 @@ impl SlicedBody {
         };
         // The next one is on its way before it is needed.
         let behind = (slice + 1) * SLICE;
-        if behind < self.end && self.store.piece(&self.body, behind, behind).is_none() {
+        if behind < self.end && self.source.gives_parts() && self.store.piece(&self.body, behind, behind).is_none() {
             self.ahead = Some((slice + 1, self.reader(slice + 1)));
         }
         Doing::Filling(reader)
