@@ -537,7 +537,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Upstream is asked for this request alone: whether what is stored is still good, where that can be asked, else as its client
-    /// asks.
+    /// asks. A part of what is for one client has to be the part that the client wants.
     async fn by_itself(
         self: &Rc<Self>,
         asked: Rc<Asked>,
@@ -546,7 +546,7 @@ impl<U: Upstream> Gateway<U> {
         end_to_end: bool,
         status: CacheStatus,
     ) -> Answer {
-        if validating.as_ref().is_some_and(Validating::has_validator) {
+        if validating.as_ref().is_some_and(Validating::has_validator) && !asked.headers.contains_key(RANGE) {
             return self.alone(&asked, validating, demand, end_to_end, status).await;
         }
         let reason = status.forward.unwrap_or(ForwardReason::Miss);
