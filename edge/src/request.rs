@@ -17,7 +17,7 @@ use std::time::Duration;
 use tidegate_control_types::BootTime;
 use tidegate_control_types::purge::host_and_port;
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Answer, Answering, Asked, CacheStatus, RequestBody, ResponseBody, Site, fields, show_date};
+use tidegate_gateway::{Answer, Answering, Asked, CacheStatus, End, RequestBody, ResponseBody, Site, fields, show_date};
 use tidegate_node::link::full;
 
 const PURGE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -326,8 +326,8 @@ impl Worker {
         let Some(log) = self.shared.log.clone() else { return };
         let (status, how) = (answer.response.status().as_u16(), answer.status);
         let shared = Arc::clone(&self.shared);
-        answer.response.body_mut().on_finish(Box::new(move |bytes, complete| {
-            log.line(&seen.line(&shared, started, status, how, (bytes, complete)));
+        answer.response.body_mut().on_finish(Box::new(move |bytes, end| {
+            log.line(&seen.line(&shared, started, status, how, (bytes, end)));
         }));
     }
 }
@@ -376,8 +376,7 @@ impl Logged {
 impl Drop for Logged {
     fn drop(&mut self) {
         if let (Some(seen), Some(log)) = (self.seen.take(), &self.worker.shared.log) {
-            let of_none = CacheStatus { detail: Some("client-closed"), ..CacheStatus::default() };
-            log.line(&seen.line(&self.worker.shared, self.started, CLIENT_CLOSED, of_none, (0, false)));
+            log.line(&seen.line(&self.worker.shared, self.started, CLIENT_CLOSED, CacheStatus::default(), (0, End::Left)));
         }
     }
 }
@@ -402,8 +401,8 @@ impl Seen {
         Self { site: Rc::clone(site), client: client.ip, protocol, method: request.method().clone(), host: host.to_owned(), target }
     }
 
-    /// `body`: how many bytes went out, and whether they are all.
-    fn line<'a>(&'a self, shared: &'a Shared, started: BootTime, status: u16, how: CacheStatus, body: (u64, bool)) -> Line<'a> {
+    /// `body`: how many bytes went out, and why no more.
+    fn line<'a>(&'a self, shared: &'a Shared, started: BootTime, status: u16, how: CacheStatus, (bytes, end): (u64, End)) -> Line<'a> {
         Line {
             time: shared.clock.wall().0,
             node: &shared.node,
@@ -414,10 +413,14 @@ impl Seen {
             host: &self.host,
             target: &self.target,
             status,
-            bytes: body.0,
-            complete: body.1,
+            bytes,
+            complete: end == End::Whole,
             cache: how.forward.map_or(if how.hit { "hit" } else { "none" }, tidegate_gateway::forward_token),
-            detail: how.detail,
+            detail: match end {
+                End::Whole => how.detail,
+                End::Failed(error) => Some(error.token()),
+                End::Left => Some("client-closed"),
+            },
             collapsed: how.collapsed,
             milliseconds: u64::try_from(shared.clock.boot().since(started).as_millis()).unwrap_or(u64::MAX),
         }

@@ -458,7 +458,7 @@ impl<'a> Judge<'a> {
             if !may_be {
                 say(format!("it is stale: {age:.2} s old, for {lifetime} s"));
             }
-        } else if !asked.settings.ignores_reloads {
+        } else if !asked.settings.ignores_reloads && !self.needs_help(asked, true) {
             if asked.directive("max-age").flatten().is_some_and(|most| age > most + second) {
                 say(format!("{age:.2} s is older than the client takes"));
             }

@@ -476,7 +476,7 @@ impl Connection {
             return Ok(true);
         }
         let paced = (r.index(10) == 0).then(|| Duration::from_millis(20 + r.below(120)));
-        let piece = if paced.is_some() || endless { length / 8 + 1000 } else { 64 << 10 };
+        let piece = if paced.is_some() { length / 8 + 1000 } else { 64 << 10 };
         let end = if endless { usize::MAX } else { cut.unwrap_or(length) };
         let mut at = 0;
         while at < end {

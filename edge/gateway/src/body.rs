@@ -22,8 +22,21 @@ use tidegate_store::{Piece, Store};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
-/// Called once when a body is over: bytes handed over, and whether it was all of it.
-pub type Finished = Box<dyn FnOnce(u64, bool)>;
+/// Called once when a body is over, with the bytes that were handed over.
+pub type Finished = Box<dyn FnOnce(u64, End)>;
+
+/// Called where upstream does not bring the rest of a body.
+pub type Failing = Box<dyn FnOnce(FetchError)>;
+
+/// How a body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Whole,
+    /// Upstream, or the disk, did not bring the rest.
+    Failed(FetchError),
+    /// The client went.
+    Left,
+}
 
 enum Kind {
     Empty,
@@ -84,8 +97,10 @@ impl StoredBody {
 pub struct ResponseBody {
     kind: Kind,
     sent: u64,
-    ended: bool,
+    /// Until it is known, the client may go.
+    end: End,
     finished: Option<Finished>,
+    failed: Option<Failing>,
     in_flight: Option<OneInFlight>,
     /// The longest piece that goes out at once, and what is left of a longer one.
     most: usize,
@@ -97,7 +112,7 @@ pub const MULTIPLEXED_PIECE: usize = 16 << 10;
 
 impl ResponseBody {
     fn of(kind: Kind) -> Self {
-        Self { kind, sent: 0, ended: false, finished: None, in_flight: None, most: usize::MAX, held: Bytes::new() }
+        Self { kind, sent: 0, end: End::Left, finished: None, failed: None, in_flight: None, most: usize::MAX, held: Bytes::new() }
     }
 
     /// From now on the client has this body to take, in pieces of at most `most` bytes.
@@ -152,6 +167,11 @@ impl ResponseBody {
     #[must_use]
     pub(crate) fn coded(body: CodedBody) -> Self {
         Self::of(Kind::Coded(body))
+    }
+
+    /// Calls `failed` where the rest of it does not come.
+    pub fn on_failure(&mut self, failed: Failing) {
+        self.failed = Some(failed);
     }
 
     /// Calls `finished` when the body has been handed over, or was dropped before.
@@ -216,7 +236,8 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         drop(self.in_flight.take());
         if let Some(finished) = self.finished.take() {
-            finished(self.sent, self.ended || matches!(self.kind, Kind::Empty) && self.held.is_empty());
+            let is_whole = matches!(self.kind, Kind::Empty) && self.held.is_empty();
+            finished(self.sent, if is_whole { End::Whole } else { self.end });
         }
     }
 }
@@ -234,16 +255,24 @@ impl Body for ResponseBody {
         let data = ready!(data);
         Poll::Ready(match data {
             None => {
-                this.ended = true;
+                this.end = End::Whole;
                 this.trailers().map(|t| Ok(Frame::trailers(t)))
             }
             Some(Ok(data)) => {
                 this.sent += data.remaining() as u64;
                 // Whoever knows the length asks no further, though trailers might come.
-                this.ended = this.is_end_stream() || (matches!(this.kind, Kind::Relay { left: Some(0), .. }) && this.held.is_empty());
+                if this.is_end_stream() || (matches!(this.kind, Kind::Relay { left: Some(0), .. }) && this.held.is_empty()) {
+                    this.end = End::Whole;
+                }
                 Some(Ok(Frame::data(data)))
             }
-            Some(Err(e)) => Some(Err(e)),
+            Some(Err(error)) => {
+                this.end = End::Failed(error);
+                if let Some(failed) = this.failed.take() {
+                    failed(error);
+                }
+                Some(Err(error))
+            }
         })
     }
 
@@ -461,17 +490,17 @@ mod tests {
     #[test]
     fn a_relayed_body_is_complete_with_its_last_byte() {
         use crate::UpstreamBody;
-        for (length, complete) in [(5, true), (6, false)] {
+        for (length, end) in [(5, End::Whole), (6, End::Left)] {
             let told = Rc::new(Cell::new(None));
             let inner = UpstreamBody::new(http_body_util::Full::new(Bytes::from_static(b"12345")).map_err(|e| match e {}));
             let mut body = ResponseBody::relay(inner, Some(length));
             let tell = Rc::clone(&told);
-            body.on_finish(Box::new(move |bytes, complete| tell.set(Some((bytes, complete)))));
+            body.on_finish(Box::new(move |bytes, end| tell.set(Some((bytes, end)))));
             // Whoever knows the length asks no further.
             assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())).is_ready());
-            assert_eq!(body.is_end_stream(), complete);
+            assert_eq!(body.is_end_stream(), end == End::Whole);
             drop(body);
-            assert_eq!(told.get(), Some((5, complete)));
+            assert_eq!(told.get(), Some((5, end)));
         }
     }
 

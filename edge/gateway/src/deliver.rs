@@ -6,7 +6,7 @@ use crate::coded_body::CodedBody;
 use crate::fetch::Own;
 use crate::fields;
 use crate::fill::{Fill, FillHead, FillReader};
-use crate::gateway::{Answer, Gateway, Moment, Tier};
+use crate::gateway::{Answer, Gateway, Moment, Tier, hash};
 use crate::hot::Said;
 use crate::site::Counters;
 use crate::slices::{LARGE, SLICE, SlicedBody, Slices};
@@ -308,7 +308,7 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
     if parts.status == StatusCode::NOT_MODIFIED {
         conditional::name_as_held(&asked.headers, &mut headers);
     }
-    let body = match gateway.coding_of_one(asked, parts.status, &mut headers, own.length) {
+    let mut body = match gateway.coding_of_one(asked, parts.status, &mut headers, own.length) {
         Some(coding) if asked.method == Method::HEAD => {
             coding::describe(&mut headers, coding, None);
             ResponseBody::empty()
@@ -324,6 +324,8 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
         },
     };
     count(asked, &body);
+    let (site, key, clock) = (Rc::clone(&asked.site), hash(asked.key.as_bytes()), Arc::clone(&gateway.clock));
+    body.on_failure(Box::new(move |error| site.counters.failures.note(key, clock.wall(), error.into())));
     with_cost(gateway, asked, answer(parts.status, headers, body, how))
 }
 

@@ -33,7 +33,7 @@ mod upstream;
 
 pub use answering::Answering;
 pub use asked::{Asked, Outgoing, Purpose};
-pub use body::{Finished, MULTIPLEXED_PIECE, Progress, RequestBody, ResponseBody, Turn};
+pub use body::{End, Finished, MULTIPLEXED_PIECE, Progress, RequestBody, ResponseBody, Turn};
 pub use coder::Coder;
 pub use explain::unknown;
 pub use figures::{AllCounters, Figures};
