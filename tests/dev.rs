@@ -5,6 +5,8 @@
 mod support;
 
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use support::{Dev, Nginx, get, get_with, text};
 
@@ -188,6 +190,54 @@ fn the_access_log_goes_to_stdout_a_line_a_request() {
     let said = |line: &Value| (line["target"].as_str().unwrap().to_owned(), line["status"].as_u64().unwrap(), line["site"].clone());
     assert_eq!(said(&lines[0]), ("/hello.txt".to_owned(), 200, "dev".into()));
     assert_eq!(said(&lines[1]), ("/nosuch?q=1".to_owned(), 404, "dev".into()));
+}
+
+/// An origin whose bodies are shorter than it says; it goes after `/torn`, and stays after the others.
+fn short_origin() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let head = support::request_head(&mut stream);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 10\r\n\r\n12345");
+                if !head.contains("/torn") {
+                    support::request_head(&mut stream);
+                }
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn the_access_log_and_explain_say_why_a_body_broke_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), &["--access-log", "-", "--shields", "1", "--origin", &short_origin()]);
+    let host = format!("localhost:{}", dev.http[0].port());
+    assert!(support::Http::connect(dev.http[0]).unwrap().ask("GET", &host, "/torn", &[]).is_err(), "five of ten bytes came");
+    let mut leaving = TcpStream::connect(dev.http[0]).unwrap();
+    leaving.write_all(b"GET /left HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut got = Vec::new();
+    while !got.ends_with(b"12345") {
+        let mut byte = [0];
+        leaving.read_exact(&mut byte).unwrap();
+        got.push(byte[0]);
+    }
+    drop(leaving);
+    let why = support::wait_for("both lines", || {
+        let out = std::fs::read_to_string(dir.path().join("dev.json")).ok()?;
+        let all: Vec<Value> = out.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        let of = |target: &str| {
+            let line = all.iter().find(|l| l["target"] == target)?;
+            Some((line["status"].clone(), line["bytes"].clone(), line["complete"].clone(), line["detail"].clone()))
+        };
+        Some((of("/torn")?, of("/left")?))
+    });
+    let line = |detail: &str| (200.into(), 5.into(), false.into(), detail.into());
+    assert_eq!(why, (line("broken"), line("client-closed")));
+    let explained = support::text(&dev.tidegate(&["explain", &format!("http://{host}/torn")]).stdout);
+    assert_eq!(explained.matches("the answer broke off").count(), 2, "by both tiers: {explained}");
 }
 
 #[test]
