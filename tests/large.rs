@@ -310,7 +310,7 @@ fn without_ranges_or_a_strong_validator_an_object_is_fetched_whole() {
     assert!(sent < 2 * MIB, "{sent}");
 }
 
-/// Servers behind one name differ, and a shield gives a part of what it gets whole.
+/// One server may give parts while the next one does not. A shield gives parts of responses that it fetches as a whole.
 #[test]
 fn what_comes_whole_in_the_midst_of_a_body_goes_on_there() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());

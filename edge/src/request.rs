@@ -401,7 +401,7 @@ impl Seen {
         Self { site: Rc::clone(site), client: client.ip, protocol, method: request.method().clone(), host: host.to_owned(), target }
     }
 
-    /// `body`: how many bytes went out, and why no more.
+    /// The line of an answer of which so many bytes went out, with how it ended.
     fn line<'a>(&'a self, shared: &'a Shared, started: BootTime, status: u16, how: CacheStatus, (bytes, end): (u64, End)) -> Line<'a> {
         Line {
             time: shared.clock.wall().0,

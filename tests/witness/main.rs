@@ -251,7 +251,7 @@ async fn browse(shared: Arc<Shared>, network: &'static str, mut clients: HashMap
         }
         std::mem::swap(&mut asked.got, &mut got);
         if let Some(answer) = asked.answer().and_then(|serial| shared.origin.answer(serial)) {
-            // Of a long body it takes a while, in which nothing else of this thread would go on.
+            // A long body takes a while: without this, all other tasks of the thread would wait.
             asked.wrong_bytes = tokio::task::block_in_place(|| model::wrong_bytes(&answer, &asked.wish, &asked.got));
             let said = |name: &str| value_of(&asked.got.fields, name).map(|v| String::from_utf8_lossy(&v).into_owned());
             shared.tags.lock().unwrap().insert(asked.wish.path.clone(), (said("etag"), said("last-modified")));

@@ -392,8 +392,7 @@ impl TlsSettings {
     }
 }
 
-/// By the system's authorities, or by the site's own; of which a server may show one itself: a certificate that signed itself and says
-/// that it is an authority.
+/// The usual verification. In addition, a server may show one of the site's own authorities as its certificate: one that signed itself.
 #[derive(Debug)]
 struct Verified {
     verifier: Arc<WebPkiServerVerifier>,

@@ -227,7 +227,7 @@ struct Limits {
 }
 
 impl Limits {
-    /// What is left of the request's time for a step that may take `most`.
+    /// How long a step may take: `most`, or the rest of the request's time.
     fn left(&self, most: Duration) -> Duration {
         self.until.map_or(most, |until| most.min(until.saturating_duration_since(tokio::time::Instant::now())))
     }

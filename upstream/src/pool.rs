@@ -20,9 +20,9 @@ const MAX_ALL_IDLE: usize = 1024;
 const IDLE_FOR: Duration = Duration::from_secs(30);
 /// HTTP/2 connections to one server; beyond, requests wait for one another.
 const MAX_SHARED: usize = 64;
-/// A connection of HTTP/2 is closed when nobody has wanted it for so long, and what is known of a server is forgotten.
+/// An HTTP/2 connection without requests is closed after this time, and an unused server is forgotten.
 const UNUSED_FOR: Duration = Duration::from_secs(300);
-/// What is to be closed is looked for so often.
+/// The time between two sweeps.
 const SWEPT_EVERY: Duration = Duration::from_secs(10);
 
 /// A connection, and what decides for how long it may be kept.
@@ -63,7 +63,7 @@ impl Default for Kept {
 }
 
 impl Kept {
-    /// Closes what is closed already, or was idle for too long.
+    /// Drops connections that are closed, or were idle for too long.
     fn sweep(&mut self, now: Instant) {
         self.h1.retain(|idle| !idle.to.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR);
         self.h2.retain(|s| !s.sender.is_closed() && (!s.sender.is_idle() || now.duration_since(s.used) < UNUSED_FOR));
@@ -76,7 +76,7 @@ impl Kept {
 
 struct All<K> {
     kept: RefCell<HashMap<K, Kept>>,
-    /// Idle ones of HTTP/1.1, about: counted anew with each sweep.
+    /// The number of idle HTTP/1.1 connections. An estimate: each sweep corrects it.
     idle: Cell<usize>,
     is_swept: Cell<bool>,
 }

@@ -25,7 +25,7 @@ use tokio::time::Sleep;
 /// Called once when a body is over, with the bytes that were handed over.
 pub type Finished = Box<dyn FnOnce(u64, End)>;
 
-/// Called where upstream does not bring the rest of a body.
+/// A callback for a body that upstream did not send to its end.
 pub type Failing = Box<dyn FnOnce(FetchError)>;
 
 /// How a body ended.
@@ -97,7 +97,7 @@ impl StoredBody {
 pub struct ResponseBody {
     kind: Kind,
     sent: u64,
-    /// Until it is known, the client may go.
+    /// `Left` for as long as nothing else is known.
     end: End,
     finished: Option<Finished>,
     failed: Option<Failing>,
@@ -169,7 +169,7 @@ impl ResponseBody {
         Self::of(Kind::Coded(body))
     }
 
-    /// Calls `failed` where the rest of it does not come.
+    /// Calls `failed` if upstream does not send the rest.
     pub fn on_failure(&mut self, failed: Failing) {
         self.failed = Some(failed);
     }

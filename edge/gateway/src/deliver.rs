@@ -37,7 +37,7 @@ fn vouch<U: Upstream>(gateway: &Gateway<U>, headers: &mut HeaderMap, through: Re
     }
 }
 
-/// With the requests to the origin that failed before it, which count over both tiers.
+/// Adds how many requests to the origin failed before this answer: they count over both tiers.
 fn with_cost<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, mut answer: Answer) -> Answer {
     let failed = asked.spent.failed();
     if gateway.node.tier == Tier::Shield && failed > 0 {

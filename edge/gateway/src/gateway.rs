@@ -537,7 +537,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// Upstream is asked for this request alone: whether what is stored is still good, where that can be asked, else as its client
-    /// asks. A part of what is for one client has to be the part that the client wants.
+    /// asks. A range is asked for as the client asks: a slice of a private response serves no other client.
     async fn by_itself(
         self: &Rc<Self>,
         asked: Rc<Asked>,

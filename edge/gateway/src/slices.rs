@@ -164,7 +164,7 @@ async fn fetch_slice<U: Upstream>(
     }
     let is_same = partial::is_part_of(&stored.headers, headers);
     if !is_part {
-        // What is here has no future: upstream has something else by now, or gives no parts of it.
+        // The stored response has no future: upstream has another one by now, or gives no parts of it.
         gateway.store.drop_response(&asked.key, stored);
         if is_same {
             gateway.store.note_ranges(&asked.key, Ranges::Whole);
@@ -180,13 +180,13 @@ async fn fetch_slice<U: Upstream>(
     if is_part {
         take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, Bytes::new()), false).await?;
     } else {
-        // All of the same, which the clients of what is here are in the middle of: what they want of it, and what comes behind that.
+        // The same response as a whole. Its clients are in the midst of the body: the bytes before this slice are left out.
         let rest = tokio::select! {
             biased;
             rest = leave_out(slice * SLICE, from) => rest?,
             () = fetch::is_not_worth_its_end(asked, fill, Some(length)) => return Err(FetchError::Abandoned.into()),
         };
-        // What is asked for ahead comes whole by itself, and goes on from there.
+        // If another fetch brings the next slice already, that one goes on.
         let on = !key(&stored.body, slice + 1).is_some_and(|next| gateway.fills.has(&next));
         take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, rest), on).await?;
     }
@@ -219,7 +219,7 @@ pub fn coming<U: Upstream>(gateway: &Gateway<U>, body: &Body, slice: u64, begun:
     }
 }
 
-/// Leaves out so many bytes of a body's beginning. Returns what came with the last of them.
+/// Reads `bytes` bytes and drops them. Returns the rest of the last piece.
 async fn leave_out(mut bytes: u64, from: &mut UpstreamBody) -> Result<Bytes, FetchError> {
     loop {
         let mut data = from.data().await.ok_or(FetchError::Broken)??;
