@@ -8,7 +8,7 @@ mod support;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use support::network::{Network, Plan};
 use support::{Http, Numbers, Response, get, get_with, request_head, wait_for};
 
@@ -25,6 +25,8 @@ struct State {
     breaks: AtomicU64,
     /// No parts are given from this request on; 0: they always are.
     whole_from: AtomicU64,
+    /// What comes whole is sent in chunks.
+    chunked: AtomicBool,
     /// Milliseconds between two pieces of a body.
     slow: AtomicU64,
 }
@@ -118,7 +120,9 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
         Some((first, end)) => (format!("206 Partial Content\r\nContent-Range: bytes {first}-{}/{length}", end - 1), first, end),
         None => ("200 OK".to_owned(), 0, length),
     };
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\n{fields}\r\n", end - first).ok()?;
+    let chunked = bounds.is_none() && state.chunked.load(Ordering::Relaxed);
+    let framing = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {}", end - first) };
+    write!(stream, "HTTP/1.1 {status}\r\n{framing}\r\nAccept-Ranges: bytes\r\n{fields}\r\n").ok()?;
     let breaks = state.breaks.load(Ordering::Relaxed);
     let mut at = first;
     while at < end {
@@ -127,10 +131,19 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
             stream.shutdown(std::net::Shutdown::Both).ok()?;
             return None;
         }
+        if chunked {
+            write!(stream, "{:x}\r\n", next - at).ok()?;
+        }
         stream.write_all(&content(version, at, next)).ok()?;
+        if chunked {
+            stream.write_all(b"\r\n").ok()?;
+        }
         state.sent.fetch_add(next - at, Ordering::Relaxed);
         at = next;
         std::thread::sleep(std::time::Duration::from_millis(state.slow.load(Ordering::Relaxed)));
+    }
+    if chunked {
+        stream.write_all(b"0\r\n\r\n").ok()?;
     }
     Some(())
 }
@@ -317,8 +330,9 @@ fn what_comes_whole_in_the_midst_of_a_body_goes_on_there() {
     let network = network(dir.path(), &origin, 0, "");
     let edge = network.edges()[0].address();
     let length = 7 * MIB + 5;
-    for (n, whole_from) in [(0, 2), (1, 3), (2, 4)] {
+    for (n, whole_from) in [(0, 2), (1, 3), (2, 4), (3, 3)] {
         origin.gave();
+        origin.state.chunked.store(n == 3, Ordering::Relaxed);
         origin.state.whole_from.store(whole_from, Ordering::Relaxed);
         right(edge, &format!("/{length}/ranges/{n}"), length, MIB / 2, length - 1, 0);
         let requests = origin.gave().0;

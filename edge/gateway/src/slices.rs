@@ -157,7 +157,8 @@ async fn fetch_slice<U: Upstream>(
         return Err(FetchError::ServerError.into());
     }
     let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
-    let is_whole = status == StatusCode::OK && fetched.length == Some(stored.body.len());
+    // If it comes without a length, its end is counted.
+    let is_whole = status == StatusCode::OK && fetched.length.is_none_or(|length| length == stored.body.len());
     if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
         // Of this request alone, or for now.
         return Err(FetchError::Broken.into());
@@ -230,7 +231,7 @@ async fn leave_out(mut bytes: u64, from: &mut UpstreamBody) -> Result<Bytes, Fet
     }
 }
 
-/// Takes a body in from the beginning of a slice; `rest` came already. `on`: it goes on behind that slice, for as long as somebody wants the next one,
+/// Takes a body in from the beginning of a slice; `rest` came already. `on`: it goes on behind that slice, for as long as a reader wants the next one,
 /// and no reader of a slice that nobody holds any more is far behind.
 ///
 /// # Errors
