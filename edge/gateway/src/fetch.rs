@@ -128,12 +128,17 @@ pub async fn run<U: Upstream>(
     let ended = lead(&gateway, &asked, &fill, demand, end_to_end, validating, relay).await;
     if let Err(error) = ended {
         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, %error, "a fill failed");
-        if error.error.is_unreachable() {
-            asked.site.counters.failures.note(hash(asked.key.as_bytes()), gateway.clock.wall(), error);
-        }
+        note_failure(&gateway, &asked, error);
         fill.fail(error);
     }
     gateway.fills.remove(&asked.key, &fill);
+}
+
+/// For those who ask what went wrong with a key.
+pub fn note_failure<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, failed: FetchFailed) {
+    if !matches!(failed.error, FetchError::Abandoned | FetchError::Changed | FetchError::ServerError | FetchError::Client) {
+        asked.site.counters.failures.note(hash(asked.key.as_bytes()), gateway.clock.wall(), failed);
+    }
 }
 
 async fn lead<U: Upstream>(
@@ -321,6 +326,7 @@ pub fn keep_answer<U: Upstream>(
     let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
     tokio::task::spawn_local(async move {
         if let Err(error) = receive(&gateway, &asked, Purpose::OneClient, &of_task, received, Some(relay), None).await {
+            note_failure(&gateway, &asked, error);
             of_task.fail(error);
         }
         gateway.fills.remove(&asked.key, &of_task);
@@ -488,7 +494,16 @@ async fn receive<U: Upstream>(
         gateway.fills.remove(&asked.key, fill);
         let from = received.fetched.response.body_mut();
         // Whoever reads it learns how it ends; what came whole is kept.
-        let _ = slices::take_in(gateway, asked, &response.body, first, slice, (from, bytes::Bytes::new()), part.is_none()).await;
+        let _ = slices::take_in(
+            gateway,
+            asked,
+            &response.body,
+            first,
+            slice,
+            (from, bytes::Bytes::new()),
+            part.is_none().then_some(slices::LINGER),
+        )
+        .await;
         return Ok(());
     }
     fill.head(Arc::clone(&head));

@@ -621,9 +621,9 @@ impl Fills {
         Watched { fills: Arc::clone(self), key: key.clone(), fill: Some(fill) }
     }
 
-    /// Whether anything is under way for it.
+    /// Whether anything is under way for it that has not failed.
     pub fn has(&self, key: &CacheKey) -> bool {
-        self.table.lock().contains_key(key)
+        self.table.lock().get(key).is_some_and(|fills| fills.iter().any(|f| !f.has_failed()))
     }
 
     /// Begins `fill`, whatever else is under way.

@@ -31,7 +31,11 @@ pub const SLICE: u64 = 4 * CHUNK as u64;
 /// Longer bodies are kept slice by slice, where upstream takes ranges, in bytes.
 pub const LARGE: u64 = 8 << 20;
 /// How long a body that comes by itself waits for a slow reader to want its next slice.
-const LINGER: Duration = Duration::from_secs(30);
+pub const LINGER: Duration = Duration::from_secs(30);
+/// The same for a body that upstream does not give in parts: to ask for it once more would cost all of its beginning.
+const WHOLE_LINGER: Duration = Duration::from_secs(3600);
+/// The most bytes that are left out of such a body's beginning.
+const MOST_LEFT_OUT: u64 = 64 << 20;
 /// How long slices that have come wait for readers that are a little behind.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// Slices that have come and are still held.
@@ -124,6 +128,7 @@ impl<U: Upstream> Source for Slices<U> {
                 tokio::task::spawn_local(async move {
                     let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end);
                     if let Err(error) = run.await {
+                        fetch::note_failure(&gateway, &asked, error);
                         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, slice, %error, "a slice failed");
                         of_task.fail(error);
                         gateway.fills.remove(&key, &of_task);
@@ -158,28 +163,31 @@ async fn fetch_slice<U: Upstream>(
     }
     let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
     // If it comes without a length, its end is counted.
-    let is_whole = status == StatusCode::OK && fetched.length.is_none_or(|length| length == stored.body.len());
+    let is_long = fetched.length.is_none_or(|length| length == stored.body.len());
+    // All of the same, of which this slice is near enough to the beginning.
+    let is_whole = status == StatusCode::OK && is_long && !fetched.close_delimited && slice * SLICE <= MOST_LEFT_OUT;
     if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
         // Of this request alone, or for now.
         return Err(FetchError::Broken.into());
     }
     let is_same = partial::is_part_of(&stored.headers, headers);
-    if !is_part {
+    if !(is_part && is_same) {
         // The stored response has no future: upstream has another one by now, or gives no parts of it.
         gateway.store.drop_response(&asked.key, stored);
-        if is_same {
-            gateway.store.note_ranges(&asked.key, Ranges::Whole);
-        }
+    }
+    if status == StatusCode::OK && is_same {
+        gateway.store.note_ranges(&asked.key, Ranges::Whole);
     }
     if !is_same || !(is_part || is_whole) {
-        gateway.store.drop_response(&asked.key, stored);
         return Err(FetchError::Changed.into());
     }
     let length = SLICE.min(stored.body.len());
     fill.head(Arc::new(head_of_slice(demand, length)));
     let from = fetched.response.body_mut();
     if is_part {
-        take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, Bytes::new()), false).await?;
+        take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, Bytes::new()), None).await?;
+        // To its end, so that the connection is good for the next one.
+        let _ = from.data().await;
     } else {
         // The same response as a whole. Its clients are in the midst of the body: the bytes before this slice are left out.
         let rest = tokio::select! {
@@ -189,10 +197,9 @@ async fn fetch_slice<U: Upstream>(
         };
         // If another fetch brings the next slice already, that one goes on.
         let on = !key(&stored.body, slice + 1).is_some_and(|next| gateway.fills.has(&next));
-        take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, rest), on).await?;
+        // What fails later is no fault of this slice.
+        let _ = take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, rest), on.then_some(WHOLE_LINGER)).await;
     }
-    // To its end, so that the connection is good for the next one.
-    let _ = fetched.response.body_mut().data().await;
     Ok(())
 }
 
@@ -231,7 +238,7 @@ async fn leave_out(mut bytes: u64, from: &mut UpstreamBody) -> Result<Bytes, Fet
     }
 }
 
-/// Takes a body in from the beginning of a slice; `rest` came already. `on`: it goes on behind that slice, for as long as a reader wants the next one,
+/// Takes a body in from the beginning of a slice; `rest` came already. `linger`: it goes on behind that slice; for so long it waits until a reader wants the next one,
 /// and no reader of a slice that nobody holds any more is far behind.
 ///
 /// # Errors
@@ -243,14 +250,14 @@ pub async fn take_in<U: Upstream>(
     mut slice: u64,
     mut fill: Arc<Fill>,
     (from, mut rest): (&mut UpstreamBody, Bytes),
-    on: bool,
+    linger: Option<Duration>,
 ) -> Result<(), FetchError> {
     let slices = body.len().div_ceil(SLICE);
     let mut recent = Recent { gateway, body, fills: VecDeque::new() };
     let mut upcoming = VecDeque::new();
     let ended = loop {
         // Those who read the next slice ask for the one behind it already.
-        while on && upcoming.len() < 2 && slice + 1 + (upcoming.len() as u64) < slices {
+        while linger.is_some() && upcoming.len() < 2 && slice + 1 + (upcoming.len() as u64) < slices {
             upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.begun));
         }
         let length = SLICE.min(body.len() - slice * SLICE);
@@ -272,7 +279,7 @@ pub async fn take_in<U: Upstream>(
         let Some(next) = upcoming.pop_front() else { break whole };
         recent.leave_all_but(MOST_RECENT, LEAVE_WITHIN).await;
         (slice, fill) = (slice + 1, next);
-        if whole.is_err() || !recent.is_followed_by(&fill).await {
+        if whole.is_err() || !recent.is_followed_by(&fill, linger.unwrap_or_default()).await {
             // Whoever came to these meanwhile asks for them by itself.
             for (slice, fill) in (slice..).zip(std::iter::once(fill).chain(upcoming)) {
                 fill.fail(FetchError::Broken);
@@ -294,7 +301,7 @@ struct Recent<'a, U> {
 
 impl<U: Upstream> Recent<'_, U> {
     /// Until somebody wants the next slice; `false`: nobody reads these any more, or their readers are too slow.
-    async fn is_followed_by(&self, next: &Fill) -> bool {
+    async fn is_followed_by(&self, next: &Fill, linger: Duration) -> bool {
         let unread = async {
             let mut looks = 0;
             while looks < 2 {
@@ -306,7 +313,7 @@ impl<U: Upstream> Recent<'_, U> {
             biased;
             () = next.wanted() => true,
             () = unread => false,
-            () = tokio::time::sleep(LINGER) => false,
+            () = tokio::time::sleep(linger) => false,
         }
     }
 
