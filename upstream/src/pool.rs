@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const MAX_IDLE: usize = 64;
-/// Idle ones of HTTP/1.1 to all servers together.
+/// Idle ones of HTTP/1.1 to all servers together. Those of HTTP/2 are bounded for each server.
 const MAX_ALL_IDLE: usize = 1024;
 /// Shorter than what servers commonly allow, so that they do not close just as a request is sent.
 const IDLE_FOR: Duration = Duration::from_secs(30);
@@ -22,6 +22,8 @@ const IDLE_FOR: Duration = Duration::from_secs(30);
 const MAX_SHARED: usize = 64;
 /// An HTTP/2 connection without requests is closed after this time, and an unused server is forgotten.
 const UNUSED_FOR: Duration = Duration::from_secs(300);
+/// The same for a server that refuses HTTP/2.
+const REFUSING_FOR: Duration = Duration::from_secs(24 * 3600);
 /// The time between two sweeps.
 const SWEPT_EVERY: Duration = Duration::from_secs(10);
 
@@ -70,13 +72,15 @@ impl Kept {
     }
 
     fn is_forgotten(&self, now: Instant) -> bool {
-        self.h1.is_empty() && self.h2.is_empty() && Rc::strong_count(&self.opening) == 1 && now.duration_since(self.used) >= UNUSED_FOR
+        // To learn once more that a server refuses HTTP/2 can cost a request.
+        let unused_for = if self.refuses_h2 { REFUSING_FOR } else { UNUSED_FOR };
+        self.h1.is_empty() && self.h2.is_empty() && Rc::strong_count(&self.opening) == 1 && now.duration_since(self.used) >= unused_for
     }
 }
 
 struct All<K> {
     kept: RefCell<HashMap<K, Kept>>,
-    /// The number of idle HTTP/1.1 connections. An estimate: each sweep corrects it.
+    /// The number of idle HTTP/1.1 connections.
     idle: Cell<usize>,
     is_swept: Cell<bool>,
 }
@@ -86,6 +90,13 @@ pub struct Pool<K>(Rc<All<K>>);
 impl<K> Clone for Pool<K> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
+    }
+}
+
+impl<K> All<K> {
+    /// One server had `before` idle connections, and has `after` now.
+    fn count(&self, before: usize, after: usize) {
+        self.idle.set((self.idle.get() + after).saturating_sub(before));
     }
 }
 
@@ -128,17 +139,24 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
             shared.used = now;
             return Some((Connection::H2(shared.sender.clone()), shared.made));
         }
+        let before = kept.h1.len();
         kept.h1.retain(|idle| !idle.to.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR && is_good(&idle.made));
-        let idle = kept.h1.pop_back()?;
-        self.0.idle.set(self.0.idle.get().saturating_sub(1));
-        Some((Connection::H1(idle.to), idle.made))
+        let idle = kept.h1.pop_back();
+        self.0.count(before, kept.h1.len());
+        idle.map(|idle| (Connection::H1(idle.to), idle.made))
     }
 
     fn kept<T>(&self, key: &K, f: impl FnOnce(&mut Kept) -> T) -> T {
         if !self.0.is_swept.replace(true) {
             tokio::task::spawn_local(sweep(Rc::downgrade(&self.0)));
         }
-        f(self.0.kept.borrow_mut().entry(key.clone()).or_default())
+        let mut all = self.0.kept.borrow_mut();
+        let kept = all.entry(key.clone()).or_default();
+        kept.used = Instant::now();
+        let before = kept.h1.len();
+        let out = f(kept);
+        self.0.count(before, kept.h1.len());
+        out
     }
 
     /// What has to be held while a connection is opened to a server that speaks HTTP/2.
@@ -182,7 +200,6 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         let pool = self.clone();
         tokio::task::spawn_local(async move {
             if to.sender.ready().await.is_ok() && pool.0.idle.get() < MAX_ALL_IDLE {
-                pool.0.idle.set(pool.0.idle.get() + 1);
                 pool.kept(&key, |k| {
                     if k.h1.len() >= MAX_IDLE {
                         k.h1.pop_front();
