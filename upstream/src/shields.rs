@@ -233,7 +233,7 @@ impl ShieldWay for Http2Shields {
                 tracing::debug!(shield = shield.name, error = %failed.error, "a request to a shield failed");
                 // One stream that ended early, on a connection that lives on, speaks of the answer that was on it.
                 let error = match &failed.error {
-                    e if e.reason() == Some(tidegate_http2::Reason::REFUSED_STREAM) => FetchError::Reset,
+                    e if e.reason() == Some(tidegate_http2::Reason::REFUSED_STREAM) => FetchError::Unprocessed,
                     e if e.is_reset() && e.is_library() => FetchError::Malformed,
                     e if e.is_reset() => FetchError::Broken,
                     _ => FetchError::Reset,
@@ -400,7 +400,8 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                     }
                     Err(Blame::Shield(error, unsent)) => {
                         turn.failed(self.clock.boot(), error);
-                        let attempts = if unsent.is_none() { allowance.attempts } else { 0 };
+                        let was_tried = unsent.is_none() && !error.is_before_processing();
+                        let attempts = if was_tried { allowance.attempts } else { 0 };
                         spent(&mut failed, &mut left, FetchFailed { attempts, ..FetchError::Shield.into() });
                         next = unsent.map(|unsent| from_shield(*unsent)).or_else(|| again.as_ref().filter(|_| left > 0).map(copy));
                         break;
@@ -414,7 +415,10 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         let Some(request) = next else { return Err(failed) };
         let allowance = Allowance { attempts: left, ..fetch.allowance };
         let fetched = self.origin.fetch(request, Fetch { allowance, ..fetch }).await;
-        fetched.map_err(|last| FetchFailed { attempts: failed.attempts + last.attempts, ..last })
+        match fetched {
+            Ok(fetched) => Ok(Fetched { failed_before: failed.attempts + fetched.failed_before, ..fetched }),
+            Err(last) => Err(FetchFailed { attempts: failed.attempts + last.attempts, ..last }),
+        }
     }
 }
 
