@@ -172,7 +172,8 @@ impl Addresses {
             }
             Ok(None) => return Err(last),
             Err(_) => {
-                tried.iter().for_each(|(a, _)| self.note(*a, false));
+                let is_silent = |(_, since): &&(SocketAddr, Instant)| since.elapsed() >= SILENT_AFTER;
+                tried.iter().filter(is_silent).for_each(|(a, _)| self.note(*a, false));
                 return Err(FetchError::ConnectTimeout);
             }
         };
@@ -200,7 +201,7 @@ fn tls_error(error: &std::io::Error) -> FetchError {
             error if is_ca_of_its_own(error) => FetchError::TlsUnknownAuthority,
             _ => FetchError::Tls,
         },
-        Some(Error::InvalidMessage(_)) => FetchError::NotTls,
+        Some(Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => FetchError::NotTls,
         Some(_) => FetchError::Tls,
         None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => FetchError::Reset,
         None => FetchError::Tls,
@@ -392,7 +393,7 @@ impl TlsSettings {
     }
 }
 
-/// The usual verification. In addition, a server may show one of the site's own authorities as its certificate: one that signed itself.
+/// The usual verification. In addition, a server may show one of the site's own authorities as its certificate.
 #[derive(Debug)]
 struct Verified {
     verifier: Arc<WebPkiServerVerifier>,

@@ -13,6 +13,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, Uri, Version};
 use http_body::Body;
 use parking_lot::RwLock;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -27,6 +28,8 @@ use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Ups
 const RETRY_COST: i64 = 10;
 const BUDGET_START: i64 = 200;
 const BUDGET_MOST: i64 = 2000;
+/// A resolver gives up before.
+const MOST_RESOLVING: Duration = Duration::from_secs(60);
 
 /// The servers of one site, with what is known of each.
 pub struct Servers {
@@ -216,7 +219,7 @@ pub struct OriginUpstream {
 
 /// What one attempt may take.
 #[derive(Clone, Copy)]
-struct Limits {
+struct Limits<'a> {
     /// For TCP, and again for TLS.
     connect: Duration,
     first_byte: Duration,
@@ -224,25 +227,32 @@ struct Limits {
     idle: Duration,
     /// When the request's time is over, whatever the step; a request with a body is sent once, and takes as long as its client does.
     until: Option<tokio::time::Instant>,
+    total: Duration,
+    /// What the last step was given.
+    given: &'a Cell<Duration>,
 }
 
-impl Limits {
+impl Limits<'_> {
     /// How long a step may take: `most`, or the rest of the request's time.
     fn left(&self, most: Duration) -> Duration {
-        self.until.map_or(most, |until| most.min(until.saturating_duration_since(tokio::time::Instant::now())))
+        let left = self.until.map_or(most, |until| most.min(until.saturating_duration_since(tokio::time::Instant::now())));
+        self.given.set(left);
+        left
     }
 
     fn patience(&self) -> Patience {
         Patience { first_byte: self.left(self.first_byte), stall: self.idle }
     }
 
-    /// Whether a failure after so long speaks against the server: not where the request's own time was over before the server's was.
-    fn were_kept(&self, error: FetchError, took: Duration) -> bool {
-        match error {
-            FetchError::ConnectTimeout => took >= self.connect,
-            FetchError::Timeout => took >= self.first_byte,
-            error => error.is_of_the_server(),
-        }
+    /// Whether a failure counts against the server. A time-out does only if the server had half of the time that the site gives it:
+    /// later attempts of a request may have little left.
+    fn speaks_against_server(&self, error: FetchError) -> bool {
+        let most = match error {
+            FetchError::ConnectTimeout => self.connect,
+            FetchError::Timeout => self.first_byte,
+            error => return error.is_of_the_server(),
+        };
+        self.given.get() >= most.min(self.total) / 2
     }
 }
 
@@ -267,7 +277,7 @@ impl OriginUpstream {
         key: &PoolKey,
         fresh: bool,
         upgrading: bool,
-        limits: Limits,
+        limits: Limits<'_>,
     ) -> Result<(Connection, Made, bool), FetchError> {
         let kept = || if fresh || upgrading { None } else { self.kept(servers, key) };
         if let Some((connection, made)) = kept() {
@@ -283,11 +293,12 @@ impl OriginUpstream {
         key: &PoolKey,
         kept: impl Fn() -> Option<(Connection, Made)>,
         upgrading: bool,
-        limits: Limits,
+        limits: Limits<'_>,
     ) -> Result<(Connection, Made, bool), FetchError> {
         let within = || limits.left(limits.connect);
         let (spec, server) = (&servers.spec, &key.server);
-        let mut addresses = self.pools.resolver.addresses(&server.host).await?.to_vec();
+        let resolving = tokio::time::timeout(limits.left(MOST_RESOLVING), self.pools.resolver.addresses(&server.host));
+        let mut addresses = resolving.await.map_err(|_| FetchError::Resolve)??.to_vec();
         if !spec.allow_private {
             addresses.retain(|a| !private::is_private(*a));
             if addresses.is_empty() {
@@ -327,7 +338,7 @@ impl OriginUpstream {
         at: usize,
         request: Request<RequestBody>,
         interim: Option<&Interim>,
-        limits: Limits,
+        limits: Limits<'_>,
     ) -> Result<Fetched, Failed> {
         let Some((server, health)) = servers.spec.servers.get(at).zip(servers.health.get(at)) else {
             return Err(Failed::unsent(FetchError::Down, request));
@@ -371,7 +382,7 @@ impl OriginUpstream {
         (connection, made): (Connection, Made),
         mut request: Request<RequestBody>,
         interim: Option<Interim>,
-        limits: Limits,
+        limits: Limits<'_>,
     ) -> Result<Fetched, Failed> {
         shape(&mut request, &servers.spec, &key.server, matches!(connection, Connection::H2(_)));
         let offered = request.headers().get(header::UPGRADE).cloned();
@@ -537,16 +548,16 @@ impl Upstream for OriginUpstream {
         let mut next = Some(request);
         let mut tried = Tried::default();
         let mut failed = FetchFailed::from(FetchError::Down);
+        let given = Cell::new(Duration::ZERO);
         while let Some(request) = next.take() {
             let Some(at) = servers.choose(fetch.key_hash, &mut tried, &*self.clock) else { break };
-            let Some(limits) = self.limits(&servers, &request, fetch.allowance.until) else {
+            let Some(limits) = self.limits(&servers, &request, fetch.allowance.until, &given) else {
                 if failed.attempts == 0 {
                     failed.error = FetchError::Timeout;
                 }
                 break;
             };
             failed.attempts += 1;
-            let began = tokio::time::Instant::now();
             match self.attempt(&servers, at, request, fetch.interim.as_ref(), limits).await {
                 Ok(fetched) => {
                     let rule = &servers.spec.ejection;
@@ -568,7 +579,7 @@ impl Upstream for OriginUpstream {
                         // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
                         break;
                     }
-                    if limits.were_kept(error, began.elapsed()) {
+                    if limits.speaks_against_server(error) {
                         servers.note_failed(at, self.clock.boot(), &error);
                     }
                     tried.failed(at, error);
@@ -586,13 +597,19 @@ impl Upstream for OriginUpstream {
 impl OriginUpstream {
     /// What the next attempt may take; `None`: the time is over. The total counts for requests that are sent at once: one with a body
     /// is sent once, and takes as long as its client does.
-    fn limits(&self, servers: &Servers, request: &Request<RequestBody>, until: BootTime) -> Option<Limits> {
+    fn limits<'a>(
+        &self,
+        servers: &Servers,
+        request: &Request<RequestBody>,
+        until: BootTime,
+        given: &'a Cell<Duration>,
+    ) -> Option<Limits<'a>> {
         let spec = &servers.spec;
         let first_byte = patience::first_byte(request, spec.first_byte_timeout);
         let is_timed = matches!(request.body(), RequestBody::Empty) && first_byte == spec.first_byte_timeout;
         let left = is_timed.then(|| until.since(self.clock.boot()));
         let until = left.map(|left| tokio::time::Instant::now() + left);
-        let limits = Limits { connect: spec.connect_timeout, first_byte, idle: spec.idle_timeout, until };
+        let limits = Limits { connect: spec.connect_timeout, first_byte, idle: spec.idle_timeout, until, total: spec.total_timeout, given };
         left.is_none_or(|left| !left.is_zero()).then_some(limits)
     }
 }
