@@ -152,7 +152,7 @@ fn the_origin_is_asked_in_one_form() {
     for accept in ["gzip", "br", "identity"] {
         assert_eq!(ask(edge, "/posted", accept, &[]).text(), "identity", "{accept}");
     }
-    // What is not shared is asked for as the client asks, once that is known.
+    // Once a response is known not to be shared, the client's own codings are sent upstream.
     ask(edge, "/said/private", "gzip, br", &[]);
     assert_eq!(ask(edge, "/said/private", "gzip;q=0.5, x, br", &[]).text(), "gzip;q=0.5, x, br");
 

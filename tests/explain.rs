@@ -88,7 +88,7 @@ fn what_nodes_say_is_what_they_do() {
     get("/mine", &[]);
     assert_eq!(said(&ask(&network, "/mine", &[]), "edge-1")["next"], "pass");
 
-    // What failed lately, and why.
+    // The recent failures and their causes.
     assert_eq!(get("/broken", &[]).status, 502);
     for node in ["edge-1", "shield-1"] {
         let all = ask(&network, "/broken", &[]);

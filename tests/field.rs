@@ -5,7 +5,7 @@
 //! belong to the command above them:
 //!
 //! ```text
-//! What has to be true, in one sentence
+//! One sentence: the behaviour that the case requires
 //! source: RFC 9111 section 4
 //! network shields=1            (or 0; both where the line is missing)
 //! settings [origin]            (lines of the site's file)
@@ -13,13 +13,13 @@
 //! ask NAME [h2]                a client sends a request: METHOD PATH, fields, `| text` for a body
 //! origin NAME                  waits for the next request at the origin: `has Field: value`, `lacks Field`, `is METHOD PATH`
 //! reply NAME                   answers it: STATUS, fields, `| text` or `bytes N` (framed by Content-Length), `open` (framed by
-//!                              nothing but what the fields say), `raw text`
+//!                              its fields), `raw text`
 //! more NAME                    sends on: `raw text`, `chunk text`, `end`
 //! expect NAME                  waits for the client's response: `status N|M`, `body text`, `bytes N`, `has`, `lacks`, `hit`,
 //!                              `miss`, `broken`, `begins text`
 //! leave NAME, close NAME       the client goes, or the origin closes the connection
-//! gone NAME                    the node has let go of the origin's answer, within a few seconds
-//! seconds N NAME               the time that a response took was at most so many seconds
+//! gone NAME                    the node has dropped the origin's answer, within a few seconds
+//! seconds N NAME               the response took N seconds or less
 //! count N                      so many requests have come to the origin by now
 //! nothing                      no request comes to the origin
 //! pause 300ms
@@ -43,11 +43,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use support::{Dev, error_of, wait_for};
 
-/// For what has to happen.
+/// Maximum wait for an expected event.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// For a node to let go of an answer that nobody reads.
+/// Maximum time until a node drops an answer without readers.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
-/// For what must not happen.
+/// Time without an event that shows that it does not happen.
 const QUIET: Duration = Duration::from_millis(400);
 const AT_ONCE: usize = 4;
 
@@ -182,7 +182,7 @@ fn read_head(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// What a client got.
+/// The response as the client has received it so far.
 #[derive(Clone, Debug, Default)]
 struct Got {
     head: String,
@@ -209,7 +209,7 @@ impl Got {
 }
 
 struct Client {
-    /// What it has by now.
+    /// The response so far, filled in by the client's thread.
     got: Arc<Mutex<Got>>,
     stream: Option<TcpStream>,
     reading: Option<JoinHandle<()>>,
@@ -258,7 +258,7 @@ impl Client {
         Self { got, stream: Some(stream), reading: Some(reading) }
     }
 
-    /// With curl, over TLS and HTTP/2.
+    /// Asks with curl, over TLS and HTTP/2.
     fn ask_h2(dev: &Dev, step: &Step, got: Arc<Mutex<Got>>) -> Self {
         let (lines, _) = block_of(&step.block);
         let target = lines[0].split(' ').nth(1).unwrap().to_owned();
@@ -343,7 +343,7 @@ struct Run<'a> {
     answers: HashMap<String, Arrived>,
 }
 
-/// Whether lines say of fields what they say: `has Name: value`, `lacks Name`.
+/// Checks a line `has Name: value` or `lacks Name`; `None` for any other line.
 fn fields_fit(line: &str, field: impl Fn(&str) -> Option<String>) -> Option<bool> {
     if let Some(want) = line.strip_prefix("has ") {
         let (name, value) = want.split_once(": ").unwrap_or((want, ""));

@@ -25,7 +25,7 @@ struct State {
     breaks: AtomicU64,
     /// No parts are given from this request on; 0: they always are.
     whole_from: AtomicU64,
-    /// What comes whole is sent in chunks.
+    /// Complete responses are sent in chunks.
     chunked: AtomicBool,
     /// Milliseconds between two pieces of a body.
     slow: AtomicU64,

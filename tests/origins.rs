@@ -77,7 +77,7 @@ fn servers_share_by_weight_and_stand_in_for_each_other() {
     std::fs::remove_file(dir.path().join("b/down")).unwrap();
     wait_for("both to be back", || (answered(edge, 8) == counts(&[("a", 6), ("b", 2)])).then_some(()));
 
-    // Where the site counts a status as a failure, one such answer takes its server out.
+    // One answer with a status in `ejection` takes its server out.
     apply(&network, &format!("{servers}\nejection = {{ statuses = [503], after = 1, time = \"1h\" }}"));
     std::fs::write(dir.path().join("a/down"), "").unwrap();
     wait_for("a's one failure", || (get(edge, "o.example", "/health").status == 503).then_some(()));

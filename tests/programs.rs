@@ -1,5 +1,5 @@
-//! Programs that nobody here wrote, through two tiers: what they download and upload is what there is, by its hash. They are many and large,
-//! so that `tests/long` installs them and runs this; grpcio is in `streams.rs`.
+//! Programs of other projects, through two tiers: their downloads and uploads are compared by hash. They are many and large, so
+//! `tests/long` installs them and runs this file; grpcio is in `streams.rs`.
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use support::{Dev, Nginx, Numbers, chromium, text};
 
-/// A folder, and what is served from it as nginx does.
+/// A folder and an nginx that serves it.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -62,7 +62,7 @@ fn http(dev: &Dev) -> String {
     format!("http://{}", dev.http[0])
 }
 
-/// Runs a shell script that ends at the first command which fails; what it prints.
+/// Runs a shell script with `set -e` and returns its output.
 fn sh(dir: &Path, script: &str, environment: &[(&str, &str)]) -> String {
     let out =
         Command::new("sh").arg("-euc").arg(script).current_dir(dir).envs(environment.iter().copied()).env("HOME", dir).output().unwrap();
@@ -91,7 +91,7 @@ impl Drop for Origin {
     }
 }
 
-/// Where `tests/long` puts what it has of Python.
+/// The folder with the Python packages that `tests/long` installs.
 fn python() -> String {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/python-long").to_owned()
 }

@@ -131,7 +131,7 @@ impl ConnectionState {
             _ if self.multiplexed => !in_flight && over(self.in_flight.taken_at(), limits.idle_timeout),
             w if w == Waits::Head as u8 => over(since, limits.head_timeout),
             w if w == Waits::Body as u8 => over(since, limits.body_timeout),
-            // What another protocol waits for, nobody here knows.
+            // The meaning of silence in another protocol is unknown here.
             w if w == Waits::Idle as u8 && self.upgrade.load(Ordering::Relaxed) == 2 => over(since, limits.tunnel_timeout),
             w if w == Waits::Idle as u8 => !in_flight && over(since, limits.idle_timeout),
             _ => false,
@@ -173,7 +173,7 @@ enum Phase {
     /// Not HTTP/1.1 here: HTTP/2, or what a granted upgrade speaks.
     Raw,
     Refused(Refusal),
-    /// The body of a request that is being answered cannot be read on: whoever reads it learns so, and answers.
+    /// The body of a request that is being answered is malformed. Its reader gets the error and answers the request.
     BodyRefused,
 }
 

@@ -358,7 +358,7 @@ struct Routed {
     port: Option<u16>,
 }
 
-/// What the access log says of a request, once its answer is over; or that its client went before there was one.
+/// The access log's entry for a request. Written when the response is over, or when the client leaves before that.
 struct Logged {
     worker: Rc<Worker>,
     started: BootTime,

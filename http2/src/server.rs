@@ -196,7 +196,7 @@ impl Future for Stream {
     }
 }
 
-/// Sends the head; what is left to send is the body, of which a response to HEAD has none.
+/// Sends the head and returns the body, if there is one. A response to HEAD has none.
 fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool) -> Option<Pipe<ResponseBody>> {
     let (mut head, mut body) = response.into_parts();
     if is_head {

@@ -1,14 +1,14 @@
 //! How many bytes of bodies may come before they are taken.
 //!
-//! A connection between nodes, or to an origin, carries the requests of strangers. Its own window is never what they wait for: each
-//! stream's window alone bounds what a slow reader holds, and it becomes smaller where many streams are open.
+//! A connection between nodes, or to an origin, carries the requests of strangers. Therefore the connection window never limits them.
+//! Each stream's window limits how much a slow reader holds, and that window shrinks when many streams are open.
 
 /// Bytes that one stream may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows {
-    /// Of each stream while few are open.
+    /// Window of each stream while few are open.
     pub few: u32,
-    /// Of each stream while many are open; what a connection holds at most is this times its streams.
+    /// Window of each stream while many are open. Times the number of streams, the most that a connection holds.
     pub many: u32,
 }
 
@@ -20,7 +20,7 @@ impl Windows {
     /// As large as a connection's window can be (RFC 9113 section 6.9.1).
     pub const OF_CONNECTION: u32 = (1 << 31) - 1;
 
-    /// Of each stream, where so many are open.
+    /// Window of each stream when `open` streams are open.
     #[must_use]
     pub fn of(self, open: usize) -> u32 {
         match open {

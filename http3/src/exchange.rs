@@ -271,7 +271,7 @@ impl<S> Drop for Exchange<S> {
 struct Sending {
     stream: SendStream,
     waiting: Vec<Bytes>,
-    /// A response to HEAD has no body, whoever made it.
+    /// The response is to HEAD: its body is dropped.
     is_of_head: bool,
     over: bool,
 }

@@ -54,7 +54,7 @@ pub struct Dev {
     /// Where the zone cdn.test is answered for, over UDP and TCP [default: 127.0.0.1:8053, or a free port where that is taken]
     #[arg(long, value_name = "ADDR")]
     dns: Option<SocketAddr>,
-    /// Where names of origins and of sites' hosts are resolved; without it the system's name servers. May be given several times
+    /// Name server for the names of origins and of sites' hosts; default: the system's. May be given several times
     #[arg(long, value_name = "ADDR:PORT")]
     name_server: Vec<SocketAddr>,
     /// Kept between runs; without it a temporary folder, removed at the end

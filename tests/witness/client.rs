@@ -1,4 +1,4 @@
-//! Clients over HTTP/1.1, HTTP/2 and HTTP/3 that nobody of this project wrote, but for the first, which hides nothing.
+//! Clients over HTTP/1.1, HTTP/2 and HTTP/3. All but the first use a library of another project; the first keeps every byte.
 
 use crate::Fields;
 use bytes::{Buf, Bytes};
@@ -15,7 +15,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// A stream of a client's may hold so much that it has not taken.
 const WINDOW: u32 = 256 << 10;
-/// Nobody waits or reads on for longer; longer than a site's deadline.
+/// Maximum time for a response, longer than a site's deadline.
 const LONGEST: Duration = Duration::from_secs(12);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Wish {
     }
 }
 
-/// What a client has by now.
+/// The response as the client has received it so far.
 #[derive(Clone, Debug, Default)]
 pub struct Got {
     pub status: u16,
@@ -282,7 +282,7 @@ impl Client {
             let bytes = data.copy_to_bytes(data.remaining());
             got.body.extend_from_slice(&bytes);
             if !may_go_on(wish.reading, got.body.len(), &mut paused_at).await {
-                // It says so to the other side when it is dropped.
+                // Dropping the client resets the stream.
                 got.left = true;
                 return Ok(());
             }
@@ -368,7 +368,7 @@ impl One {
         Ok(true)
     }
 
-    /// Until the other side closes.
+    /// Reads until the other side closes.
     async fn rest(&mut self, to: &mut Vec<u8>) -> Result<bool, Failed> {
         loop {
             to.append(&mut self.read);

@@ -1,9 +1,9 @@
-//! What the origin may say of a response, and what the standards make of it. The meanings are written down by hand beside the lines;
-//! nothing here reads a field.
+//! The heads that the origin may send, and their meaning by the standards. The meanings were written by hand beside the lines:
+//! this file parses no field.
 
 use crate::support::Numbers;
 
-/// Until when a stored copy may answer others (RFC 9111 sections 3 and 4).
+/// The time for which a stored copy may answer others (RFC 9111 sections 3 and 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shared {
     Never,
@@ -22,7 +22,7 @@ pub struct Says {
     pub shared: Shared,
     /// Never stale, whatever happens (`must-revalidate` and its kin).
     pub strict: bool,
-    /// Also what was asked for with Authorization (section 3.5).
+    /// May also be stored for requests with Authorization (section 3.5).
     pub authorized: bool,
     /// `stale-while-revalidate` and `stale-if-error` (RFC 5861).
     pub while_revalidating: u64,
@@ -126,7 +126,7 @@ pub const VARY: &[(Lines, Option<&[&str]>)] = &[
     (&[b"X V"], None),
 ];
 
-/// Age, and how old the response is by it (section 5.1: the first member counts, what is invalid does not).
+/// Lines of Age, and the age that they mean (section 5.1: the first member counts, an invalid one counts as 0).
 pub const AGE: &[(&[u8], u64)] = &[(b"0", 0), (b"1", 1), (b"abc", 0), (b"1, 90", 1), (b"-90", 0), (b"", 0)];
 
 /// Surrogate-Key, Cache-Tag or xkey with a tag `t0` to `t5`, in the forms that are met, in bytes.
@@ -146,7 +146,7 @@ pub fn tags(r: &mut Numbers) -> (Vec<(&'static str, Vec<u8>)>, Vec<String>) {
     (fields, tags)
 }
 
-/// How a message is framed in more than one way, so that nobody may believe it (RFC 9112 section 6.3).
+/// Heads with contradictory framing, which every recipient has to refuse (RFC 9112 section 6.3).
 pub const TWO_FRAMINGS: &[&[u8]] = &[
     b"Content-Length: 5\r\nContent-Length: 7\r\n",
     b"Content-Length: 5, 7\r\n",
@@ -158,7 +158,7 @@ pub const TWO_FRAMINGS: &[&[u8]] = &[
     b"Transfer-Encoding: x\r\n",
 ];
 
-/// What is no response at all.
+/// Bytes that are not a response head.
 pub const NO_HEAD: &[&[u8]] = &[
     b"HTTP/1.1 200 OK\r\nX-V : 1\xff\r\n: no name\r\n\r\n",
     b"HTTP/1.1 20 OK\r\n\r\n",

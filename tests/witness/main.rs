@@ -1,9 +1,9 @@
-//! The witness: a randomised test over real sockets. An origin answers at random and writes down what it said and to whom; clients over
+//! The witness: a randomised test over real sockets. An origin answers at random and records each answer; clients over
 //! HTTP/1.1, HTTP/2 and HTTP/3 ask at random, over one tier and over two, read slowly and leave, while pages are purged. Then a model
 //! of RFC 9110 and RFC 9111 of its own judges each answer: may this client have it at this time? It counts the requests upstream for
-//! each of a client's, and looks for waits that nobody caused.
+//! each client request, and looks for waits without a cause.
 //!
-//! `TIDEGATE_SEED` decides what is drawn (not how the processes' timing falls), `TIDEGATE_WITNESS_SECONDS` for how long.
+//! `TIDEGATE_SEED` decides the random choices (not the timing of the processes), `TIDEGATE_WITNESS_SECONDS` the duration.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 #![allow(clippy::disallowed_methods, clippy::print_stdout)] // It has pauses, measures real time, and says what it drew.
@@ -33,7 +33,7 @@ const CLIENTS: usize = 30;
 const SLOTS: usize = 14;
 /// A path is asked for so long.
 const PATH_LASTS: f64 = 6.0;
-/// Violations that are told whole.
+/// Maximum number of violations that are printed in full.
 const TOLD: usize = 8;
 
 /// All lines of a field as one value.
@@ -57,7 +57,8 @@ pub fn parsed(head: &[u8]) -> Option<(String, Fields)> {
     Some((first, lines.filter_map(field).collect()))
 }
 
-/// What a Range asks for of so many bytes: nothing where it is none that we know, `Some(None)` where there is no such part.
+/// The part of `total` bytes that a Range asks for: `None` if the field is not a range of this kind, `Some(None)` if it cannot be
+/// satisfied.
 pub fn range(text: &str, total: usize) -> Option<Option<(usize, usize)>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     if first.is_empty() {
@@ -122,12 +123,12 @@ impl Network {
     }
 }
 
-/// What all clients know.
+/// The state that all clients share.
 struct Shared {
     origin: Origin,
     asked: Mutex<Vec<Asked>>,
     purges: Mutex<Vec<Purge>>,
-    /// What was seen last of each path.
+    /// The validators seen last for each path.
     tags: Mutex<HashMap<String, Validators>>,
     next: AtomicUsize,
     until: f64,
@@ -299,7 +300,7 @@ fn every_answer_is_for_whom_it_went_to() {
         number("TIDEGATE_SEED").unwrap_or_else(|| std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 % 1_000_000);
     let seconds = number("TIDEGATE_WITNESS_SECONDS").unwrap_or(60);
     println!("the witness: TIDEGATE_SEED={seed} TIDEGATE_WITNESS_SECONDS={seconds}");
-    // What is written down of a minute is judged at its end, by new networks for each.
+    // Each minute uses new networks, and its records are judged at its end.
     let rounds = seconds.div_ceil(60);
     for round in 0..rounds {
         run(seed + round, seconds as f64 / rounds as f64);

@@ -1,4 +1,4 @@
-//! The origin: what it answers is drawn at random, and written down before it is sent. Each body names itself in every line.
+//! The origin. Its answers are random and recorded before they are sent. Each line of a body names the answer.
 
 use crate::heads::{AGE, CACHE_CONTROL, NO_HEAD, Says, Shared, TARGETED, TWO_FRAMINGS, VARY, tags};
 use crate::support::Numbers;
@@ -34,7 +34,7 @@ pub enum Framing {
     Endless,
 }
 
-/// What goes wrong.
+/// The fault of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
@@ -48,7 +48,7 @@ pub enum Fault {
     HangsInBody(usize),
 }
 
-/// What stays the same for a path.
+/// The properties of a path that stay the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub validator: Validator,
@@ -99,7 +99,7 @@ pub struct Answer {
     pub method: String,
     pub host: String,
     pub path: String,
-    /// Of the request.
+    /// Fields of the request.
     pub asked: Fields,
     /// The client's request that it was sent for.
     pub caused_by: Option<usize>,
@@ -109,12 +109,12 @@ pub struct Answer {
     targeted: Option<usize>,
     vary_lines: &'static [&'static [u8]],
     age_line: Option<usize>,
-    /// What Expires says, where `says` says nothing.
+    /// Seconds until Expires, sent when Cache-Control is silent.
     pub expires: Option<u64>,
-    /// By a heuristic.
+    /// Has a Date, so that heuristic freshness is possible.
     pub has_date: bool,
     pub age: u64,
-    /// Fields that tell variants apart; nothing where nobody else may have it.
+    /// Fields that select variants; `None` if the response cannot be shared.
     pub vary: Option<Vec<&'static str>>,
     pub tags: Vec<String>,
     pub body: u64,
@@ -124,7 +124,7 @@ pub struct Answer {
     pub last_modified: Option<String>,
     pub framing: Framing,
     pub fault: Fault,
-    /// Of the body that came with the request: bytes and hash, once it has come whole.
+    /// Size in bytes and hash of the request's body, once it has come completely.
     pub upload: Option<(usize, u64)>,
     pub head_sent: Option<f64>,
     pub ended: Option<f64>,
@@ -218,7 +218,7 @@ impl Origin {
         let shape = Shape::of(path);
         let arrived = self.now();
         let usual = r.index(5) > 0;
-        // A 304 leaves what it does not name as it was before: it says all that counts.
+        // A 304 is sent with all fields that count, because missing fields would keep their old values.
         let is_conditional = ["if-none-match", "if-modified-since"].iter().any(|n| value_of(&asked, n).is_some());
         let mut says = CACHE_CONTROL[if usual { shape.control } else { r.index(CACHE_CONTROL.len()) }];
         if is_conditional && says.shared == Shared::Unsaid {
@@ -268,7 +268,7 @@ impl Origin {
         {
             named.push("accept-encoding");
         }
-        // What a validator names: the version, and all that the answer may depend on.
+        // The validator covers the version and everything that the body depends on.
         let version = ((arrived + hash(path.as_bytes()) as f64 % VERSION) / VERSION) as u64;
         let mut identity = format!("{path} {version} {is_coded} {status}").into_bytes();
         let every = shape.vary.map_or(&[][..], |v| VARY[v].1.unwrap_or(&["x-v", "cookie"]));
@@ -326,7 +326,7 @@ impl Origin {
 struct Connection {
     stream: TcpStream,
     origin: Origin,
-    /// What has come and was not used yet.
+    /// Received bytes that are not used yet.
     read: Vec<u8>,
 }
 
@@ -410,7 +410,7 @@ impl Connection {
         self.stream.write_all(bytes).await.map_err(|_| Left)
     }
 
-    /// Until the other side goes.
+    /// Waits until the other side closes.
     async fn hang(&mut self) -> Left {
         while self.more().await.is_ok() {
             self.read.clear();
@@ -465,7 +465,7 @@ impl Connection {
                 a.fault = Fault::None;
             }
             if a.framing == Framing::Close && !bodiless {
-                // Nobody can tell a whole one from a torn one.
+                // A truncated body cannot be recognised as such.
                 a.says.shared = Shared::Never;
             }
         });

@@ -16,7 +16,7 @@ pub type Over = Box<dyn FnOnce(bool)>;
 pub struct TimedBody<B> {
     inner: B,
     idle: Duration,
-    /// Of the request's body, which may still be under way: upstream may wait for that.
+    /// Progress of the request's body, if it is still being sent: upstream may wait for it.
     progress: Option<Rc<Progress>>,
     sleep: Option<Pin<Box<Sleep>>>,
     over: Option<Over>,

@@ -42,13 +42,13 @@ pub struct Http1 {
 const MOST_INTERIM: usize = 10_000;
 
 impl Http1 {
-    /// Where the head of its last response was not valid HTTP: which line.
+    /// The malformed line of the last response's head, if there is one.
     #[must_use]
     pub fn bad_line(&self) -> Option<u32> {
         self.bad_line.get()
     }
 
-    /// Where each interim response to the next request is to be counted: the connection ends with too many.
+    /// The counter for interim responses to the next request. The connection ends when there are too many.
     #[must_use]
     pub fn count_interim(&self) -> Arc<AtomicUsize> {
         self.interim.store(0, Ordering::Relaxed);
@@ -126,7 +126,7 @@ impl Addresses {
     /// Connects to whichever address answers first. One is tried after the other, without waiting for those that say nothing.
     ///
     /// # Errors
-    /// None of them accepts in time.
+    /// No address accepted the connection in time.
     pub async fn connect(&self, addresses: &[IpAddr], port: u16, timeout: Duration) -> Result<TcpStream, FetchError> {
         let mut waiting: VecDeque<SocketAddr> = self.in_order(addresses, port).into();
         let mut connecting = FuturesUnordered::new();
@@ -161,7 +161,7 @@ impl Addresses {
             }
         };
         let raced = tokio::time::timeout(timeout, racing).await;
-        // Whoever was tried and said nothing, while another answered or until the time was over.
+        // The silent addresses: tried, but another one answered first or the time ran out.
         let first = match raced {
             Ok(Some((address, stream))) => {
                 self.note(address, true);
@@ -187,7 +187,7 @@ fn is_ca_of_its_own(error: &CertificateError) -> bool {
     matches!(error, CertificateError::Other(e) if e.to_string() == "CaUsedAsEndEntity")
 }
 
-/// What is wrong with a server's certificate, or its handshake.
+/// The cause of a failed handshake, read from the TLS library's error.
 fn tls_error(error: &std::io::Error) -> FetchError {
     use rustls::Error;
     match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
@@ -317,7 +317,7 @@ fn first_bad_line(head: &[u8]) -> Option<u32> {
     }
     for (line, number) in lines.zip(2..) {
         match line {
-            // The end of the head, or of what has come of it.
+            // An empty line ends the head; no line means that the rest has not come.
             None | Some(b"") => return None,
             Some(line) if !is_field_line(line) => return Some(number),
             Some(_) => {}

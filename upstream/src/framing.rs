@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 use tidegate_control_types::planted::Bug;
 use tidegate_gateway::{FetchError, fields};
 
-/// What the framing of a response said of its body.
+/// The length of a response's body as its framing gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Framing {
     /// Bytes; of a response to HEAD, and of a 304, those that its GET would have.
@@ -68,7 +68,7 @@ fn declared_length(headers: &HeaderMap) -> Result<Option<u64>, FetchError> {
         for member in value.as_bytes().split(|b| *b == b',') {
             let member = member.trim_ascii();
             let digits = std::str::from_utf8(member).ok().filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit()));
-            // No more than what the nodes can say among themselves.
+            // Lengths above this do not fit the fields between nodes.
             let number = digits.and_then(|t| t.parse().ok()).filter(|n| *n <= LONGEST).ok_or(FetchError::Framing)?;
             if length.replace(number).is_some_and(|before| before != number) {
                 return Err(FetchError::Framing);

@@ -201,7 +201,7 @@ impl OriginPools {
     }
 }
 
-/// What a kept connection was made for, and by which rules: under others it is made anew.
+/// The properties of a kept connection. A request with other properties needs a new connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PoolKey {
     site: SiteName,
@@ -217,7 +217,7 @@ pub struct OriginUpstream {
     clock: Arc<dyn Clock>,
 }
 
-/// What one attempt may take.
+/// The time limits of one attempt.
 #[derive(Clone, Copy)]
 struct Limits<'a> {
     /// For TCP, and again for TLS.
@@ -228,7 +228,7 @@ struct Limits<'a> {
     /// When the request's time is over, whatever the step; a request with a body is sent once, and takes as long as its client does.
     until: Option<tokio::time::Instant>,
     total: Duration,
-    /// What the last step was given.
+    /// The time that was left for the last step.
     given: &'a Cell<Duration>,
 }
 
@@ -307,7 +307,7 @@ impl OriginUpstream {
         }
         let opening = self.connections.opening(key).filter(|_| !upgrading);
         let _opening = match &opening {
-            // Whoever waits for a connection waits no longer than for one of its own.
+            // Waiting for another request's connection takes no longer than opening one.
             Some(opening) => Some(tokio::time::timeout(within(), opening.lock()).await.map_err(|_| FetchError::ConnectTimeout)?),
             None => None,
         };
@@ -400,13 +400,13 @@ impl OriginUpstream {
                 let answered = limits.patience().wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
                 let mut response = answered.map_err(|mut e| {
                     let error = if to.had_too_many_interim() { FetchError::Interim } else { h1_error(e.error()) };
-                    // Of a head that was read the rest is no head.
+                    // A line number is only useful if the head itself was malformed.
                     let line = to.bad_line().filter(|_| error == FetchError::Malformed);
                     Failed { error, line, unsent: e.take_message() }
                 })?;
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
                 if response.status().is_informational() && !(switches && is_offered(offered.as_ref(), response.headers())) {
-                    // Nobody asked for it (RFC 9110 section 15.2.2).
+                    // An unrequested upgrade is an error (RFC 9110 section 15.2.2).
                     return Err(sent(FetchError::Switched));
                 }
                 let upgrade = switches.then(|| hyper::upgrade::on(&mut response));
@@ -595,8 +595,8 @@ impl Upstream for OriginUpstream {
 }
 
 impl OriginUpstream {
-    /// What the next attempt may take; `None`: the time is over. The total counts for requests that are sent at once: one with a body
-    /// is sent once, and takes as long as its client does.
+    /// The time limits of the next attempt; `None` after the deadline. The deadline applies to requests that are sent at once: a request
+    /// with a body is sent only once, and takes as long as its client takes.
     fn limits<'a>(
         &self,
         servers: &Servers,

@@ -13,7 +13,7 @@ const STREAM_IDLE: Duration = Duration::from_secs(3600);
 /// The time limits of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// From the request's last byte to the response's first one.
+    /// Time from the request's last byte to the response's first byte.
     pub first_byte: Duration,
     /// Without upstream taking any of a request's body.
     pub stall: Duration,
@@ -92,8 +92,8 @@ mod tests {
         }
     }
 
-    /// What becomes of a wait, and after how many seconds, of an upstream that reads a body to its end or not at all and then says
-    /// nothing. The client sends a byte every ten seconds, so often.
+    /// Error and time in seconds of a request to a silent upstream, which reads the whole body or none of it. The client sends one byte
+    /// every ten seconds, `bytes` times.
     fn wait(bytes: u32, reads: bool) -> (FetchError, u64) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {

@@ -1,6 +1,6 @@
 //! Kept connections of one worker, per server: idle ones of HTTP/1.1, and ones of HTTP/2 that many requests share.
 //!
-//! Requests of HTTP/2 get a connection on which the server takes one more: slow readers of one hold up nobody else.
+//! A new HTTP/2 request uses a connection on which the server allows another stream, so slow readers do not block others.
 
 use crate::connect::{Connection, Http1};
 use std::cell::{Cell, RefCell};
@@ -131,7 +131,7 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         let kept = all.get_mut(key)?;
         let now = Instant::now();
         kept.used = now;
-        // Requests that are under way on one that is let go here come to their end.
+        // Requests in progress on a removed connection still complete.
         kept.h2.retain(|s| !s.sender.is_closed() && is_good(&s.made));
         let full = kept.h2.len() >= MAX_SHARED;
         let at = kept.h2.iter().position(|s| s.sender.has_room()).or(full.then_some(0));
@@ -159,7 +159,7 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         out
     }
 
-    /// What has to be held while a connection is opened to a server that speaks HTTP/2.
+    /// The lock for opening a connection to a server that speaks HTTP/2.
     #[must_use]
     pub fn opening(&self, key: &K) -> Option<Rc<Mutex<()>>> {
         self.kept(key, |k| k.speaks_h2.then(|| Rc::clone(&k.opening)))

@@ -1,5 +1,5 @@
 //! Names of origins, resolved with their TTLs. One resolver per process, on the background runtime: a worker only waits for its
-//! answer. Where no name server answers, what was known last is used on for a day (RFC 8767).
+//! answer. If no name server answers, the last known addresses are used for another day (RFC 8767).
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig};
@@ -27,10 +27,10 @@ fn name_server(address: &SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, vec![at(ProtocolConfig::Udp), at(ProtocolConfig::Tcp)])
 }
 
-/// Where a name leads, as far as it is known.
+/// The addresses of a name.
 struct Known {
     addresses: Arc<[IpAddr]>,
-    /// By what their name server said.
+    /// Expiry of the addresses by the name server's TTL.
     good_until: Instant,
     /// The name servers are not asked before.
     again_at: Instant,
@@ -38,13 +38,13 @@ struct Known {
     asked: Option<watch::Receiver<bool>>,
 }
 
-/// Addresses are used for so long after their time where nobody answers for the name (RFC 8767).
+/// Time after expiry in which addresses are still used if no name server answers (RFC 8767).
 const STALE_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Where there are old addresses, a name server that takes longer is not waited for (RFC 8767 section 5).
+/// Maximum wait for a name server while expired addresses are at hand (RFC 8767 section 5).
 const STALE_AFTER: Duration = Duration::from_millis(1800);
 /// After a failure the name servers are asked again so much later (RFC 8767 section 5: 30 s at most).
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// Bounds of what a name server says of how long its answer is good.
+/// Bounds of a TTL.
 const MIN_TTL: Duration = Duration::from_secs(1);
 const MAX_TTL: Duration = Duration::from_secs(3600);
 const MAX_NAMES: usize = 10_000;
@@ -70,7 +70,7 @@ impl Resolver {
             Ok(builder)
         };
         let built = builder.and_then(|mut builder| {
-            // What is known is kept here: also what has to stand in for an answer.
+            // The library's cache is off: this type caches, because it also serves expired addresses.
             builder.options_mut().cache_size = 0;
             builder.build()
         });
@@ -81,7 +81,7 @@ impl Resolver {
     /// Addresses of `host`, which may be one itself.
     ///
     /// # Errors
-    /// There are none, or nobody says so in time and nothing older is known.
+    /// The name has no addresses, or no name server answered in time and no older addresses are known.
     pub async fn addresses(&self, host: &str) -> Result<Arc<[IpAddr]>, FetchError> {
         if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse() {
             return Ok(Arc::new([ip]));
@@ -123,7 +123,7 @@ impl Resolver {
         if is_old {
             let _ = self.ask(&mut names, host);
         }
-        // Where no address is known any more, a connection that works is as good as any.
+        // A working connection stays in use while no address is known.
         leads || names.get(host).is_none_or(|k| k.addresses.is_empty())
     }
 
@@ -159,7 +159,7 @@ impl Resolver {
                         known.addresses = answer.iter().collect();
                         (known.good_until, known.again_at) = (now + ttl, now + ttl);
                     }
-                    // The name's own servers say that there are none: older addresses are worth nothing.
+                    // An authoritative "no such name" overrides older addresses.
                     Ok(Err(error)) if says_none(&error) => {
                         tracing::debug!(host, %error, "an origin's name has no addresses");
                         known.addresses = Arc::default();

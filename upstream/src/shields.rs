@@ -60,7 +60,7 @@ pub struct Shield {
     probed: AtomicBool,
 }
 
-/// That a request may ask a shield. Let go without a word, it says nothing of the shield.
+/// Permission to send a request to a shield. Dropping it without a result does not change the shield's health.
 struct Turn<'a> {
     shield: &'a Shield,
     is_probe: bool,
@@ -147,7 +147,7 @@ pub trait ShieldWay: 'static {
 /// This node's TLS settings towards shields, as they are now.
 pub type ShieldTls = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
 
-/// The connections to one shield, with what they were made with: with other settings they are made again.
+/// The connections to one shield and the settings they were opened with. Other settings need new connections.
 struct Open {
     tls_name: String,
     config: Arc<ClientConfig>,
@@ -159,7 +159,7 @@ struct Open {
 /// HTTP/2 over mutual TLS: as many connections of a worker to each shield as its requests need.
 pub struct Http2Shields {
     tls: ShieldTls,
-    /// By address.
+    /// The connections by the shield's address.
     open: RefCell<HashMap<String, Open>>,
 }
 
@@ -169,7 +169,7 @@ impl Http2Shields {
         Self { tls, open: RefCell::default() }
     }
 
-    /// A connection that takes one more request, and else what has to be held while one is opened.
+    /// A connection that takes another request, or else the lock for opening one.
     fn kept(&self, shield: &Shield, config: &Arc<ClientConfig>) -> Result<Sender, Rc<Mutex<()>>> {
         let mut all = self.open.borrow_mut();
         let new = || Open { tls_name: shield.tls_name.clone(), config: Arc::clone(config), senders: Vec::new(), opening: Rc::default() };
@@ -256,7 +256,7 @@ pub struct EdgeUpstream<W, O> {
     clock: Arc<dyn Clock>,
 }
 
-/// Who is to blame for a request that came to nothing. An origin's slowness never makes an edge leave its shield.
+/// The party to blame for a failed request. An origin's slowness never makes an edge leave its shield.
 enum Blame {
     /// The shield itself gave no answer.
     Shield(FetchError, Option<Box<Request<RequestBody>>>),
@@ -265,8 +265,8 @@ enum Blame {
 }
 
 impl Blame {
-    /// A shield that is lost is seen by its connection, which answers no ping, and not by how long an answer takes or what is in it.
-    /// `attempts`: how many it may have used, for it does not say any more.
+    /// A shield counts as lost when its connection fails or stops answering pings, never because an answer is slow or is an error.
+    /// `attempts`: the most requests that a lost shield may have sent to origins.
     fn of(error: FetchError, attempts: u32, unsent: Option<Request<RequestBody>>) -> Self {
         match error {
             FetchError::Timeout | FetchError::Stalled | FetchError::Malformed | FetchError::Framing | FetchError::Broken => {
@@ -373,7 +373,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         let ranked = ranked(fetch.key_hash, &shields, |s| &s.name);
         for (shield, turn) in ranked.into_iter().filter_map(|s| Some((s, s.turn(now)?))).take(MAX_SHIELDS) {
             while let Some(request) = next.take() {
-                // One attempt is kept back, for when this shield is lost with a request that nobody knows the fate of.
+                // One attempt is reserved for the case that this shield is lost and the fate of its request unknown.
                 let attempts = if left > 1 { left - 1 } else { left };
                 let allowance = Allowance { attempts, ..fetch.allowance };
                 match self.ask(shield, request, &Fetch { allowance, ..fetch.clone() }).await {
@@ -449,7 +449,7 @@ mod tests {
         probe.failed(at(103), FetchError::Reset);
         drop(probe);
         assert!(shield.turn(at(106)).is_none(), "left alone for longer");
-        // Whoever looks and goes away says nothing.
+        // A turn that is dropped without a result changes nothing.
         drop(shield.turn(at(108)).unwrap());
         shield.turn(at(108)).unwrap().succeeded();
         let (a, b) = (shield.turn(at(108)), shield.turn(at(108)));

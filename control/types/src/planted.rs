@@ -1,7 +1,7 @@
 //! Bugs that are planted to see whether a test would find them: the simulation, or with real processes `tests/faults.rs` and
 //! `tests/witness`. Without the feature `planted-bugs`, which nothing that ships turns on, [`Bug::is_planted`] is `false` and leaves nothing behind in a program.
 
-/// One rule taken out of the code that holds a promise. Each is named by what the code does instead.
+/// A planted bug: the code without one of the rules that hold a promise. Each name says how the code behaves then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
     // The log.
@@ -75,7 +75,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// What the simulation looks for.
+    /// The bugs that the simulation has to find.
     pub const ALL: [Self; 44] = [
         Self::DiskWithoutFsync,
         Self::AcknowledgedBeforeCommit,
@@ -123,7 +123,7 @@ impl Bug {
         Self::StaleIfErrorWhileDetached,
     ];
 
-    /// What the witness looks for.
+    /// The bugs that the witness has to find.
     pub const OF_SOCKETS: [Self; 14] = [
         Self::NamedByConnectionGoesOn,
         Self::WaitersShareAll,

@@ -123,7 +123,7 @@ pub struct OriginSpec {
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
-    /// Until a client is told that no server answered, whatever attempts are left.
+    /// Deadline for a request without a body: then the client gets an error, even if attempts are left.
     pub total_timeout: Duration,
     /// A kept connection is not used for further requests after so long.
     pub max_connection_age: Duration,
@@ -204,9 +204,9 @@ pub struct CacheSpec {
     pub ttl_jitter: u8,
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
-    /// For so long after its lifetime a response stands in for an origin that cannot be reached, or says nothing.
+    /// Time after expiry in which a stale response is served while the origin cannot be reached or does not answer.
     pub stale_if_unreachable: Duration,
-    /// How long a request waits for the origin where a stale response can stand in.
+    /// Time that a request waits for the origin while a stale response is at hand.
     pub stale_wait: Duration,
     pub when_detached: WhenDetached,
     pub client_reload: ClientReload,
@@ -218,13 +218,13 @@ pub struct CacheSpec {
     pub max_object: u64,
 }
 
-/// What a client's own Cache-Control (`no-cache`, `max-age`, `min-fresh`) and Pragma can do.
+/// Effect of a client's own Cache-Control (`no-cache`, `max-age`, `min-fresh`) and Pragma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientReload {
     /// The origin is asked again, once for all clients that want it at the same time.
     Revalidate,
-    /// Nothing: the client gets what is fresh here.
+    /// No effect: a fresh stored response is served.
     Ignore,
 }
 

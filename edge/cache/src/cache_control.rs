@@ -21,13 +21,14 @@ pub struct RequestDirectives {
 }
 
 impl RequestDirectives {
-    /// Whether the client wants to hear from the origin, or at least from someone newer, rather than get what is fresh here.
+    /// Whether the client wants a newer response than the fresh stored one: from the origin, or from a cache nearer to it.
     #[must_use]
     pub fn wants_newer(&self) -> bool {
         self.no_cache || self.max_age.is_some() || self.min_fresh.is_some()
     }
 
-    /// The directives of a request for a response that was fetched because of it, or later: what it wants newer is new.
+    /// The directives as they apply to a response that was fetched because of the request or after it: such a response is new
+    /// enough for each of them.
     #[must_use]
     pub fn satisfied(self) -> Self {
         Self { max_age: None, min_fresh: None, no_cache: false, ..self }
@@ -58,7 +59,7 @@ pub const TARGETED: [&str; 3] = ["tidegate-cache-control", "cdn-cache-control", 
 
 /// One member of Cache-Control.
 struct Directive<'a> {
-    /// As it came; for a member that is malformed, all of it up to the first `=`.
+    /// The name as received; for a malformed member, all bytes up to the first `=`.
     name: &'a [u8],
     value: Option<&'a [u8]>,
     /// `token [ "=" ( token / quoted-string ) ]` (RFC 9111 section 5.2).
@@ -103,7 +104,7 @@ fn directives<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<It
     field::list(headers, name).map(Directive::of)
 }
 
-/// The words in what cannot be read as a directive: whatever separates them is none of a word's own characters.
+/// The words in a member that cannot be parsed as a directive. Any byte that no token may hold separates words.
 fn words(member: &[u8]) -> impl Iterator<Item = &[u8]> {
     member.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))).filter(|w| !w.is_empty())
 }
@@ -165,8 +166,8 @@ pub fn of_response(headers: &HeaderMap) -> ResponseDirectives {
     lenient(headers, &CACHE_CONTROL)
 }
 
-/// Cache-Control as origins write it. What cannot be read is never a permission: a lifetime that is no number is over, and of a
-/// member that is malformed each word that forbids something counts, whatever stands around it.
+/// Reads Cache-Control as origins write it. Malformed parts never permit anything: a lifetime that is not a number counts
+/// as over, and each forbidding word in a malformed member counts.
 fn lenient(headers: &HeaderMap, name: &HeaderName) -> ResponseDirectives {
     let mut d = ResponseDirectives::default();
     for directive in directives(headers, name) {
@@ -215,8 +216,8 @@ impl ResponseDirectives {
     }
 }
 
-/// A targeted field is a structured one, a Dictionary (RFC 9213 section 2.1). `None`: it is none, or empty, or one of its
-/// directives has a value of another type; it counts as absent then, as a whole.
+/// Reads a targeted field, which is a Dictionary of structured fields (RFC 9213 section 2.1). `None` if it is absent, empty
+/// or not a Dictionary, or if one of its directives has the wrong type: then the whole field is ignored.
 fn strict(headers: &HeaderMap, name: &HeaderName) -> Option<ResponseDirectives> {
     let lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     let dictionary = sfv::Parser::new(&lines.join(&b", "[..])).parse::<sfv::Dictionary>().ok().filter(|d| !d.is_empty())?;

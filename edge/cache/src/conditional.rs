@@ -1,5 +1,5 @@
 //! Conditional requests answered from a stored response (RFC 9110 section 13, RFC 9111 section 4.3.2).
-//! What If-Match and If-Unmodified-Since allow is given; what they forbid is for the origin to say (RFC 9110 section 13.1.1).
+//! If-Match and If-Unmodified-Since are answered here only when they hold; otherwise the origin decides (RFC 9110 section 13.1.1).
 
 use crate::field;
 use http::HeaderValue;
@@ -52,7 +52,7 @@ pub fn holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
     true
 }
 
-/// Whether they hold whatever the response is, because there are none.
+/// Whether the request has neither If-Match nor If-Unmodified-Since, so that any response will do.
 #[must_use]
 pub fn holds_for_any(request: &HeaderMap) -> bool {
     !request.contains_key(IF_MATCH) && !request.contains_key(IF_UNMODIFIED_SINCE)

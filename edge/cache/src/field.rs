@@ -56,7 +56,7 @@ pub fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// What stands before the first `;`, trimmed: a member without its parameters.
+/// The part of a list member before the first `;`, trimmed: the member without its parameters.
 #[must_use]
 pub fn without_parameters(member: &[u8]) -> &[u8] {
     trim(member.split(|b| *b == b';').next().unwrap_or_default())
@@ -76,7 +76,7 @@ pub fn digits(text: &[u8]) -> Option<u64> {
 }
 
 /// Seconds since 1970 of an HTTP date (RFC 9110 section 5.6.7). Read tolerantly, as RFC 9110 asks of recipients: any of the
-/// three forms, letters of any case, one or two digits, any number of spaces, and whatever stands for the day of the week.
+/// three forms, letters of any case, one or two digits, any number of spaces, and any word in place of the day of the week.
 /// The time is that of Greenwich, or it is no date.
 #[must_use]
 pub fn http_date(value: &[u8]) -> Option<u64> {
@@ -155,7 +155,7 @@ pub fn weight(text: &str) -> Option<u16> {
     }
 }
 
-/// A response's tags cannot all be read, so nobody could purge it by the others truthfully.
+/// The error for a response with unreadable tags: a purge by one of these tags would miss it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadableTags;
 

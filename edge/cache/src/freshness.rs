@@ -75,7 +75,7 @@ impl Freshness {
             response_time,
             stale_while_revalidate: said.stale_while_revalidate.unwrap_or(defaults.stale_while_revalidate),
             stale_if_error: said.stale_if_error.unwrap_or(defaults.stale_if_error),
-            // What was never fresh for anybody is not given to others when it is older still.
+            // A response that was never fresh is not served stale either.
             stale_if_unreachable: if lifetime > 0 { defaults.stale_if_unreachable } else { 0 },
             // s-maxage has the meaning of proxy-revalidate too (section 5.2.2.10).
             must_revalidate: said.must_revalidate || said.proxy_revalidate || (said.s_maxage.is_some() && !said.targeted),
@@ -145,7 +145,7 @@ fn lifetime(status: StatusCode, headers: &HeaderMap, said: &ResponseDirectives, 
 /// Section 4.2.3, at the time of the response.
 fn initial_age(headers: &HeaderMap, date: Option<u64>, request_time: WallTime, response_time: WallTime) -> u64 {
     let apparent = date.map_or(0, |d| response_time.as_secs().saturating_sub(d));
-    // Of a list the first member counts, and what is no number of seconds is ignored (section 5.1).
+    // The first member of the list counts; a value that is not a number of seconds is ignored (section 5.1).
     let first = field::list(headers, &AGE).next().filter(|m| m.iter().all(u8::is_ascii_digit));
     let value = first.map_or(0, |m| field::digits(m).unwrap_or(OLDEST).min(OLDEST));
     let corrected = value + response_time.since(request_time).as_secs();

@@ -23,7 +23,7 @@ pub enum Reuse {
     Fresh,
     /// Answers now, while a validation goes on behind it (stale-while-revalidate).
     StaleWhileRevalidating,
-    /// Upstream is asked first. `or_stale`: when the stored response may stand in if that fails.
+    /// Upstream is asked first. `or_stale`: the failures after which the stored response may be served.
     Validate {
         why: Why,
         or_stale: StandIn,
@@ -38,7 +38,7 @@ pub enum Why {
     Request,
 }
 
-/// For which failures of upstream a stored response may stand in (RFC 9111 section 4.2.4).
+/// The failures of upstream after which a stored response may be served stale (RFC 9111 section 4.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StandIn {
     Never,
@@ -65,7 +65,7 @@ pub fn decide(freshness: &Freshness, asked: &RequestDirectives, standing: Standi
     let may_be_stale = (!freshness.must_revalidate || Bug::StaleDespiteMustRevalidate.is_planted()) && !freshness.no_cache;
     let or_stale = |for_seconds: u64| {
         let may_stand_in = may_be_stale && (!unvouched || Bug::StaleIfErrorWhileDetached.is_planted());
-        // What was softly purged is stale by an operator's word: more than its origin's own word is needed to give it.
+        // After a soft purge, an operator's order, only an explicit stale-if-error allows a stale answer.
         let is_stale_by_time = standing == Standing::Current;
         match for_seconds {
             _ if !may_stand_in => StandIn::Never,

@@ -43,7 +43,7 @@ impl NotStorable {
         !matches!(self, Self::Method | Self::StatusOfTheRequest | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
     }
 
-    /// What Cache-Status and the access log say of a response that was not stored.
+    /// The reason as Cache-Status and the access log print it.
     #[must_use]
     pub fn detail(self) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ pub struct Exchange<'a> {
     pub status: StatusCode,
     pub response: &'a HeaderMap,
     pub said: &'a ResponseDirectives,
-    /// The site says for how long a response is fresh that does not say so itself.
+    /// The site has a lifetime for responses without explicit freshness.
     pub has_default_ttl: bool,
 }
 

@@ -5,8 +5,8 @@ use http::HeaderName;
 use http::header::{ACCEPT_LANGUAGE, CONTENT_LANGUAGE, HeaderMap, VARY};
 use serde::{Deserialize, Serialize};
 
-/// The head of a request as it reaches the origin: what variants are told apart by. Fields that a node adds on the way are part
-/// of it, fields that it drops are not.
+/// The head of a request as it reaches the origin. Variants are selected by it: it has the fields that a node adds, and lacks
+/// those that a node drops.
 pub trait RequestHead {
     /// Calls `visit` with each line of a field, in order. `name` is in lower case.
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8]));
@@ -35,11 +35,11 @@ type Varied = (Box<str>, Option<Box<[u8]>>);
 pub enum NoVaryKey {
     /// `Vary: *`, which matches nothing.
     Star,
-    /// A member is no field name: nobody can tell which requests the response answers.
+    /// A member is not a field name, so the response fits no known set of requests.
     Unreadable,
 }
 
-/// What one request has of the fields that a set of variants varies on.
+/// One request's values of the fields that a set of variants varies on.
 #[derive(Debug)]
 pub struct Wanted {
     /// In the order of the fields.
@@ -48,9 +48,9 @@ pub struct Wanted {
     language: Option<(usize, Box<str>)>,
 }
 
-/// A response that varies on more fields is for nobody else: each look-up would read all of them.
+/// Maximum number of fields in a stored key. A response that varies on more is not shared: each look-up would read all of them.
 const MOST_FIELDS: usize = 64;
-/// A negotiating field with more members is compared as it is.
+/// Maximum number of members of a negotiating field; a longer field is compared byte by byte.
 const MOST_MEMBERS: usize = 64;
 
 impl VaryKey {
@@ -83,8 +83,8 @@ impl VaryKey {
         self.varied.is_empty() || self.is_for(&self.wanted(request))
     }
 
-    /// What a request has of the fields that this one varies on: made once for all variants with [the same
-    /// fields](Self::has_fields_of).
+    /// The values that a request has for the fields of this key. One result serves all variants with
+    /// [the same fields](Self::has_fields_of).
     #[must_use]
     pub fn wanted(&self, request: &impl RequestHead) -> Wanted {
         let place = self.varied.iter().position(|(name, _)| **name == *ACCEPT_LANGUAGE.as_str());
@@ -92,7 +92,7 @@ impl VaryKey {
         Wanted { values: self.varied.iter().map(|(name, _)| normal_value(request, name)).collect(), language }
     }
 
-    /// `wanted`: what the request has of the fields of this key.
+    /// `wanted`: the request's values for the fields of this key.
     #[must_use]
     pub fn is_for(&self, wanted: &Wanted) -> bool {
         let is_in_language =
@@ -159,7 +159,7 @@ impl Wanted {
     }
 }
 
-/// The one language that a request wants before all others: a variant in it is what it would get, whatever else it accepts.
+/// The language that a request prefers to all others. A variant in this language is the best possible answer.
 fn wanted_language(request: &impl RequestHead) -> Option<Box<str>> {
     match &preferences(request, ACCEPT_LANGUAGE.as_str())?[..] {
         [first, rest @ ..] if first.0 > 0 && rest.first().is_none_or(|second| second.0 < first.0) => {
@@ -171,7 +171,7 @@ fn wanted_language(request: &impl RequestHead) -> Option<Box<str>> {
 
 fn hash_of<'a>(values: impl Iterator<Item = Option<&'a [u8]>>) -> u64 {
     use std::hash::{BuildHasher, Hash, Hasher};
-    // Keyed anew in each process: clients choose the values.
+    // A random key per process, because clients choose the values.
     static KEYS: std::sync::LazyLock<std::hash::RandomState> = std::sync::LazyLock::new(std::hash::RandomState::new);
     let mut hasher = KEYS.build_hasher();
     values.for_each(|value| value.hash(&mut hasher));
@@ -213,8 +213,8 @@ fn preferences(head: &impl RequestHead, name: &str) -> Option<Vec<(u16, Vec<u8>)
 const LISTS: [&str; 8] =
     ["accept", "cache-control", "forwarded", "if-none-match", "pragma", "prefer", "x-forwarded-for", "x-forwarded-proto"];
 
-/// A field as it is compared: RFC 9111 allows to take as equal what differs in white space or in lines where the field is a list, and in
-/// order where it negotiates. Of any other the lines count as they are, joined by a comma.
+/// The normal form in which a field is compared. RFC 9111 section 4.1 lets a cache ignore white space and line splits in lists, and
+/// order in negotiating fields. The lines of any other field are joined by a comma and compared byte by byte.
 fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
     let (mut is_there, mut out) = (false, Vec::new());
     let negotiates = matches!(name, "accept-encoding" | "accept-language" | "accept-charset");
@@ -244,7 +244,7 @@ fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
         });
     }
     if !is_there && name == "accept-encoding" {
-        // Whoever names no coding is answered as one that wants none, and upstream is asked so.
+        // A request without Accept-Encoding counts as one for identity, and upstream is asked for identity.
         return Some(b"identity\r1000\n".as_slice().into());
     }
     is_there.then(|| out.into())

@@ -112,7 +112,7 @@ impl Case {
         if self.says("private") {
             return false;
         }
-        // What may be stored need not be: `s-maxage=0` says that nobody else gets it.
+        // A cache may decline to store: here `s-maxage=0` is no permission to share.
         let for_others = self.says("public") || seconds(&self.response, "s-maxage").is_some_and(|s| s > 0);
         if self.authorization && !(self.says("must-revalidate") || for_others) {
             return false;

@@ -1,7 +1,7 @@
 //! One request as this node takes it, and its head as it goes upstream.
 //!
-//! Invariant: [`Outgoing`] is the only reading of a request's head that variants are told apart by, and the only source of the
-//! head that upstream gets. What is dropped, rewritten or added on the way is so for both.
+//! Invariant: [`Outgoing`] is the only reading of a request's head by which variants are selected, and the only source of the
+//! head that upstream gets. Fields that are dropped, rewritten or added on the way change both in the same manner.
 
 use crate::fields;
 use crate::gateway::{Node, Tier};
@@ -28,7 +28,7 @@ pub struct Asked {
     pub method: Method,
     pub target: Target,
     pub key: CacheKey,
-    /// End to end: without what belongs to one connection, and at an edge without what a client must not say.
+    /// End-to-end fields. Fields of one connection are removed, and at an edge the fields that clients must not set.
     pub headers: HeaderMap,
     /// Its sender takes trailers (TE).
     pub takes_trailers: bool,
@@ -36,12 +36,12 @@ pub struct Asked {
     pub upgrade: Option<HeaderValue>,
     /// At an edge, filled in by the gateway: the codings that the client accepts.
     pub accepted: Accepted,
-    /// Filled in by the gateway: the Accept-Encoding with which upstream is asked for what is shared, where it is not the request's.
+    /// Accept-Encoding for a shared fetch, set by the gateway where it differs from the request's.
     pub shared_coding: Option<HeaderValue>,
     pub client: Option<IpAddr>,
-    /// Where interim responses go.
+    /// Receives interim responses.
     pub interim: Option<Interim>,
-    /// At a shield: what the edge demands.
+    /// Revision that the edge demands. Set at a shield only.
     pub demand: Option<Revision>,
     pub end_to_end: bool,
     /// At a shield: how many requests to origin servers it may cost, and until when its edge waits.
@@ -49,7 +49,7 @@ pub struct Asked {
     pub spent: Spent,
 }
 
-/// What a request has cost so far. One may bring several fetches, which share what it may cost.
+/// Requests to upstream that failed so far for one client request. All fetches for it share one allowance.
 #[derive(Clone, Debug, Default)]
 pub struct Spent {
     /// Requests to origin servers that came to nothing.
@@ -74,7 +74,7 @@ impl Spent {
         since
     }
 
-    /// What follows is another's need: a later part of a long body.
+    /// Starts a new count for a later part of a long body.
     pub fn forget(&self) {
         self.failed.set(0);
         self.since.set(None);
@@ -122,7 +122,7 @@ impl Asked {
         }
     }
 
-    /// What its Cache-Control asks of caches, as far as the site lets clients ask.
+    /// The request's Cache-Control, limited to the directives that the site lets clients use.
     #[must_use]
     pub fn directives(&self) -> RequestDirectives {
         let asked = cache_control::of_request(&self.headers);
@@ -159,7 +159,7 @@ impl Asked {
     }
 }
 
-/// What a head says to this node alone (RFC 9110 section 7.6.1).
+/// The fields of a head that are meant for this node alone (RFC 9110 section 7.6.1).
 struct OneHop {
     takes_trailers: bool,
     upgrade: Option<HeaderValue>,
@@ -182,7 +182,7 @@ impl OneHop {
     }
 }
 
-/// What a request goes upstream for.
+/// The reason why a request goes upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A response for all whose requests it matches. Conditions and ranges of the client are this node's own business, and so are
@@ -219,7 +219,7 @@ impl<'a> Outgoing<'a> {
         self.asked.shared_coding.as_ref().filter(|_| self.purpose == Purpose::Shared)
     }
 
-    /// What this node adds behind the lines of a field that came.
+    /// The value that this node adds after the received lines of a field.
     fn added(&self, name: &HeaderName) -> Option<HeaderValue> {
         let (asked, at_edge) = (self.asked, self.node.tier == Tier::Edge);
         let forwards = at_edge && asked.site.state.spec.origin.forwarded;
@@ -235,8 +235,8 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// The request, without its body. Its target is in origin form; whoever sends it adds scheme and authority where its protocol
-    /// wants them.
+    /// The request without its body. The target is in origin form; the sender adds scheme and authority where its protocol
+    /// requires them.
     #[must_use]
     pub fn request(&self, method: &Method) -> Request<RequestBody> {
         let asked = self.asked;
@@ -252,7 +252,7 @@ impl<'a> Outgoing<'a> {
                 headers.append(name, value);
             }
         }
-        // With what is shared no trailers are kept.
+        // A stored response has no trailers, so a shared fetch does not ask for any.
         if asked.takes_trailers && self.purpose == Purpose::OneClient {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
@@ -290,7 +290,7 @@ mod tests {
     use std::sync::Arc;
     use tidegate_control_types::{SiteState, site_file};
 
-    /// What upstream gets is what variants are told apart by, field by field.
+    /// The head that upstream gets equals the head that selects variants, field by field.
     #[test]
     fn both_readings_of_a_head_are_one() {
         let text = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";

@@ -127,7 +127,7 @@ impl ResponseBody {
         self.in_flight.take()
     }
 
-    /// Of a response to HEAD, whoever made it.
+    /// Drops the body of a response to HEAD.
     pub fn leave_out(&mut self) {
         self.kind = Kind::Empty;
     }
@@ -305,19 +305,19 @@ impl Body for ResponseBody {
     }
 }
 
-/// Whose turn it is while a request's body is sent.
+/// The side that has to act next while a request's body is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Turn {
     /// The client's, to send more of it.
     Client,
-    /// Upstream's, to take what is there.
+    /// Upstream has to take the bytes that are ready.
     #[default]
     Upstream,
     /// Upstream's, to answer: all of it was handed over, or given up.
     Answer,
 }
 
-/// How a request's body comes on, for whoever keeps upstream's time.
+/// Progress of a request's body. The clock of the upstream request reads it.
 #[derive(Debug, Default)]
 pub struct Progress {
     turn: Cell<Turn>,
@@ -352,7 +352,7 @@ impl Progress {
         self.steps.get()
     }
 
-    /// Until there is one step more than these. For one waiter at a time.
+    /// Resolves once there are more than `since` steps. For one waiter at a time.
     pub async fn stepped(&self, since: u64) {
         std::future::poll_fn(|cx| {
             if self.steps.get() != since {
@@ -414,7 +414,7 @@ impl RequestBody {
         self
     }
 
-    /// Where it can be seen how it comes on.
+    /// The progress of this body, if it comes from a client.
     #[must_use]
     pub fn progress(&self) -> Option<Rc<Progress>> {
         if let Self::Client { progress, .. } = self { Some(Rc::clone(progress)) } else { None }

@@ -1,7 +1,7 @@
 //! The body of a response for one client alone, coded while it streams (RFC 9110 section 8.4).
 //!
-//! Each piece that comes goes out at once: what the client has can be decoded as far as it has come. Encoders have small windows,
-//! and a node has a bounded number of them; what comes on top goes out as it is.
+//! Each piece goes out at once, so that the client can decode all that it has received. Encoders have small windows, and a node has
+//! a bounded number of them; a body above that number goes out uncoded.
 
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::Bytes;
@@ -19,7 +19,7 @@ const MAX_AT_ONCE: usize = 512;
 const GZIP_LEVEL: u32 = 4;
 const ZSTD_LEVEL: i32 = 1;
 const BROTLI_QUALITY: u32 = 3;
-/// Of the windows of zstd and brotli: powers of two, in bytes.
+/// Base-2 logarithm of the window of zstd and brotli, in bytes.
 const WINDOW_LOG: u32 = 17;
 
 static AT_ONCE: AtomicUsize = AtomicUsize::new(0);
@@ -70,13 +70,13 @@ impl Encoder {
 
 pub struct CodedBody {
     body: UpstreamBody,
-    /// Until the end of the coded form has gone out.
+    /// `None` once the end of the coded form has gone out.
     encoder: Option<Encoder>,
 }
 
 impl CodedBody {
     /// # Errors
-    /// The node codes as many bodies as it can: the body as it is.
+    /// The body is returned uncoded if the node has reached its maximum number of encoders.
     pub fn new(body: UpstreamBody, coding: Coding) -> Result<Self, UpstreamBody> {
         if AT_ONCE.fetch_add(1, Ordering::Relaxed) >= MAX_AT_ONCE {
             AT_ONCE.fetch_sub(1, Ordering::Relaxed);
@@ -147,7 +147,7 @@ mod tests {
 
     fn decoded(coding: Coding, coded: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        // What is cut off decodes as far as it goes.
+        // A truncated body decodes up to its end.
         let _ = match coding {
             Coding::Brotli => brotli::Decompressor::new(coded, 4096).read_to_end(&mut out),
             Coding::Zstd => zstd::Decoder::new(coded).unwrap().read_to_end(&mut out),

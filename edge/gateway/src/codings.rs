@@ -17,8 +17,8 @@ impl<U: Upstream> Gateway<U> {
         self.coder.is_some() && site.state.spec.compression.enabled
     }
 
-    /// For what is shared, the codings that a client accepts are put into one form, so that they make few variants, or
-    /// none.
+    /// Puts the accepted codings of a request for a shared response into one normal form, or removes them, so that there are few
+    /// variants.
     pub(crate) fn negotiate(&self, asked: &mut Asked) {
         if self.node.tier == Tier::Edge {
             let codes = self.codes(&asked.site);
@@ -48,8 +48,8 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// The coding in which a response for one client alone goes out, made while it streams: where the client wants one, and it came
-    /// without. A page that may hold a secret is not coded here, since what is coded together with what an attacker chooses tells of
-    /// it by its length (BREACH): nothing is coded where the request carries Cookie or Authorization, or the response sets a cookie.
+    /// without. A page that may hold a secret is not coded: a client that chooses text beside the secret could guess it from the
+    /// length (BREACH). So nothing is coded if the request carries Cookie or Authorization, or if the response sets a cookie.
     pub(crate) fn coding_of_one(&self, asked: &Asked, status: StatusCode, headers: &mut HeaderMap, length: Option<u64>) -> Option<Coding> {
         let rule = &asked.site.state.spec.compression;
         let is_codable = self.codes(&asked.site)
@@ -86,7 +86,7 @@ fn asks_for_no_transform(request: &HeaderMap) -> bool {
     request.contains_key(CACHE_CONTROL) && field::list(request, &CACHE_CONTROL).any(|d| d.eq_ignore_ascii_case(b"no-transform"))
 }
 
-/// `codes`: this node makes the codings of what it stores, and asks for what has none.
+/// `codes`: this node codes stored responses itself, and therefore asks upstream for identity.
 pub fn negotiate(asked: &mut Asked, codes: bool) {
     if asked.headers.contains_key(ACCEPT_ENCODING) {
         asked.accepted = Accepted::of(&asked.headers);

@@ -161,7 +161,7 @@ fn stored_head<U: Upstream>(gateway: &Gateway<U>, stored: &StoredResponse, coded
     headers
 }
 
-/// Says how long a body is, where a response of this status may say so (RFC 9110 section 8.6).
+/// Sets Content-Length, except for statuses that must not have it (RFC 9110 section 8.6).
 fn set_length(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>) {
     if let Some(length) = length.filter(|_| !status.is_informational() && status != StatusCode::NO_CONTENT) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));

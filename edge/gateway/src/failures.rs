@@ -1,11 +1,11 @@
-//! What went wrong with keys of a site lately, for those who ask (`tidegate explain`).
+//! The recent failures of a site's keys, as `tidegate explain` shows them.
 
 use crate::upstream::FetchFailed;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use tidegate_control_types::WallTime;
 
-/// Of one site on one node.
+/// Maximum number of failures kept per site on one node.
 const MOST: usize = 64;
 
 #[derive(Debug, Default)]

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 #[derive(Clone)]
 pub struct Validating {
     pub stored: Arc<StoredResponse>,
-    /// For which failures of upstream it may stand in.
+    /// The failures of upstream after which the stored response may be served.
     pub or_stale: StandIn,
 }
 
@@ -90,7 +90,7 @@ pub enum Wanted {
     Slice(u64),
 }
 
-/// What becomes of a part that cannot be kept.
+/// The next step for a part that cannot be stored.
 enum Instead {
     /// Upstream is asked for this.
     Ask(Wanted),
@@ -108,7 +108,7 @@ struct Received {
     clean_through: Revision,
 }
 
-/// Runs a fill from its request, once the head of `after` is here, to its end. `relay` gets what is not shared.
+/// Runs a fill from its request to its end. It starts once the head of `after` is here. `relay` gets a response that is not shared.
 #[allow(clippy::too_many_arguments)]
 pub async fn run<U: Upstream>(
     gateway: Rc<Gateway<U>>,
@@ -352,11 +352,11 @@ fn asked_origin_at(received: &Received) -> Option<BootTime> {
 enum Unconfirmed {
     /// It speaks of another response.
     Another,
-    /// What the stored response becomes by it may not be kept.
+    /// The response that a 304 makes of the stored one may not be stored.
     NotStorable(NotStorable),
 }
 
-/// The stored response with what a 304 says of it, which is judged as a whole one would be.
+/// Combines the stored response with a 304. The result is judged as a complete response would be.
 fn confirm<U: Upstream>(
     gateway: &Gateway<U>,
     asked: &Asked,
@@ -529,12 +529,12 @@ fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response:
 
 /// How long the readers of a body that is not kept wait for one that does not move.
 const LAG: Duration = Duration::from_secs(30);
-/// A body that nobody has read for so long is judged. Longer than it takes from a head's arrival to its first reader.
+/// Time without any reader after which a fill is judged. Longer than the time from a head's arrival to its first reader.
 pub const UNREAD_FOR: Duration = Duration::from_millis(500);
-/// Where the bodies under way hold as much memory as they may together, longer ones are no longer kept. Bytes.
+/// Largest body in bytes that is still stored when the bodies under way have used up their memory budget.
 const LEAST_PASSED_BY: u64 = 1 << 20;
-/// From the part of that memory on that is one in so many, bodies run no further ahead of their readers: a few slow ones must not keep
-/// the bodies of all others from being stored.
+/// Pacing starts at one part in this many of that budget: bodies then stay close to their readers, so that a few slow readers do not
+/// keep other bodies from being stored.
 const PACED_FROM: u64 = 8;
 
 /// Pushes the body into the fill; `false`: it grew too large to be kept and was handed through.
@@ -587,8 +587,8 @@ async fn stream<U: Upstream>(
     Ok(!passing)
 }
 
-/// Resolves once nobody reads a body of `length` bytes any more and fetching the rest is not worth it: much of it is missing, or it
-/// takes long, or nobody knows how much is missing.
+/// Resolves once a fill has no readers and finishing it is not worth it: much of the `length` bytes is missing, or an unknown
+/// part of them, or fetching takes long.
 pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64>) {
     let rule = &asked.site.state.spec.cache;
     loop {
@@ -597,7 +597,7 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
             continue;
         }
         if fill.is_behind() && !fill.was_read() {
-            // Nobody was to read it: it is for those to come, who would begin it again and again.
+            // A fill without a reader from the start is for later requests, which would start it again and again.
             if tokio::time::timeout(asked.site.state.spec.origin.total_timeout, fill.read()).await.is_err() {
                 return;
             }
@@ -630,7 +630,7 @@ async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
     }
 }
 
-/// Whether the next requests for the key wait for one another: only if one's response is another's.
+/// Records whether later requests for the key wait for one another. They do if they can share one response.
 fn note_sharing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, freshness: &Freshness) {
     if freshness.is_shared_on_arrival() {
         gateway.store.share(&asked.key);
@@ -639,7 +639,7 @@ fn note_sharing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, freshness: &Fr
     }
 }
 
-/// Whether a response to `asked`, which went upstream with this purpose, may be stored; then by what it is told from other variants.
+/// Whether a response to `asked`, fetched for this purpose, may be stored. If so, the key of its variant.
 /// `most`: bytes of a body.
 pub fn may_store<U: Upstream>(
     gateway: &Gateway<U>,
@@ -686,7 +686,7 @@ fn vary_key<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, purpose: Purpose, 
 /// Whether the answer to a GET that went upstream as its client asked may be kept for others, and is worth it.
 ///
 /// # Errors
-/// Why not; `None`: nothing forbids it, and nobody else would get it.
+/// The reason why not. `None`: storing is allowed, but would serve no other client.
 pub fn answers_others<U: Upstream>(
     gateway: &Gateway<U>,
     asked: &Asked,
@@ -694,7 +694,7 @@ pub fn answers_others<U: Upstream>(
     request_time: WallTime,
 ) -> Result<(), Option<NotStorable>> {
     let headers = fetched.response.headers();
-    // What this client's own fields have chosen, a fetch for all would not get: a coding, or by what describes a body.
+    // A fetch for all would not send this client's own choice of a coding, nor its fields that describe a body.
     let is_chosen = headers.contains_key(header::CONTENT_ENCODING) || fields::describes_a_body(&asked.headers);
     let freshness = {
         let (now, said) = (gateway.clock.wall(), cache_control::of_response(headers));

@@ -14,7 +14,7 @@ pub const SITE: HeaderName = HeaderName::from_static("tidegate-site");
 pub const SCHEME: HeaderName = HeaderName::from_static("tidegate-scheme");
 /// Edge to shield: how many requests to origin servers this one may cost. Shield to edge: how many it did cost.
 pub const ATTEMPTS: HeaderName = HeaderName::from_static("tidegate-attempts");
-/// Edge to shield: milliseconds until its client is told that nothing came.
+/// Edge to shield: milliseconds until the deadline of the client's request.
 pub const WITHIN: HeaderName = HeaderName::from_static("tidegate-within");
 /// Shield to edge: the revision through which the answer is vouched for.
 pub const VOUCHED: HeaderName = HeaderName::from_static("tidegate-vouched");
@@ -158,19 +158,19 @@ pub fn is_selection(name: &str) -> bool {
     SELECTION.iter().any(|n| n.as_str() == name)
 }
 
-/// Whether a request says of a body what a fetch for the store does not say.
+/// Whether a request has fields that describe its body. A fetch for the store has none.
 #[must_use]
 pub fn describes_a_body(headers: &HeaderMap) -> bool {
     [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT].iter().any(|name| headers.contains_key(name))
 }
 
-/// Removes what a fetch for the store does not say.
+/// Removes the fields that a fetch for the store does not send.
 pub fn strip_selection(headers: &mut HeaderMap) {
     SELECTION.iter().for_each(|name| drop(headers.remove(name)));
 }
 
-/// Removes the fields that say how long a body is, once the message has been received: from then on its length is what the framing
-/// gave (RFC 9112 section 6), and no field is read for it again.
+/// Removes the fields that give a body's length, after the message has been received. From then on the length comes from the framing
+/// (RFC 9112 section 6), and these fields are not read again.
 pub fn strip_framing(headers: &mut HeaderMap) {
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::TRANSFER_ENCODING);

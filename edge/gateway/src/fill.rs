@@ -63,7 +63,7 @@ struct State {
     paced: bool,
 }
 
-/// That a fetch was made because its client wants something newer than what is stored or under way, by these directives.
+/// Marks a fill that was started because these directives of a client ask for a response newer than the known ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reload(pub RequestDirectives);
 
@@ -144,7 +144,7 @@ impl Fill {
         self.is_stand_in.store(true, Ordering::Release);
     }
 
-    /// From now on it goes on behind its request.
+    /// The fill continues in the background: its request has been answered.
     pub fn goes_on_behind(&self) {
         self.is_behind.store(true, Ordering::Release);
     }
@@ -170,13 +170,13 @@ impl Fill {
         self.awaits_turn.store(false, Ordering::Release);
     }
 
-    /// Whether it has not begun yet, and will give what a request with these directives wants.
+    /// Whether the fill has not started yet and its response will satisfy these directives.
     #[must_use]
     pub fn awaits_its_turn_for(&self, mine: Reload) -> bool {
         self.awaits_turn.load(Ordering::Acquire) && self.reload.is_some_and(|r| r.serves(mine))
     }
 
-    /// What is known of its response by now; `None` before its head has come. A fill that failed is none to join.
+    /// The state of the response so far; `None` before its head has come. A failed fill cannot be joined.
     #[must_use]
     pub fn arrived_so_far(&self) -> Option<Arrived> {
         match &self.state.lock().phase {
@@ -277,8 +277,8 @@ impl Fill {
         .await
     }
 
-    /// While bodies hold much memory: until the quickest reader is near. How near: as far as it has come, so that whoever takes little
-    /// has little waiting for it. Where nobody reads, at once.
+    /// Resolves once the quickest reader is near, while bodies hold much memory. Near means within the bytes that it has already taken,
+    /// so that a reader which takes little has little waiting for it. Resolves at once if there are no readers.
     pub async fn quickest_reader_near(&self) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
@@ -339,7 +339,7 @@ impl Fill {
         !self.state.lock().readers.is_empty()
     }
 
-    /// Until somebody reads it.
+    /// Resolves once the fill has a reader.
     pub async fn read(&self) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
@@ -557,13 +557,13 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// What it fetches was invalidated meanwhile.
+    /// Whether the response was invalidated while it was being fetched.
     #[must_use]
     pub fn is_forgotten(&self) -> bool {
         self.fill.as_ref().is_some_and(|f| f.is_forgotten())
     }
 
-    /// The fill, which whoever takes it removes from the others in the end.
+    /// Takes the fill out. The caller removes it from the running fills at the end.
     #[must_use]
     pub fn take(mut self) -> Option<Arc<Fill>> {
         self.fill.take()

@@ -93,7 +93,7 @@ pub struct Gateway<U> {
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// Fetches for one request: the first may turn out to have begun before a purge that it must honour.
 const MOST_FETCHES: usize = 3;
-/// Of an answer to an edge that is a shield's stale one, since the origin fails.
+/// Detail in Cache-Status for a stale response that came from a shield, because the origin fails.
 pub(crate) const STALE_AT_SHIELD: &str = "stale-at-shield";
 /// What was validated end to end is good for this long where a detached node has to revalidate.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
@@ -249,8 +249,8 @@ impl<U: Upstream> Gateway<U> {
         Answering::later(async move { this.fetch(asked, validating, reason, moment.attachment).await })
     }
 
-    /// Whether upstream is asked for this request alone, and as its client asks: its response will be nobody else's, as far as
-    /// anybody can tell before it has come.
+    /// Whether upstream is asked for this client alone, with the client's own fields. True if the request already shows that its
+    /// response cannot be shared.
     pub(crate) fn is_for_one_client(&self, asked: &Asked, directives: &RequestDirectives, validating: Option<&Validating>) -> bool {
         let has = |name| asked.headers.contains_key(name);
         let passed = match self.store.passed(&asked.key) {
@@ -304,7 +304,7 @@ impl<U: Upstream> Gateway<U> {
         self.look_into(variants, asked, directives, moment)
     }
 
-    /// The head with which upstream is asked for what is shared.
+    /// The head of a shared fetch.
     pub(crate) fn shared_head<'a>(&'a self, asked: &'a Asked) -> Outgoing<'a> {
         Outgoing::new(asked, &self.node, Purpose::Shared)
     }
@@ -421,7 +421,7 @@ impl<U: Upstream> Gateway<U> {
         let mut demand = self.demand(&asked);
         let directives = asked.directives();
         let reload = directives.wants_newer().then_some(Reload(directives));
-        // Not to be shared, as far as anybody knows, but what is stored may be confirmed.
+        // This key is known to pass: the response is not expected to be shared, but a stored one may be validated.
         let passed = self.store.passed(&asked.key) == Some(Passed::Everyones);
         let asked = Rc::new(asked);
         for _ in 0..MOST_FETCHES {
@@ -468,7 +468,7 @@ impl<U: Upstream> Gateway<U> {
             Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
             let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
             let arrived = match self.arrived(&asked, &fill, validating.as_ref()).await {
-                // The answer itself is for whoever has nothing that may stand in for it.
+                // The error answers those requests for which no stale response is at hand.
                 Err(error)
                     if error.error == FetchError::ServerError
                         && !validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, error.error)) =>
@@ -483,7 +483,7 @@ impl<U: Upstream> Gateway<U> {
                     Ok(Relayed::Whole(own)) if !collapsed && !self.own_was_purged(&asked, &own, arrival) => {
                         return self.relay(&asked, own, status);
                     }
-                    // Another's answer, not to be shared, or one from before a purge: this request goes its own way.
+                    // This response is for another client, or from before a purge: the request asks upstream itself.
                     _ => return self.by_itself(asked, validating, demand.max_index(arrival), end_to_end, status).await,
                 },
                 Arrived::Head(head) => (&head.vary, &head.freshness, &head.tags, head.clean_through),
@@ -492,7 +492,7 @@ impl<U: Upstream> Gateway<U> {
             if collapsed && !vary.matches(&self.shared_head(&asked)) {
                 return self.alone(&asked, None, demand.max_index(arrival), end_to_end, status).await;
             }
-            // What upstream was asked for while this request waited has failed for it too.
+            // A shield's stale response means that upstream has failed, for this request too.
             let stands_in = fill.is_stand_in() && self.may_be_stale(&asked, freshness);
             if collapsed && !stands_in && !self.answers(freshness, &directives, reload) {
                 if !freshness.is_shared_on_arrival() {
@@ -529,15 +529,15 @@ impl<U: Upstream> Gateway<U> {
 
     /// Whether a response that another request brings answers this one too: whether a stored copy of it would, at this moment (RFC
     /// 9111 sections 3 and 4). Variants and purges are looked at apart. `reload`: it was fetched after this request had come, or it
-    /// would not have been joined, so that what the request wants newer is new.
+    /// would not have been joined, so the client's wish for a newer response is met.
     fn answers(&self, freshness: &Freshness, directives: &RequestDirectives, reload: Option<Reload>) -> bool {
         let directives = if reload.is_some() { directives.satisfied() } else { *directives };
         let decided = reuse::decide(freshness, &directives, Standing::Current, Attachment::Attached, self.clock.wall());
         matches!(decided, Reuse::Fresh | Reuse::StaleWhileRevalidating) || Bug::WaitersShareAll.is_planted()
     }
 
-    /// Upstream is asked for this request alone: whether what is stored is still good, where that can be asked, else as its client
-    /// asks. A range is asked for as the client asks: a slice of a private response serves no other client.
+    /// Asks upstream for this client alone. The stored response is validated where that is possible; otherwise the request keeps
+    /// the client's own fields. A range is sent as received: a slice of a private response serves no other client.
     async fn by_itself(
         self: &Rc<Self>,
         asked: Rc<Asked>,
@@ -608,7 +608,7 @@ impl<U: Upstream> Gateway<U> {
         }
     }
 
-    /// With what the answer to a fill is, where that is a stale one of a shield's.
+    /// Adds that the response is a shield's stale one, if it is.
     fn status_of(&self, asked: &Asked, fill: &Fill, status: CacheStatus) -> CacheStatus {
         if !fill.is_stand_in() {
             return status;
@@ -617,14 +617,14 @@ impl<U: Upstream> Gateway<U> {
         CacheStatus { detail: Some(STALE_AT_SHIELD), ..status }
     }
 
-    /// How long upstream is waited for where a stale response can stand in. A shield gives up first, so that its edge gets its answer.
+    /// Time to wait for upstream while a stale response is at hand. A shield stops first, so that its edge receives the answer.
     pub(crate) fn stale_wait(&self, asked: &Asked) -> Duration {
         let wait = asked.site.state.spec.cache.stale_wait;
         if self.node.tier == Tier::Shield { wait * 3 / 4 } else { wait }
     }
 
     fn own_was_purged(&self, asked: &Asked, own: &Own, arrival: Revision) -> bool {
-        // By a tag that cannot be read no purge can have named it.
+        // No purge can have named a tag that is not readable.
         let tags = field::tags(own.response.headers()).unwrap_or_default();
         self.purged_before_arrival(asked, &tags, own.clean_through, None, arrival)
     }
@@ -659,14 +659,14 @@ impl<U: Upstream> Gateway<U> {
             StandIn::Unreachable => error.is_unreachable(),
             StandIn::AnyError => true,
         };
-        // As for a hit: what is there answers this request.
+        // The same rules as for a hit decide whether the stored response answers this request.
         allows
             && !matches!(self.standing(asked.site.name(), &validating.stored), Standing::Purged | Standing::Unvouched)
             && conditional::holds(&asked.headers, &validating.stored.headers)
             && deliver::missing(self, asked, &validating.stored).is_none()
     }
 
-    /// Until a fill's head is here; not for long, where what is stored can stand in. The fill goes on.
+    /// Waits for the head of a fill, for a short time only if a stale response is at hand. The fill continues.
     async fn arrived(&self, asked: &Asked, fill: &Fill, validating: Option<&Validating>) -> Result<Arrived, FetchFailed> {
         let may_stand_in = || validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout));
         if may_stand_in() {
@@ -688,8 +688,8 @@ impl<U: Upstream> Gateway<U> {
         deliver::relay(self, asked, own, status)
     }
 
-    /// A fetch for one request alone, of which the response may be kept for others. What it demands is all that this node knew when
-    /// the request came, tags and all: it shares nothing, so that unrelated purges keep it from nothing.
+    /// A fetch for one request, whose response may still be stored for others. Its demand is all that this node knew at the
+    /// request's arrival, tags included: it shares nothing, so unrelated purges do not invalidate it.
     async fn alone(
         self: &Rc<Self>,
         asked: &Rc<Asked>,
@@ -706,12 +706,12 @@ impl<U: Upstream> Gateway<U> {
         if let Some(answer) = self.answer_alone(asked, validating.as_ref(), fill, relayed, status).await {
             return answer;
         }
-        // What was asked for was a part for all, and it is not for all.
+        // A part for all was requested, but the response cannot be shared.
         let reason = status.forward.unwrap_or(ForwardReason::Miss);
         Box::pin(Rc::clone(self).passed(asked.once_more(), RequestBody::Empty, None, reason)).await
     }
 
-    /// From a fill that this request alone began, and nobody joins. Nothing, where that brought nothing for this request.
+    /// Answers from a fill that this request alone started and that cannot be joined. `None` if its response does not fit.
     pub(crate) async fn answer_alone(
         self: &Rc<Self>,
         asked: &Asked,
@@ -761,7 +761,7 @@ impl<U: Upstream> Gateway<U> {
         self.fills.add(&asked.key, self.new_fill(demand, end_to_end))
     }
 
-    /// `reload`: the request wants what is fetched after it has come. `usable`: whether a response whose head is here answers the
+    /// `reload`: the client wants a response newer than its request. `usable`: whether a response with a known head answers the
     /// request.
     fn join(
         &self,
@@ -801,7 +801,7 @@ impl<U: Upstream> Gateway<U> {
         }
     }
 
-    /// What the site allows, and at a shield no more than the edge does.
+    /// The site's limits; at a shield also those that the edge has sent.
     fn allowance(&self, asked: &Asked) -> Allowance {
         let origin = &asked.site.state.spec.origin;
         let (most, longest) = (origin.retries + 1, origin.total_timeout);

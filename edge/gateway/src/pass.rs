@@ -1,5 +1,5 @@
-//! Requests that go upstream as their client sent them: other methods, bodies on GET, other protocols, and what only one client can
-//! have. What they change is forgotten; what is for others after all is kept.
+//! Requests that go upstream as the client sent them: other methods, bodies on GET, other protocols, and requests whose response
+//! cannot be shared. An unsafe method invalidates the stored response, and a response that turns out to be shareable is stored.
 
 use crate::answering::Answering;
 use crate::asked::{Asked, Outgoing, Purpose};
@@ -17,7 +17,7 @@ use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, cache_control, storab
 
 impl<U: Upstream> Gateway<U> {
     /// Upstream is asked as the client asks, and its response streams to this client; the request's body streams the other way.
-    /// `validating`: a response that may stand in if upstream fails.
+    /// `validating`: the stored response that may be served if upstream fails.
     pub(crate) fn pass(
         self: &Rc<Self>,
         asked: Asked,

@@ -186,7 +186,7 @@ async fn fetch_slice<U: Upstream>(
     let from = fetched.response.body_mut();
     if is_part {
         take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, Bytes::new()), None).await?;
-        // To its end, so that the connection is good for the next one.
+        // Reads to the end, so that the connection can be used again.
         let _ = from.data().await;
     } else {
         // The same response as a whole. Its clients are in the midst of the body: the bytes before this slice are left out.
@@ -197,7 +197,7 @@ async fn fetch_slice<U: Upstream>(
         };
         // If another fetch brings the next slice already, that one goes on.
         let on = !key(&stored.body, slice + 1).is_some_and(|next| gateway.fills.has(&next));
-        // What fails later is no fault of this slice.
+        // A failure of the later slices does not count for this one.
         let _ = take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, rest), on.then_some(WHOLE_LINGER)).await;
     }
     Ok(())
@@ -300,7 +300,7 @@ struct Recent<'a, U> {
 }
 
 impl<U: Upstream> Recent<'_, U> {
-    /// Until somebody wants the next slice; `false`: nobody reads these any more, or their readers are too slow.
+    /// Resolves to `true` once the next slice has a reader; to `false` once these slices have no readers, or only slow ones.
     async fn is_followed_by(&self, next: &Fill, linger: Duration) -> bool {
         let unread = async {
             let mut looks = 0;

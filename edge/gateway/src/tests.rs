@@ -761,7 +761,7 @@ fn an_invalidation_finds_what_one_client_fetches_by_itself() {
     });
 }
 
-/// What nobody reads is fetched to its end only where little is missing.
+/// A fill without readers is fetched to its end only if little is missing.
 #[test]
 fn a_fill_without_readers_ends_where_it_is_not_worth_its_end() {
     for (length, is_kept) in [("1000000", true), ("9000000", false), ("", false)] {
@@ -785,7 +785,7 @@ fn a_fill_without_readers_ends_where_it_is_not_worth_its_end() {
     }
 }
 
-/// Of a page that says nothing of its freshness, clients with cookies wait for nobody.
+/// Clients with cookies each fetch a page without explicit freshness; none waits for a fetch of another client.
 #[test]
 fn clients_with_cookies_wait_for_no_page_that_may_be_anothers() {
     test(Tier::Edge, async |w| {

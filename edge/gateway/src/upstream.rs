@@ -30,12 +30,12 @@ pub struct Fetch {
     pub allowance: Allowance,
 }
 
-/// What one request may cost upstream, over both tiers together.
+/// The limits of one client request upstream, over both tiers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
     /// Requests to origin servers.
     pub attempts: u32,
-    /// When the client is told that nothing came, for a request that is sent at once.
+    /// The deadline of a request without a body.
     pub until: BootTime,
 }
 
@@ -76,7 +76,7 @@ pub enum FetchError {
     HeadTooLarge,
     #[error("the origin's answer can be framed in two ways (Content-Length, Transfer-Encoding)")]
     Framing,
-    #[error("the origin switched to another protocol, or answered finally with an interim status, which nobody had asked for")]
+    #[error("the origin switched to another protocol, or sent an interim status as its final one, without being asked to")]
     Switched,
     #[error("the origin sent more than 10,000 interim answers (1xx)")]
     Interim,
@@ -84,7 +84,7 @@ pub enum FetchError {
     Changed,
     #[error("the answer broke off")]
     Broken,
-    #[error("nobody reads it any more, and too much of it is missing to fetch it for those to come")]
+    #[error("the fetch was abandoned: it has no readers, and too much of the body is missing to finish it")]
     Abandoned,
     #[error("every origin server is down")]
     Down,
@@ -198,7 +198,7 @@ impl FetchError {
         matches!(self, Self::Unprocessed | Self::NeedsHttp1)
     }
 
-    /// Whether upstream cannot be reached, or says nothing: what a stale response may stand in for.
+    /// Whether the origin cannot be reached or does not answer, so that a stale response may be served.
     #[must_use]
     pub fn is_unreachable(self) -> bool {
         !matches!(self, Self::ServerError | Self::Changed | Self::Abandoned | Self::Client | Self::TooLarge | Self::Private)
@@ -226,11 +226,11 @@ impl FetchError {
 /// A fetch that came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct FetchFailed {
-    /// Of the last attempt.
+    /// The error of the last attempt.
     pub error: FetchError,
     /// Requests to origin servers, over both tiers.
     pub attempts: u32,
-    /// Of a head that is not valid HTTP: which of its lines, the status line being the first.
+    /// The line of a malformed head, counted from the status line as 1.
     pub line: Option<u32>,
 }
 

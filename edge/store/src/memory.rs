@@ -16,7 +16,7 @@ const MAX_GROUPS: usize = 16;
 /// The part of the memory tier, and the bytes, that the variants of one key may take.
 const VARIANTS_PART: u64 = 16;
 const MAX_VARIANTS_BYTES: u64 = 32 << 20;
-/// Times that a variant was asked for, as far as they are told apart.
+/// Maximum of the request count of a variant.
 const MAX_WANTED: u8 = 15;
 /// What an entry takes beside its own bytes, in moka and the allocator.
 const ENTRY_OVERHEAD: usize = 200;
@@ -26,15 +26,15 @@ const MOST_PASSED: u64 = 100_000;
 /// How long it is remembered how ranges of a key are to be asked for.
 const RANGES_FOR: Duration = Duration::from_secs(600);
 
-/// Whose requests for a key are not shared, for a while.
+/// The requests for a key that are not shared, for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passed {
     Everyones,
-    /// Of those who carry a cookie: nothing says for how long the response is fresh.
+    /// Requests that carry a cookie, because the response has no explicit freshness.
     WithCookie,
 }
 
-/// How a range of what is not here is asked for.
+/// The way in which upstream is asked for a range of a response that is not stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ranges {
     /// In slices, which are kept: a strong validator ties them together, as far as anybody knows.
@@ -64,7 +64,7 @@ struct Group {
     /// One of them, in `list`.
     of: usize,
     by_values: HashMap<u64, usize>,
-    /// Those that a request may get by their language, whatever else it accepts.
+    /// The variants by the language that is best for them, for requests that prefer one language.
     by_language: HashMap<u64, usize>,
 }
 
@@ -158,7 +158,7 @@ fn keep_the_most_wanted(list: &mut Vec<Arc<StoredResponse>>, max_bytes: u64) {
         };
         let gone = list.remove(victim);
         total -= gone.weight() as u64;
-        // What was wanted long ago is worth less than what is wanted now.
+        // Counts age, so that a variant wanted now outlives one wanted long ago.
         let sum: usize = list.iter().map(|r| usize::from(r.wanted())).sum();
         let is_full = sum > list.len() * usize::from(MAX_WANTED) / 2;
         list.iter().for_each(|r| r.forget_wanted(least.max(if is_full { r.wanted() / 2 } else { 0 })));
@@ -394,7 +394,7 @@ impl MemoryTier {
         self.ranges.get(key).unwrap_or_default()
     }
 
-    /// What the variants of one key may take, in bytes.
+    /// Maximum size of all variants of one key, in bytes.
     fn max_variants_bytes(&self) -> u64 {
         (self.limit / VARIANTS_PART).min(MAX_VARIANTS_BYTES)
     }

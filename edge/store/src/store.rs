@@ -343,7 +343,7 @@ impl Store {
         self.memory.ranges(key)
     }
 
-    /// Whose requests for a key are not shared.
+    /// The requests for a key that are not shared, if any.
     #[must_use]
     pub fn passed(&self, key: &CacheKey) -> Option<Passed> {
         self.memory.passed(key)

@@ -119,7 +119,7 @@ pub struct Ask {
     pub range: Option<(u64, u64)>,
     pub if_none_match: bool,
     pub no_cache: bool,
-    /// It carries Authorization: its answer is nobody else's.
+    /// The request carries Authorization, so its response is not shared.
     pub authorized: bool,
     /// Milliseconds between two pieces that the client takes.
     pub slow: u64,
@@ -637,7 +637,7 @@ impl Plan {
                     |tag: &str| PurgeOrder { site: SITES[site].parse().ok(), selector: Selector::Tag { tag: tag.into() }, soft: false };
                 orders = TAGS.into_iter().map(order).collect();
             }
-            // Nothing but what is one client's leaves the shields what they have.
+            // Requests of one client alone leave the shields' copies in place.
             let authorized = r.bool();
             // Not to be waited for, it is said to be true at the edges alone.
             let wait_ms = if r.bool() { 150 } else { 10_000 };
