@@ -1,5 +1,5 @@
-//! May this client have that answer at this time? RFC 9110 and RFC 9111, said once more and as plainly as it can be, over what the
-//! origin and the clients wrote down. It shares no code with the product.
+//! May this client have that answer at this time? An independent, simple reading of RFC 9110 and RFC 9111 over the records of the
+//! origin and the clients. It shares no code with the product.
 
 use crate::client::{Got, Reading, Wish};
 use crate::heads::Shared;
@@ -10,9 +10,9 @@ use std::io::Read;
 
 /// Clocks of whole seconds: what one node decides by them may be off by so much.
 const SECOND: f64 = 1.05;
-/// What a slow machine, over HTTP/3 and without optimisation, carries at least: bytes a second.
+/// Minimum transfer rate of a slow machine over HTTP/3 in a debug build, in bytes per second.
 const SLOWEST: f64 = 2e6;
-/// What a busy machine takes for nothing, in seconds.
+/// Delay without a cause that a busy machine may add, in seconds.
 const NOTHING: f64 = 3.0;
 /// `retries = 2`.
 const ATTEMPTS: usize = 3;
@@ -21,7 +21,7 @@ const FOLLOWING: usize = 2;
 /// A tenth of how far back Last-Modified lies.
 const HEURISTIC: u64 = 3_990;
 
-/// What a site is told, as far as answers depend on it.
+/// The settings of a site that answers depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub ignores_reloads: bool,
@@ -31,7 +31,7 @@ pub struct Settings {
     pub total_timeout: f64,
 }
 
-/// One request of a client, and what it got.
+/// One request of a client and its response.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub id: usize,
@@ -41,7 +41,7 @@ pub struct Asked {
     pub ended: f64,
     /// Without the body.
     pub got: Got,
-    /// What is wrong with the body's bytes.
+    /// The fault in the body's bytes, if there is one.
     pub wrong_bytes: Option<String>,
 }
 
@@ -130,7 +130,7 @@ fn same(name: &str, a: Option<&[u8]>, b: Option<&[u8]>) -> bool {
 
 fn decoded(coding: Option<&str>, bytes: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    // What comes before a break counts.
+    // The part before a break counts.
     let _ = match coding {
         None => return Some(bytes.to_vec()),
         Some("gzip") => flate2::read::GzDecoder::new(bytes).read_to_end(&mut out),
@@ -145,7 +145,7 @@ fn asked_range(wish: &Wish) -> Option<String> {
     value_of(&wish.fields, "range").map(|v| String::from_utf8_lossy(&v).into_owned())
 }
 
-/// What is wrong with the bytes that came, if anything is.
+/// The fault in the received bytes, if there is one.
 pub fn wrong_bytes(answer: &Answer, wish: &Wish, got: &Got) -> Option<String> {
     let field = |name: &str| value_of(&got.fields, name).map(|v| String::from_utf8_lossy(&v).into_owned());
     let shape = Shape::of(&wish.path);
@@ -194,7 +194,7 @@ pub fn wrong_bytes(answer: &Answer, wish: &Wish, got: &Got) -> Option<String> {
 
 pub struct Judge<'a> {
     world: &'a World,
-    /// Of each host and path.
+    /// The answers for each host and path.
     of_path: HashMap<(&'a str, &'a str), Vec<&'a Answer>>,
     caused: HashMap<usize, Vec<&'a Answer>>,
     by_id: HashMap<usize, &'a Asked>,
@@ -260,12 +260,17 @@ impl<'a> Judge<'a> {
         wrong
     }
 
-    /// At most so many requests upstream for one of a client.
+    /// Checks the number of requests upstream for one client request.
     fn attempts(&self, asked: &'a Asked, wrong: &mut Vec<String>) {
-        // What did not fail may be followed by another need: a 304 that lets nothing be kept, a part that is not for all.
+        // A successful one may be followed by another fetch: after a 304 that allows no storing, or a part that cannot be shared.
         let mut failed: HashMap<Option<Vec<u8>>, usize> = HashMap::new();
         let all = self.caused.get(&asked.id).map_or(&[][..], Vec::as_slice);
-        for answer in all.iter().filter(|a| a.fault != Fault::None) {
+        // A node may leave an answer that hangs before it can see the fault: a purge came, or the part cannot be shared.
+        let unseen = |a: &Answer| {
+            let hangs = matches!(a.fault, Fault::Hangs | Fault::HangsInBody(_));
+            hangs && a.was_left && a.ended.is_some_and(|end| end - a.arrived < asked.settings.first_byte_timeout - 0.3)
+        };
+        for answer in all.iter().filter(|a| a.fault != Fault::None && !unseen(a)) {
             *failed.entry(value_of(&answer.asked, "range")).or_default() += 1;
         }
         let most = if asked.wish.method == "POST" { 1 } else { ATTEMPTS };
@@ -320,7 +325,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// A stale response may stand in: an answer was an error, or took too long.
+    /// Whether a stale response was allowed: an answer was an error, or took too long.
     fn needs_help(&self, asked: &'a Asked, errors: bool) -> bool {
         let end = asked.head_at().unwrap_or(asked.ended);
         self.answers(asked).iter().any(|a| {
@@ -332,7 +337,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// What no origin said.
+    /// Checks a response that a node generated itself.
     fn generated(&self, asked: &'a Asked, wrong: &mut Vec<String>) {
         let may_be = match asked.got.status {
             504 if asked.directive("only-if-cached").is_some() => true,
@@ -376,7 +381,7 @@ impl<'a> Judge<'a> {
         self.purged(asked, answer, &mut say);
     }
 
-    /// The status fits the origin's, and what the client asked for.
+    /// Checks that the status fits the origin's and the client's request.
     fn status(&self, asked: &'a Asked, answer: &Answer, say: &mut impl FnMut(String)) {
         let tag = asked.said("etag");
         let opaque = |t: &str| t.trim().trim_start_matches("W/").to_owned();
@@ -394,7 +399,7 @@ impl<'a> Judge<'a> {
             }
             416 => asked.field("range").is_some(),
             412 => asked.field("if-match").is_some(),
-            // A 304, to the node or between nodes, leaves the status as it was.
+            // A 304 for a node's own validation leaves the stored status.
             _ if answer.status == 304 => true,
             200 => matches!(answer.status, 200 | 206),
             other => other == answer.status,
@@ -489,7 +494,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// What a purge, or an unsafe request, named before.
+    /// Checks that the answer is not older than a purge or an unsafe request that named it.
     fn purged(&self, asked: &'a Asked, answer: &Answer, say: &mut impl FnMut(String)) {
         let network = asked.wish.path.split('/').nth(1).unwrap_or_default();
         for purge in self.world.purges.iter().filter(|p| p.network == network && p.answered <= asked.started && answer.arrived < p.sent) {
@@ -511,7 +516,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Streams that nobody reads any more.
+    /// Finds streams that have no readers and still go on.
     pub fn endless(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for answer in self.world.answers.iter().filter(|a| a.framing == Framing::Endless && a.status == 200 && a.head_sent.is_some()) {
@@ -530,7 +535,7 @@ impl<'a> Judge<'a> {
         wrong
     }
 
-    /// All that belongs to a request, for whoever looks into it.
+    /// All records of one request, as text for debugging a violation.
     pub fn told(&self, asked: &'a Asked) -> String {
         let show = |fields: &Fields| {
             let all = fields.iter().map(|(n, v)| format!("      {n}: {}\n", v.escape_ascii()));
@@ -577,11 +582,19 @@ impl<'a> Judge<'a> {
                 if a.caused_by == Some(asked.id) || asked.answer() == Some(a.serial) { show(&a.asked) } else { String::new() },
             );
         }
+        for purge in self
+            .world
+            .purges
+            .iter()
+            .filter(|p| asked.wish.path.contains(&p.network) && p.answered >= asked.started && p.sent <= asked.ended)
+        {
+            out += &format!("  purge of {:?} in {} at {:.3} to {:.3}\n", purge.selector, purge.network, purge.sent, purge.answered);
+        }
         out
     }
 }
 
-/// The answer to this very request: it reached the origin as it was.
+/// Checks a response to this very request, which has to have reached the origin unchanged.
 fn own(asked: &Asked, answer: &Answer, say: &mut impl FnMut(String)) {
     let effective = asked.effective();
     if answer.method != asked.wish.method && !(asked.wish.method == "HEAD" && answer.method == "GET") {
@@ -593,7 +606,7 @@ fn own(asked: &Asked, answer: &Answer, say: &mut impl FnMut(String)) {
             say(format!("the origin got another {name}: {:?}", a.map(|a| String::from_utf8_lossy(&a).into_owned())));
         }
     }
-    // What only one client can have is asked for as it asks.
+    // A request whose response only one client can have keeps the client's fields.
     let is_its_own = value_of(&effective, "authorization").is_some() || directive(&effective, "no-store").is_some();
     if is_its_own && asked.wish.method != "HEAD" {
         for name in
