@@ -61,9 +61,10 @@ fn main() -> ExitCode {
     // Every TLS of the process speaks through the same provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     commands::logging(match &cli.command {
-        Command::Control(commands::control::Control::Run(_)) | Command::Edge(_) | Command::Shield(_) => true,
-        Command::Dns(dns) => dns.is_role(),
-        _ => false,
+        Command::Control(commands::control::Control::Run(_)) | Command::Edge(_) | Command::Shield(_) => commands::Logs::Role,
+        Command::Dns(dns) if dns.is_role() => commands::Logs::Role,
+        Command::Dev(_) => commands::Logs::Dev,
+        _ => commands::Logs::Command,
     });
     let done = match cli.command {
         Command::Dev(c) => c.run(),

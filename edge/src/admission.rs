@@ -262,8 +262,12 @@ impl<I> Admission<I> {
 
     fn refuse(&mut self, refusal: Refusal) {
         let in_body = matches!(self.phase, Phase::ChunkSize | Phase::ChunkEnd | Phase::Trailers { .. });
-        self.state.note_refusal(refusal);
-        self.phase = if in_body { Phase::BodyRefused } else { Phase::Refused(refusal) };
+        if in_body {
+            self.phase = Phase::BodyRefused;
+        } else {
+            self.state.note_refusal(refusal);
+            self.phase = Phase::Refused(refusal);
+        }
         self.pending = Vec::new();
         self.waits(Waits::Nothing);
     }

@@ -120,7 +120,8 @@ where
     let io = Admission::new(io, false, Arc::clone(&state), Arc::clone(&limits), Arc::clone(&worker.coarse));
     let settings = ServerSettings {
         streams: limits.streams,
-        head: u32::try_from(limits.head).unwrap_or(u32::MAX),
+        // Beyond this the protocol refuses by itself, without a log line; see `Worker::route` for the limit.
+        head: u32::try_from(limits.head * 2).unwrap_or(u32::MAX),
         stream_window: 256 << 10,
         connection_window: 1 << 20,
         send_buffer: MOST_BUFFERED,
@@ -161,14 +162,16 @@ pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unprove
     let settings = tidegate_http3::ServerSettings { head, head_timeout: limits.head_timeout, drain: limits.drain };
     let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
     let service = move |mut request: http::Request<tidegate_http3::Received>, interim| {
-        if request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some() {
+        let is_early = request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some();
+        let mut request = request.map(|body| RequestBody::of(body, answering.most_body()));
+        if is_early {
             if !request.method().is_safe() {
                 let why = "this request came before the handshake was over, when it could be a repeated one: send it again";
+                answering.refused(&client, Some(&request), StatusCode::TOO_EARLY, why);
                 return Answering::now(answering.page(StatusCode::TOO_EARLY, why));
             }
             request.headers_mut().insert(EARLY_DATA, HeaderValue::from_static("1"));
         }
-        let request = request.map(|body| RequestBody::of(body, answering.most_body()));
         answer(&answering, &of_connection, request, &client, Some(interim), MULTIPLEXED_PIECE)
     };
     let mut stopping = worker.shared.stopping.clone();

@@ -33,7 +33,11 @@ impl Worker {
     ) -> Answering<Response<ResponseBody>> {
         match websocket::asked(&mut request) {
             None => {}
-            Some(Err(status)) => return Answering::now(self.page(status, "this protocol is not carried here")),
+            Some(Err(status)) => {
+                let why = "this protocol is not carried here";
+                self.refused(client, Some(&request), status, why);
+                return Answering::now(self.page(status, why));
+            }
             Some(Ok(asking)) => return self.answer_websocket(asking, request, client, interim),
         }
         if !request.headers().contains_key(header::UPGRADE) {
@@ -70,7 +74,9 @@ impl Worker {
         interim: Option<Interim>,
     ) -> Answering<Response<ResponseBody>> {
         if self.is_full() {
-            return Answering::now(self.page(StatusCode::SERVICE_UNAVAILABLE, "there are as many connections as there may be"));
+            let (status, why) = (StatusCode::SERVICE_UNAVAILABLE, "there are as many connections as there may be");
+            self.refused(client, Some(&request), status, why);
+            return Answering::now(self.page(status, why));
         }
         let (idle, open) = (self.limits.get().tunnel_timeout, Open::new(self));
         self.answer_routed(request, client, interim, true).then(move |(response, tunnel)| asking.granted(response, tunnel, idle, open))
@@ -101,6 +107,7 @@ impl Worker {
             return Answering::now((answer, None));
         }
         if site.state.spec.tls.redirect && !client.https && !is_challenge {
+            self.shared.refused.fetch_add(1, Ordering::Relaxed);
             self.log_unforwarded(client, Some(&request), site.name(), StatusCode::PERMANENT_REDIRECT, "to-https");
             return Answering::now((self.redirect(&host, request.uri()), None));
         }
@@ -113,7 +120,11 @@ impl Worker {
         let hsts = (client.https && !tls.hsts.is_zero()).then(|| self.routes.borrow().hsts(site.name())).flatten();
         let logged =
             started.map(|at| Logged { worker: Rc::clone(self), started: at, seen: Some(Seen::of(&request, client, &site, &host)) });
-        let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(|mut answer| {
+        let is_head = request.method() == Method::HEAD;
+        let answering = self.forward(site, (&host, port), request, client, interim, upgrading).then(move |mut answer| {
+            if is_head {
+                answer.response.body_mut().leave_out();
+            }
             if let Some(value) = alt_svc {
                 answer.response.headers_mut().insert(header::ALT_SVC, value);
             }
@@ -178,6 +189,11 @@ impl Worker {
             let crumbs = request.headers().get_all(header::COOKIE).iter().count();
             if request.headers().len() - crumbs.saturating_sub(1) > limits.fields {
                 return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"));
+            }
+            // As RFC 9113 section 6.5.2 counts. The protocol's own limit is twice this one, and its refusal says nothing.
+            let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+            if size > limits.head {
+                return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the head of the request is too large"));
             }
             if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {
                 return Err((StatusCode::URI_TOO_LONG, "the target is too long"));

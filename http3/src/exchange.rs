@@ -195,7 +195,8 @@ where
             Ok(request) => request,
             Err(MessageError::Section(SectionError::TooLarge)) => {
                 stream.stop(Code::NO_ERROR);
-                let mut response = Answered::new(ResponseBody::empty());
+                let text = "431 Request Header Fields Too Large\n\nthe head of the request is too large\n";
+                let mut response = Answered::new(ResponseBody::whole(Bytes::from_static(text.as_bytes())));
                 *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 self.phase = Phase::Answering(Answering::now(response));
                 return Ok(());

@@ -56,11 +56,24 @@ impl From<tidegate_node::NodeError> for Failure {
 
 pub type Done = Result<ExitCode, Failure>;
 
+/// The messages that are logged if TIDEGATE_LOG does not say which.
+#[derive(Clone, Copy)]
+pub enum Logs {
+    Role,
+    /// Errors, and requests that failed.
+    Dev,
+    Command,
+}
+
 /// Logs go to stderr; TIDEGATE_LOG chooses what (as `info,tidegate_edge=debug`), TIDEGATE_LOG_FORMAT=json how. What reads DNS packets says
 /// nothing of bad ones: strangers send them.
-pub fn logging(role: bool) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEGATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if role { "info,hickory_proto=error" } else { "error" }));
+pub fn logging(logs: Logs) {
+    let usual = match logs {
+        Logs::Role => "info,hickory_proto=error",
+        Logs::Dev => "error,tidegate_gateway=warn",
+        Logs::Command => "error",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let json = std::env::var("TIDEGATE_LOG_FORMAT").is_ok_and(|f| f == "json");
     let _ = if json { builder.json().try_init() } else { builder.with_ansi(false).try_init() };
