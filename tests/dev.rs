@@ -237,7 +237,7 @@ fn the_access_log_and_explain_say_why_a_body_broke_off() {
     let line = |detail: &str| (200.into(), 5.into(), false.into(), detail.into());
     assert_eq!(why, (line("broken"), line("client-closed")));
     let explained = support::text(&dev.tidegate(&["explain", &format!("http://{host}/torn")]).stdout);
-    assert_eq!(explained.matches("the answer broke off").count(), 2, "by both tiers: {explained}");
+    assert_eq!(explained.matches("the connection ended in the middle of the answer").count(), 2, "by both tiers: {explained}");
 }
 
 #[test]

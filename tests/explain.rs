@@ -26,7 +26,8 @@ fn what_nodes_say_is_what_they_do() {
             add_header Vary Accept-Language; return 200 hello; }
         location = /mine { add_header Cache-Control private; return 200 mine; }
         location = /broken { return 444; }
-        location = /old { add_header Cache-Control max-age=0; return 200 old; }";
+        location = /old { add_header Cache-Control max-age=0; add_header ETag '\"a\"'; return 200 old; }
+        location = /older { add_header Cache-Control max-age=0; return 200 older; }";
     let nginx = Nginx::start(&dir.path().join("nginx"), &root, extra);
     // The nodes watch any of the control nodes.
     let mut network = Network::start(dir.path(), 3, 1, 2, "1s");
@@ -86,7 +87,14 @@ fn what_nodes_say_is_what_they_do() {
     get("/old", &[]);
     assert_eq!(said(&ask(&network, "/old", &[]), "edge-1")["next"], "validate");
     get("/mine", &[]);
-    assert_eq!(said(&ask(&network, "/mine", &[]), "edge-1")["next"], "pass");
+    get("/older", &[]);
+    for (path, why) in [("/mine", "its Cache-Control has private"), ("/older", "it is stale at once, and has neither")] {
+        let all = ask(&network, path, &[]);
+        let said = said(&all, "edge-1");
+        assert!(said["next"] == "pass" && said["why"].as_str().unwrap().contains(why), "{said}");
+    }
+    let with_password = ask(&network, "/a.txt", &["Authorization: Basic x"]);
+    assert_eq!(said(&with_password, "edge-2")["why"], "the request has Authorization");
 
     // The recent failures and their causes.
     assert_eq!(get("/broken", &[]).status, 502);

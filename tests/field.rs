@@ -308,12 +308,12 @@ fn read_response(from: &mut TcpStream, method: &str, got: &Mutex<Got>) {
     let whole = if method == "HEAD" || matches!(now.status(), "101" | "204" | "304") {
         true
     } else if now.field("transfer-encoding").is_some() {
-        loop {
+        'chunks: loop {
             let mut line = Vec::new();
             let mut byte = [0];
             while !line.ends_with(b"\r\n") {
                 if from.read(&mut byte).unwrap_or(0) == 0 {
-                    return;
+                    break 'chunks false;
                 }
                 line.push(byte[0]);
             }
@@ -420,8 +420,8 @@ impl Run<'_> {
             "seconds" => {
                 let got = self.clients[&step.words[2]].got.lock().unwrap().clone();
                 let most: f64 = name.parse().unwrap();
-                if got.seconds > most {
-                    fail(format!("it took {} s", got.seconds));
+                if got.seconds == 0.0 || got.seconds > most {
+                    fail(format!("it took {} s (0: it is not over)", got.seconds));
                 }
             }
             "count" => {
@@ -479,7 +479,7 @@ impl Run<'_> {
                 "begins" => true,
                 "hit" => got.cache().contains("; hit"),
                 "miss" => got.cache().contains("fwd="),
-                "broken" => !got.whole,
+                "broken" => !got.whole && !got.head.is_empty(),
                 _ => fields_fit(line, |n| got.field(n)).unwrap_or_else(|| fail(format!("unknown: {line}"))),
             };
             if !fits {

@@ -8,7 +8,7 @@ mod support;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use support::network::{Network, Plan};
 use support::{Http, Numbers, Response, get, get_with, request_head, wait_for};
 
@@ -25,8 +25,8 @@ struct State {
     breaks: AtomicU64,
     /// No parts are given from this request on; 0: they always are.
     whole_from: AtomicU64,
-    /// Complete responses are sent in chunks.
-    chunked: AtomicBool,
+    /// How complete responses are framed: 0 by their length, 1 in chunks, 2 by the end of the connection.
+    framing: AtomicU64,
     /// Milliseconds between two pieces of a body.
     slow: AtomicU64,
 }
@@ -120,8 +120,13 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
         Some((first, end)) => (format!("206 Partial Content\r\nContent-Range: bytes {first}-{}/{length}", end - 1), first, end),
         None => ("200 OK".to_owned(), 0, length),
     };
-    let chunked = bounds.is_none() && state.chunked.load(Ordering::Relaxed);
-    let framing = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {}", end - first) };
+    let framed_by = if bounds.is_none() { state.framing.load(Ordering::Relaxed) } else { 0 };
+    let chunked = framed_by == 1;
+    let framing = match framed_by {
+        0 => format!("Content-Length: {}", end - first),
+        1 => "Transfer-Encoding: chunked".to_owned(),
+        _ => "Connection: close".to_owned(),
+    };
     write!(stream, "HTTP/1.1 {status}\r\n{framing}\r\nAccept-Ranges: bytes\r\n{fields}\r\n").ok()?;
     let breaks = state.breaks.load(Ordering::Relaxed);
     let mut at = first;
@@ -144,6 +149,10 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
     }
     if chunked {
         stream.write_all(b"0\r\n\r\n").ok()?;
+    }
+    if framed_by == 2 {
+        stream.shutdown(std::net::Shutdown::Both).ok()?;
+        return None;
     }
     Some(())
 }
@@ -330,9 +339,9 @@ fn what_comes_whole_in_the_midst_of_a_body_goes_on_there() {
     let network = network(dir.path(), &origin, 0, "");
     let edge = network.edges()[0].address();
     let length = 7 * MIB + 5;
-    for (n, whole_from) in [(0, 2), (1, 3), (2, 4), (3, 3)] {
+    for (n, whole_from, framing) in [(0, 2, 0), (1, 3, 0), (2, 4, 0), (3, 3, 1), (4, 3, 2)] {
         origin.gave();
-        origin.state.chunked.store(n == 3, Ordering::Relaxed);
+        origin.state.framing.store(framing, Ordering::Relaxed);
         origin.state.whole_from.store(whole_from, Ordering::Relaxed);
         right(edge, &format!("/{length}/ranges/{n}"), length, MIB / 2, length - 1, 0);
         let requests = origin.gave().0;

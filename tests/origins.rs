@@ -159,6 +159,49 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     assert!(unknown.status == 502 && unknown.cache_status().contains("detail=resolve"), "{unknown:?}");
 }
 
+/// nginx ends each connection after so many requests, and says so with GOAWAY while the open ones go on.
+#[test]
+fn an_origin_that_drains_its_connections_is_asked_over_new_ones() {
+    const OF_ONE: usize = 20;
+    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let key = rcgen::generate_simple_self_signed(["origin.test".to_owned()]).unwrap();
+    let (certificate, file) = (dir.path().join("c.pem"), dir.path().join("c.key"));
+    std::fs::write(&certificate, key.cert.pem()).unwrap();
+    std::fs::write(&file, key.signing_key.serialize_pem()).unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("n"), "page").unwrap();
+    std::fs::write(root.join("large"), vec![b'x'; 30 << 20]).unwrap();
+    let tls = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), file.display());
+    let extra = format!("{tls} keepalive_requests {OF_ONE}; add_header X-Connection $connection; add_header Cache-Control no-store;");
+    let _nginx = Nginx::start_at(&format!("127.0.0.1:{port} ssl http2"), &dir.path().join("nginx"), &root, &extra);
+    let network = Network::planned(dir.path(), Plan { shields: 0, ..Plan::default() });
+    let edge = network.edges()[0].address();
+    apply(&network, &format!("servers = [{{ url = \"https://127.0.0.1:{port}\" }}]\nallow_private = true\ntls = {{ verify = false }}"));
+    wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
+
+    let mut slow = std::net::TcpStream::connect(edge).unwrap();
+    slow.write_all(b"GET /large HTTP/1.1\r\nHost: o.example\r\n\r\n").unwrap();
+    std::io::Read::read_exact(&mut slow, &mut [0; 64]).unwrap();
+    let (clients, each) = (4, 60);
+    let ask = || {
+        let mut client = Http::connect(edge).unwrap();
+        let one = |_| {
+            let answer = client.ask("GET", "o.example", "/n", &[]).unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.header("x-connection").unwrap().to_owned()
+        };
+        (0..each).map(one).collect::<Vec<_>>()
+    };
+    let used: std::collections::BTreeSet<String> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..clients).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().flat_map(|a| a.join().unwrap()).collect()
+    });
+    // Each of two workers has connections of its own, and each client may find the last ones drained.
+    let most = clients * each / OF_ONE + 2 + clients;
+    assert!(used.len() <= most, "{} connections", used.len());
+}
+
 #[test]
 fn a_site_is_known_to_no_edge_before_its_origin_is() {
     let dir = tempfile::tempdir().unwrap();

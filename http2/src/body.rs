@@ -1,6 +1,6 @@
 //! A body on its way in.
 
-use crate::client::Open;
+use crate::client::Slot;
 use bytes::Bytes;
 use h2::RecvStream;
 use http::{HeaderMap, header};
@@ -15,7 +15,7 @@ pub struct Received {
     data_is_over: bool,
     left: Option<u64>,
     /// Of a response: let go with it, what counts its request as open and what keeps the rest of it going.
-    _exchange: Option<(Open, Option<oneshot::Sender<()>>)>,
+    _exchange: Option<(Slot, Option<oneshot::Sender<()>>)>,
 }
 
 impl Received {
@@ -24,8 +24,8 @@ impl Received {
         Self { from, data_is_over: false, left, _exchange: None }
     }
 
-    pub(crate) fn of_exchange(self, open: Open, sending: Option<oneshot::Sender<()>>) -> Self {
-        Self { _exchange: Some((open, sending)), ..self }
+    pub(crate) fn of_exchange(self, slot: Slot, sending: Option<oneshot::Sender<()>>) -> Self {
+        Self { _exchange: Some((slot, sending)), ..self }
     }
 }
 

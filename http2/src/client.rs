@@ -13,7 +13,8 @@ use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tidegate_gateway::RequestBody;
 use tidegate_gateway::interim::Interim;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -39,31 +40,45 @@ pub struct Sender {
 struct ConnectionState {
     is_over: Cell<bool>,
     open: Cell<usize>,
+    waiting: Cell<usize>,
     /// A request is over, or all of them.
     freed: Notify,
 }
 
-/// One of a connection's open requests, until its response is let go.
-pub(crate) struct Open(Rc<ConnectionState>);
+/// Time between two looks at the number of streams that the server allows. A change of it wakes no waiting request.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-impl Open {
+/// The place of one request among a connection's open streams, held until its response is dropped.
+pub struct Slot(Rc<ConnectionState>);
+
+impl Slot {
     fn new(state: &Rc<ConnectionState>) -> Self {
         state.open.set(state.open.get() + 1);
         Self(Rc::clone(state))
     }
 }
 
-impl Drop for Open {
+/// Counts a request as waiting for a slot.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.open.set(self.0.open.get().saturating_sub(1));
         self.0.freed.notify_one();
     }
-}
-
-/// A request failed; it comes back where nothing of it was sent.
-pub struct Failed {
-    pub error: h2::Error,
-    pub unsent: Option<Request<RequestBody>>,
 }
 
 /// Begins a connection, which lives on as a task of this worker.
@@ -112,10 +127,17 @@ where
 }
 
 impl Sender {
-    /// Whether no more requests can be sent.
+    /// Whether no more requests can be sent: the connection is over, or the server has sent GOAWAY and only finishes open requests.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.state.is_over.get()
+    pub fn is_closed(&mut self) -> bool {
+        let mut unwoken = Context::from_waker(Waker::noop());
+        self.state.is_over.get() || matches!(self.to.poll_ready(&mut unwoken), Poll::Ready(Err(_)))
+    }
+
+    /// Number of requests that are open or wait for a slot.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        self.state.open.get() + self.state.waiting.get()
     }
 
     /// Whether no request is under way.
@@ -130,29 +152,34 @@ impl Sender {
         self.state.open.get() < self.to.current_max_send_streams()
     }
 
-    /// Waits until the server takes one more request. Only then is it handed to h2, which would send it even after it was given up.
-    async fn turn(&mut self) -> Result<(), h2::Error> {
+    /// Waits until the server allows another stream. A request is handed to h2 only then: h2 would send it even after its client left.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub async fn slot(&mut self) -> Result<Slot, h2::Error> {
+        let _waiting = Waiting::new(&self.state.waiting);
         loop {
             let mut freed = pin!(self.state.freed.notified());
             freed.as_mut().enable();
             std::future::poll_fn(|cx| self.to.poll_ready(cx)).await?;
-            if self.has_room() {
-                return Ok(());
+            if self.state.open.get() < self.to.current_max_send_streams() {
+                return Ok(Slot::new(&self.state));
             }
-            freed.await;
+            let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
         }
     }
 
-    /// Sends a request, whose URI names scheme and authority, and waits for its response's head. Letting go of the response, or of this
-    /// future, ends the request wherever it is.
+    /// Sends a request, whose URI names scheme and authority, and waits for its response's head. Dropping the response, or this future,
+    /// ends the request wherever it is.
     ///
     /// # Errors
     /// The connection is over, or the server refuses or resets the request.
-    pub async fn send(&mut self, request: Request<RequestBody>, interim: Option<Interim>) -> Result<Response<Received>, Failed> {
-        if let Err(error) = self.turn().await {
-            return Err(Failed { error, unsent: Some(request) });
-        }
-        let failed = |error| Failed { error, unsent: None };
+    pub async fn send(
+        &mut self,
+        slot: Slot,
+        request: Request<RequestBody>,
+        interim: Option<Interim>,
+    ) -> Result<Response<Received>, h2::Error> {
         let (mut head, body) = request.into_parts();
         let bodiless = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !bodiless);
@@ -165,8 +192,7 @@ impl Sender {
             // Some servers refuse what could have a body and says no length (RFC 9110 section 8.6).
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
         }
-        let (mut coming, to) = self.to.send_request(Request::from_parts(head, ()), bodiless).map_err(failed)?;
-        let open = Open::new(&self.state);
+        let (mut coming, to) = self.to.send_request(Request::from_parts(head, ()), bodiless)?;
         let sending = (!bodiless).then(|| {
             let (goes_on, ended) = oneshot::channel();
             tokio::task::spawn_local(send_body(Pipe::new(body, to, Reason::CANCEL), ended));
@@ -178,8 +204,8 @@ impl Sender {
             }
             Pin::new(&mut coming).poll(cx)
         });
-        let (head, body) = response.await.map_err(failed)?.into_parts();
-        let body = Received::new(body, &head.headers).of_exchange(open, sending);
+        let (head, body) = response.await?.into_parts();
+        let body = Received::new(body, &head.headers).of_exchange(slot, sending);
         Ok(Response::from_parts(head, body))
     }
 }

@@ -16,7 +16,7 @@ mod tests;
 mod windows;
 
 pub use body::Received;
-pub use client::{ClientSettings, Failed, Sender, connect};
+pub use client::{ClientSettings, Sender, Slot, connect};
 pub use keep_alive::KeepAlive;
 pub use server::{ServerSettings, serve};
 pub use windows::Windows;

@@ -56,15 +56,21 @@ async fn client(most: u32) -> (Sender, tokio::sync::mpsc::UnboundedReceiver<Acce
     (connect(ours, &CLIENT).await.unwrap(), accepted, server)
 }
 
-fn begin(sender: &Sender) -> tokio::task::JoinHandle<Result<Response<Received>, crate::Failed>> {
+/// What became of a request, and whether it was sent.
+type Sent = Result<Response<Received>, (h2::Error, bool)>;
+
+fn begin(sender: &Sender) -> tokio::task::JoinHandle<Sent> {
     let mut sender = sender.clone();
-    tokio::task::spawn_local(async move { sender.send(get(), None).await })
+    tokio::task::spawn_local(async move {
+        let slot = sender.slot().await.map_err(|error| (error, false))?;
+        sender.send(slot, get(), None).await.map_err(|error| (error, true))
+    })
 }
 
 #[test]
 fn no_more_requests_are_handed_over_than_the_server_takes_and_the_others_come_back() {
     on_worker(async {
-        let (sender, mut accepted, server) = client(2).await;
+        let (mut sender, mut accepted, server) = client(2).await;
         // With the first its settings come.
         let first = begin(&sender);
         let (_, mut respond) = accepted.recv().await.unwrap();
@@ -84,12 +90,45 @@ fn no_more_requests_are_handed_over_than_the_server_takes_and_the_others_come_ba
         tokio::time::sleep(Duration::from_millis(500)).await;
         server.abort();
         let lost = waiting.await.unwrap().err().unwrap();
-        assert!(lost.unsent.is_some(), "nothing of it was sent");
+        assert!(!lost.1, "nothing of it was sent");
         for answered in sent {
-            assert!(answered.await.unwrap().err().unwrap().unsent.is_none());
+            assert!(answered.await.unwrap().err().unwrap().1);
         }
         drop((b, third));
         assert!(sender.is_closed());
+    });
+}
+
+#[test]
+fn a_connection_that_the_server_drains_takes_no_more_requests() {
+    on_worker(async {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let (hand_over, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+        let drains = Rc::new(tokio::sync::Notify::new());
+        let when = Rc::clone(&drains);
+        tokio::task::spawn_local(async move {
+            let mut server = h2::server::handshake(theirs).await.unwrap();
+            loop {
+                tokio::select! {
+                    request = server.accept() => match request {
+                        Some(Ok(request)) => drop(hand_over.send(request)),
+                        _ => return,
+                    },
+                    () = when.notified() => server.graceful_shutdown(),
+                }
+            }
+        });
+        let mut sender = connect(ours, &CLIENT).await.unwrap();
+        let slow = begin(&sender);
+        let (_, mut respond): Accepted = accepted.recv().await.unwrap();
+        assert!(!sender.is_closed());
+        drains.notify_one();
+        while !sender.is_closed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!begin(&sender).await.unwrap().err().unwrap().1, "it comes back unsent");
+        respond.send_response(Response::new(()), true).unwrap();
+        assert_eq!(slow.await.unwrap().ok().unwrap().status(), StatusCode::OK, "the open one is answered");
     });
 }
 
@@ -120,7 +159,7 @@ fn a_server_that_is_gone_without_a_word_is_noticed_while_somebody_waits_for_it()
         let connecting = tokio::task::spawn_local(async move { connect(ours, &CLIENT).await.unwrap() });
         let mut connection = server.as_mut().await.unwrap();
         sender.replace(connecting.await.unwrap());
-        let sender = sender.unwrap();
+        let mut sender = sender.unwrap();
         let first = begin(&sender);
         let (_, mut respond) = connection.accept().await.unwrap().unwrap();
         respond.send_response(Response::new(()), true).unwrap();

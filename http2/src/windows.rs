@@ -8,7 +8,8 @@
 pub struct Windows {
     /// Window of each stream while few are open.
     pub few: u32,
-    /// Window of each stream while many are open. Times the number of streams, the most that a connection holds.
+    /// Window of each stream that is opened while many are open. A smaller window takes nothing back from streams that have a larger
+    /// one: at most 32 streams hold `few` bytes, 96 hold a quarter of that or `many`, and the others `many`.
     pub many: u32,
 }
 

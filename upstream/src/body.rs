@@ -49,7 +49,7 @@ impl<B> Drop for TimedBody<B> {
 impl<B> Body for TimedBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
+    B::Error: std::error::Error + 'static,
 {
     type Data = Bytes;
     type Error = FetchError;
@@ -69,7 +69,7 @@ where
                     Some(Err(error)) => {
                         tracing::debug!(%error, "a response body broke off");
                         this.finish(false);
-                        Some(Err(FetchError::Broken))
+                        Some(Err(cause(&error)))
                     }
                     None => {
                         this.finish(true);
@@ -87,7 +87,7 @@ where
                     return Poll::Pending;
                 }
                 this.finish(false);
-                Poll::Ready(Some(Err(FetchError::Timeout)))
+                Poll::Ready(Some(Err(FetchError::Idle)))
             }
         }
     }
@@ -98,5 +98,45 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// hyper reports an invalid chunk as an IO error of these kinds, and a connection that ended early as one of another kind.
+fn cause(error: &(dyn std::error::Error + 'static)) -> FetchError {
+    let mut causes = std::iter::successors(Some(error), |e| e.source());
+    let is_invalid = |e: &std::io::Error| matches!(e.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData);
+    if causes.any(|e| e.downcast_ref().is_some_and(is_invalid)) { FetchError::Chunk } else { FetchError::Broken }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect::{self, Connection};
+    use http_body_util::BodyExt;
+    use tidegate_gateway::RequestBody;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn an_invalid_chunk_is_told_from_a_connection_that_ended() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            for (rest, want) in
+                [("zz\r\nhalf\r\n", FetchError::Chunk), ("ffffffffffffffffff\r\n", FetchError::Chunk), ("4\r\nha", FetchError::Broken)]
+            {
+                let (ours, mut theirs) = tokio::io::duplex(1024);
+                let Ok(Connection::H1(mut to)) = connect::h1(ours, false).await else { unreachable!() };
+                let response = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{rest}");
+                let request = http::Request::get("/").header("host", "h").body(RequestBody::Empty).unwrap();
+                let answer = async {
+                    theirs.read_exact(&mut [0; 16]).await.unwrap();
+                    theirs.write_all(response.as_bytes()).await.unwrap();
+                    theirs.shutdown().await.unwrap();
+                };
+                let (answered, ()) = tokio::join!(to.sender.send_request(request), answer);
+                let body = answered.unwrap().into_body();
+                let body = TimedBody::new(body, Duration::from_secs(9), None, Box::new(|_| ()));
+                assert_eq!(body.collect().await.unwrap_err(), want, "{rest:?}");
+            }
+        });
     }
 }

@@ -236,7 +236,7 @@ pub async fn tls(
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return h1(stream, upgrading).await;
     }
-    tidegate_http2::connect(stream, &HTTP_2).await.map(Connection::H2).map_err(|_| FetchError::Broken)
+    tidegate_http2::connect(stream, &HTTP_2).await.map(Connection::H2).map_err(|_| FetchError::Reset)
 }
 
 pub(crate) async fn h1<I>(io: I, upgrading: bool) -> Result<Connection, FetchError>
@@ -247,7 +247,7 @@ where
     builder.max_buf_size(256 << 10).max_headers(256).allow_spaces_after_header_name_in_responses(true);
     let interim = Arc::<AtomicUsize>::default();
     let io = Bounded { io, interim: Arc::clone(&interim) };
-    let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|_| FetchError::Broken)?;
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|_| FetchError::Reset)?;
     let bad_line = Rc::<Cell<Option<u32>>>::default();
     let found = Rc::clone(&bad_line);
     tokio::task::spawn_local(async move {
@@ -354,6 +354,9 @@ static SYSTEM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
 #[derive(Default)]
 pub struct TlsSettings(Mutex<HashMap<Wanted, Arc<ClientConfig>>>);
 
+/// Those of sites that are gone, and of former authorities, would stay else.
+const MAX_TLS_SETTINGS: usize = 1000;
+
 /// Whether to verify, by which authority, and whether HTTP/2 may be spoken.
 type Wanted = (bool, Option<String>, bool);
 
@@ -388,7 +391,11 @@ impl TlsSettings {
         };
         config.alpn_protocols = if http_2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
         let config = Arc::new(config);
-        self.0.lock().insert(key, Arc::clone(&config));
+        let mut all = self.0.lock();
+        if all.len() >= MAX_TLS_SETTINGS {
+            all.clear();
+        }
+        all.insert(key, Arc::clone(&config));
         Ok(config)
     }
 }

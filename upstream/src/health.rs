@@ -133,7 +133,8 @@ async fn probe(pools: &OriginPools, servers: &Servers, server: &OriginServer, sp
                 response.map(|body| UpstreamBody::new(body.map_err(|_| FetchError::Broken)))
             }
             connect::Connection::H2(mut s) => {
-                let response = s.send(request, None).await.map_err(|_| FetchError::Broken)?;
+                let slot = s.slot().await.map_err(|_| FetchError::Broken)?;
+                let response = s.send(slot, request, None).await.map_err(|_| FetchError::Broken)?;
                 response.map(|body| UpstreamBody::new(body.map_err(|_| FetchError::Broken)))
             }
         };

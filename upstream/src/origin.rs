@@ -30,6 +30,8 @@ const BUDGET_START: i64 = 200;
 const BUDGET_MOST: i64 = 2000;
 /// A resolver gives up before.
 const MOST_RESOLVING: Duration = Duration::from_secs(60);
+/// Maximum number of shared connections that one request finds drained before it opens one for itself.
+const MAX_DRAINED: usize = 3;
 
 /// The servers of one site, with what is known of each.
 pub struct Servers {
@@ -244,15 +246,26 @@ impl Limits<'_> {
         Patience { first_byte: self.left(self.first_byte), stall: self.idle }
     }
 
+    /// The time that the site gives the step which ended with a time-out.
+    fn most(&self, error: FetchError) -> Option<Duration> {
+        match error {
+            FetchError::ConnectTimeout => Some(self.connect),
+            FetchError::Timeout | FetchError::NoStream => Some(self.first_byte),
+            FetchError::NameServer => Some(MOST_RESOLVING),
+            _ => None,
+        }
+    }
+
     /// Whether a failure counts against the server. A time-out does only if the server had half of the time that the site gives it:
     /// later attempts of a request may have little left.
     fn speaks_against_server(&self, error: FetchError) -> bool {
-        let most = match error {
-            FetchError::ConnectTimeout => self.connect,
-            FetchError::Timeout => self.first_byte,
-            error => return error.is_of_the_server(),
-        };
-        self.given.get() >= most.min(self.total) / 2
+        error.is_of_the_server() && self.most(error).is_none_or(|most| self.given.get() >= most.min(self.total) / 2)
+    }
+
+    /// The error as the client hears it: if the request's deadline cut the step short, the deadline is the cause.
+    fn reported(&self, error: FetchError) -> FetchError {
+        let is_cut_short = self.until.is_some_and(|until| tokio::time::Instant::now() >= until);
+        if is_cut_short && self.most(error).is_some_and(|most| self.given.get() < most) { FetchError::Deadline } else { error }
     }
 }
 
@@ -298,7 +311,7 @@ impl OriginUpstream {
         let within = || limits.left(limits.connect);
         let (spec, server) = (&servers.spec, &key.server);
         let resolving = tokio::time::timeout(limits.left(MOST_RESOLVING), self.pools.resolver.addresses(&server.host));
-        let mut addresses = resolving.await.map_err(|_| FetchError::Resolve)??.to_vec();
+        let mut addresses = resolving.await.map_err(|_| FetchError::NameServer)??.to_vec();
         if !spec.allow_private {
             addresses.retain(|a| !private::is_private(*a));
             if addresses.is_empty() {
@@ -347,17 +360,21 @@ impl OriginUpstream {
         let key = PoolKey { site: servers.site.clone(), server: server.clone(), tls, allow_private };
         let mut request = request;
         let mut fresh = false;
+        let mut drained = 0;
         loop {
             let upgrading = request.headers().contains_key(header::UPGRADE);
             let (connection, made, kept) = match self.connection(servers, &key, fresh, upgrading, limits).await {
                 Ok(c) => c,
                 Err(error) => return Err(Failed::unsent(error, request)),
             };
+            let is_shared = matches!(connection, Connection::H2(_));
             match self.exchange(servers, &key, health, (connection, made), request, interim.cloned(), limits).await {
-                // The server closed a kept connection just as the request went out.
-                Err(Failed { unsent: Some(back), .. }) if kept => {
+                // The server closed a kept connection just as the request went out. A shared one is out of the pool by that, and
+                // another one may be good; the idle ones are as old as this one.
+                Err(Failed { unsent: Some(back), error, .. }) if kept && error != FetchError::NoStream => {
                     request = back;
-                    fresh = true;
+                    drained += usize::from(is_shared);
+                    fresh = !is_shared || drained > MAX_DRAINED;
                 }
                 Err(failed) => {
                     if kept && failed.error == FetchError::Reset {
@@ -426,8 +443,13 @@ impl OriginUpstream {
                 Ok(Fetched { response, length, vouched: None, stands_in: false, failed_before: 0, close_delimited, upgrade })
             }
             Connection::H2(mut sender) => {
-                let answered = limits.patience().wait(sender.send(request, interim), progress.as_deref()).await.map_err(sent)?;
-                let mut response = answered.map_err(|f| Failed { error: h2_error(&f.error), line: None, unsent: f.unsent })?;
+                let slot = match tokio::time::timeout(limits.left(limits.first_byte), sender.slot()).await {
+                    Ok(Ok(slot)) => slot,
+                    Ok(Err(error)) => return Err(Failed::unsent(h2_error(&error), request)),
+                    Err(_) => return Err(Failed::unsent(FetchError::NoStream, request)),
+                };
+                let answered = limits.patience().wait(sender.send(slot, request, interim), progress.as_deref()).await.map_err(sent)?;
+                let mut response = answered.map_err(|error| sent(h2_error(&error)))?;
                 let decoded = response.body().size_hint().exact();
                 let framed = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let over = Box::new(move |_| drop(counted));
@@ -468,6 +490,8 @@ fn h2_error(error: &tidegate_http2::Error) -> FetchError {
     match error.reason() {
         Some(tidegate_http2::Reason::REFUSED_STREAM) => FetchError::Unprocessed,
         Some(tidegate_http2::Reason::HTTP_1_1_REQUIRED) => FetchError::NeedsHttp1,
+        // A server that stops names the last request that it answers (RFC 9113 section 6.8). This one came after that.
+        Some(tidegate_http2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => FetchError::Unprocessed,
         _ if error.is_library() => FetchError::Malformed,
         _ => FetchError::Reset,
     }
@@ -553,7 +577,7 @@ impl Upstream for OriginUpstream {
             let Some(at) = servers.choose(fetch.key_hash, &mut tried, &*self.clock) else { break };
             let Some(limits) = self.limits(&servers, &request, fetch.allowance.until, &given) else {
                 if failed.attempts == 0 {
-                    failed.error = FetchError::Timeout;
+                    failed.error = FetchError::Deadline;
                 }
                 break;
             };
@@ -574,7 +598,7 @@ impl Upstream for OriginUpstream {
                 }
                 Err(Failed { error, line, unsent }) => {
                     tracing::debug!(site = fetch.site.name(), server = at, %error, "an origin server failed");
-                    (failed.error, failed.line) = (error, line);
+                    (failed.error, failed.line) = (limits.reported(error), line);
                     if upgrading && error == FetchError::Tls {
                         // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
                         break;

@@ -68,7 +68,7 @@ impl Kept {
     /// Drops connections that are closed, or were idle for too long.
     fn sweep(&mut self, now: Instant) {
         self.h1.retain(|idle| !idle.to.sender.is_closed() && now.duration_since(idle.since) < IDLE_FOR);
-        self.h2.retain(|s| !s.sender.is_closed() && (!s.sender.is_idle() || now.duration_since(s.used) < UNUSED_FOR));
+        self.h2.retain_mut(|s| !s.sender.is_closed() && (!s.sender.is_idle() || now.duration_since(s.used) < UNUSED_FOR));
     }
 
     fn is_forgotten(&self, now: Instant) -> bool {
@@ -94,6 +94,20 @@ impl<K> Clone for Pool<K> {
 }
 
 impl<K> All<K> {
+    /// Closes the connection that was idle for longest, if there are as many as there may be.
+    fn make_room(&self) {
+        if self.idle.get() < MAX_ALL_IDLE {
+            return;
+        }
+        let mut all = self.kept.borrow_mut();
+        // The first of each is its oldest.
+        let oldest = all.values_mut().filter(|kept| !kept.h1.is_empty()).min_by_key(|kept| kept.h1.front().map(|idle| idle.since));
+        if let Some(kept) = oldest {
+            kept.h1.pop_front();
+            self.count(1, 0);
+        }
+    }
+
     /// One server had `before` idle connections, and has `after` now.
     fn count(&self, before: usize, after: usize) {
         self.idle.set((self.idle.get() + after).saturating_sub(before));
@@ -132,10 +146,11 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         let now = Instant::now();
         kept.used = now;
         // Requests in progress on a removed connection still complete.
-        kept.h2.retain(|s| !s.sender.is_closed() && is_good(&s.made));
-        let full = kept.h2.len() >= MAX_SHARED;
-        let at = kept.h2.iter().position(|s| s.sender.has_room()).or(full.then_some(0));
-        if let Some(shared) = at.and_then(|at| kept.h2.get_mut(at)) {
+        kept.h2.retain_mut(|s| !s.sender.is_closed() && is_good(&s.made));
+        let is_full = kept.h2.len() >= MAX_SHARED;
+        let with_room = kept.h2.iter().position(|s| s.sender.has_room());
+        let least_loaded = || (0..kept.h2.len()).filter(|_| is_full).min_by_key(|at| kept.h2[*at].sender.load());
+        if let Some(shared) = with_room.or_else(least_loaded).and_then(|at| kept.h2.get_mut(at)) {
             shared.used = now;
             return Some((Connection::H2(shared.sender.clone()), shared.made));
         }
@@ -165,10 +180,13 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         self.kept(key, |k| k.speaks_h2.then(|| Rc::clone(&k.opening)))
     }
 
+    /// Lets other requests use a connection, unless there are enough. Then it ends with the request that opened it.
     pub fn share(&self, key: &K, sender: &Sender, made: Made) {
         self.kept(key, |k| {
             k.speaks_h2 = true;
-            k.h2.push(Shared { sender: sender.clone(), made, used: Instant::now() });
+            if k.h2.len() < MAX_SHARED {
+                k.h2.push(Shared { sender: sender.clone(), made, used: Instant::now() });
+            }
         });
     }
 
@@ -199,7 +217,8 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
     pub fn keep(&self, key: K, mut to: Http1, made: Made) {
         let pool = self.clone();
         tokio::task::spawn_local(async move {
-            if to.sender.ready().await.is_ok() && pool.0.idle.get() < MAX_ALL_IDLE {
+            if to.sender.ready().await.is_ok() {
+                pool.0.make_room();
                 pool.kept(&key, |k| {
                     if k.h1.len() >= MAX_IDLE {
                         k.h1.pop_front();

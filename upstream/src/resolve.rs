@@ -30,12 +30,24 @@ fn name_server(address: &SocketAddr) -> NameServerConfig {
 /// The addresses of a name.
 struct Known {
     addresses: Arc<[IpAddr]>,
+    /// The name's own servers said that it has no addresses.
+    has_none: bool,
     /// Expiry of the addresses by the name server's TTL.
     good_until: Instant,
     /// The name servers are not asked before.
     again_at: Instant,
     /// A question that is under way, which all who need the answer share.
     asked: Option<watch::Receiver<bool>>,
+}
+
+impl Known {
+    fn found(&self) -> Result<Arc<[IpAddr]>, FetchError> {
+        match (self.addresses.is_empty(), self.has_none) {
+            (false, _) => Ok(Arc::clone(&self.addresses)),
+            (true, true) => Err(FetchError::Resolve),
+            (true, false) => Err(FetchError::NameServer),
+        }
+    }
 }
 
 /// Time after expiry in which addresses are still used if no name server answers (RFC 8767).
@@ -81,7 +93,7 @@ impl Resolver {
     /// Addresses of `host`, which may be one itself.
     ///
     /// # Errors
-    /// The name has no addresses, or no name server answered in time and no older addresses are known.
+    /// `Resolve`: the name has no addresses. `NameServer`: no name server answered in time, and no older addresses are known.
     pub async fn addresses(&self, host: &str) -> Result<Arc<[IpAddr]>, FetchError> {
         if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse() {
             return Ok(Arc::new([ip]));
@@ -90,7 +102,7 @@ impl Resolver {
             let mut names = self.names.lock();
             let known = names.get(host);
             if let Some(known) = known.filter(|k| Instant::now() < k.again_at) {
-                return found(&known.addresses);
+                return known.found();
             }
             let old = known.filter(|k| !k.addresses.is_empty()).map(|k| Arc::clone(&k.addresses));
             let asked = match known.and_then(|k| k.asked.clone()) {
@@ -110,7 +122,7 @@ impl Resolver {
             }
             None => drop(answered.await),
         }
-        found(&self.names.lock().get(host).map(|k| Arc::clone(&k.addresses)).unwrap_or_default())
+        self.names.lock().get(host).ok_or(FetchError::NameServer)?.found()
     }
 
     /// Whether `host` still leads to an address, as far as is known. Once that is too old, the name servers are asked again behind the
@@ -129,7 +141,7 @@ impl Resolver {
 
     /// Asks the name servers, behind the callers' backs.
     fn ask(&self, names: &mut HashMap<String, Known>, host: &str) -> Result<watch::Receiver<bool>, FetchError> {
-        let resolver = self.inner.clone().ok_or(FetchError::Resolve)?;
+        let resolver = self.inner.clone().ok_or(FetchError::NameServer)?;
         if names.len() >= MAX_NAMES {
             let now = Instant::now();
             names.retain(|_, k| k.asked.is_some() || now < k.again_at);
@@ -142,7 +154,7 @@ impl Resolver {
         }
         let (done, asked) = watch::channel(false);
         let now = Instant::now();
-        let unknown = || Known { addresses: Arc::default(), good_until: now, again_at: now, asked: None };
+        let unknown = || Known { addresses: Arc::default(), has_none: false, good_until: now, again_at: now, asked: None };
         names.entry(host.to_owned()).or_insert_with(unknown).asked = Some(asked.clone());
         // The dot at the end: an origin's name is never completed with a search domain.
         let name = format!("{}.", host.trim_end_matches('.'));
@@ -157,12 +169,14 @@ impl Resolver {
                     Ok(Ok(answer)) => {
                         let ttl = answer.valid_until().saturating_duration_since(now.into_std()).clamp(MIN_TTL, MAX_TTL);
                         known.addresses = answer.iter().collect();
+                        known.has_none = known.addresses.is_empty();
                         (known.good_until, known.again_at) = (now + ttl, now + ttl);
                     }
                     // An authoritative "no such name" overrides older addresses.
                     Ok(Err(error)) if says_none(&error) => {
                         tracing::debug!(host, %error, "an origin's name has no addresses");
                         known.addresses = Arc::default();
+                        known.has_none = true;
                         known.again_at = now + AGAIN_AFTER;
                     }
                     failed => {
@@ -171,6 +185,7 @@ impl Resolver {
                         if now >= known.good_until + STALE_FOR {
                             known.addresses = Arc::default();
                         }
+                        known.has_none = false;
                         known.again_at = now + AGAIN_AFTER;
                     }
                 }
@@ -186,8 +201,4 @@ impl Resolver {
 fn says_none(error: &NetError) -> bool {
     let NetError::Dns(DnsError::NoRecordsFound(none)) = error else { return false };
     matches!(none.response_code, ResponseCode::NXDomain | ResponseCode::NoError)
-}
-
-fn found(addresses: &Arc<[IpAddr]>) -> Result<Arc<[IpAddr]>, FetchError> {
-    if addresses.is_empty() { Err(FetchError::Resolve) } else { Ok(Arc::clone(addresses)) }
 }

@@ -92,6 +92,10 @@ impl Turn<'_> {
     }
 
     fn failed(&self, now: BootTime, error: FetchError) {
+        if !self.is_probe && self.shield.down_until.load(Ordering::Relaxed) > 0 {
+            // Another request of the same lost connection: it is one failure.
+            return;
+        }
         let failures = self.shield.failures.fetch_add(1, Ordering::Relaxed).min(8);
         let alone = (LEAVE_ALONE * 2u32.pow(failures)).min(MAX_LEAVE_ALONE);
         if self.shield.down_until.swap((now + alone).as_nanos(), Ordering::Relaxed) == 0 {
@@ -177,9 +181,10 @@ impl Http2Shields {
         if open.tls_name != shield.tls_name || !Arc::ptr_eq(&open.config, config) {
             *open = new();
         }
-        open.senders.retain(|s| !s.is_closed());
-        let full = open.senders.len() >= MAX_CONNECTIONS;
-        let free = open.senders.iter().find(|s| s.has_room()).or_else(|| open.senders.first().filter(|_| full));
+        open.senders.retain_mut(|s| !s.is_closed());
+        let is_full = open.senders.len() >= MAX_CONNECTIONS;
+        let least_loaded = || open.senders.iter().filter(|_| is_full).min_by_key(|s| s.load());
+        let free = open.senders.iter().find(|s| s.has_room()).or_else(least_loaded);
         free.cloned().ok_or_else(|| Rc::clone(&open.opening))
     }
 
@@ -226,19 +231,26 @@ impl ShieldWay for Http2Shields {
             Err(e) => return Err((e, Some(request))),
         };
         let progress = request.body().progress();
-        let patience = Patience { first_byte, stall: idle };
-        match patience.wait(sender.send(request, interim), progress.as_deref()).await {
+        let began = tokio::time::Instant::now();
+        let slot = match tokio::time::timeout(first_byte, sender.slot()).await {
+            Ok(Ok(slot)) => slot,
+            Ok(Err(_)) => return Err((FetchError::Reset, Some(request))),
+            Err(_) => return Err((FetchError::NoStream, Some(request))),
+        };
+        let patience = Patience { first_byte: first_byte.saturating_sub(began.elapsed()), stall: idle };
+        match patience.wait(sender.send(slot, request, interim), progress.as_deref()).await {
             Err(error) => Err((error, None)),
-            Ok(Err(failed)) => {
-                tracing::debug!(shield = shield.name, error = %failed.error, "a request to a shield failed");
+            Ok(Err(error)) => {
+                tracing::debug!(shield = shield.name, %error, "a request to a shield failed");
                 // One stream that ended early, on a connection that lives on, speaks of the answer that was on it.
-                let error = match &failed.error {
+                let error = match &error {
                     e if e.reason() == Some(tidegate_http2::Reason::REFUSED_STREAM) => FetchError::Unprocessed,
+                    e if e.is_go_away() && e.is_remote() && e.reason() == Some(tidegate_http2::Reason::NO_ERROR) => FetchError::Unprocessed,
                     e if e.is_reset() && e.is_library() => FetchError::Malformed,
                     e if e.is_reset() => FetchError::Broken,
                     _ => FetchError::Reset,
                 };
-                Err((error, failed.unsent))
+                Err((error, None))
             }
             Ok(Ok(response)) => {
                 let idle = patience::idle(response.headers(), idle);
@@ -269,9 +281,12 @@ impl Blame {
     /// `attempts`: the most requests that a lost shield may have sent to origins.
     fn of(error: FetchError, attempts: u32, unsent: Option<Request<RequestBody>>) -> Self {
         match error {
-            FetchError::Timeout | FetchError::Stalled | FetchError::Malformed | FetchError::Framing | FetchError::Broken => {
-                Self::Origin(FetchFailed { attempts, ..error.into() })
-            }
+            FetchError::Timeout
+            | FetchError::Deadline
+            | FetchError::Stalled
+            | FetchError::Malformed
+            | FetchError::Framing
+            | FetchError::Broken => Self::Origin(FetchFailed { attempts, ..error.into() }),
             _ => Self::Shield(error, unsent.map(Box::new)),
         }
     }
@@ -297,9 +312,13 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let within = fetch.allowance.until.since(self.clock.boot());
         let first_byte = patience::first_byte(&request, longest(origin, &request, fetch.allowance, within)) + GRACE;
         let (method, interim) = (request.method().clone(), fetch.interim.clone());
+        let has_deadline = matches!(request.body(), RequestBody::Empty);
         let request = to_shield(request, fetch, within);
         let answered = self.way.send(shield, request, interim, first_byte, origin.idle_timeout + GRACE).await;
-        let mut response = answered.map_err(|(error, unsent)| Blame::of(error, fetch.allowance.attempts, unsent))?;
+        let mut response = answered.map_err(|(error, unsent)| {
+            let error = if error == FetchError::Timeout && has_deadline { FetchError::Deadline } else { error };
+            Blame::of(error, fetch.allowance.attempts, unsent)
+        })?;
         let vouched = fields::revision(response.headers(), &fields::VOUCHED);
         let own = response.headers().get(fields::OWN_ERROR).and_then(|v| FetchError::of_token(v.to_str().ok()?));
         let number = |name| fields::number(response.headers(), name).and_then(|n| u32::try_from(n).ok());
@@ -367,7 +386,8 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         let mut failed = FetchFailed::from(FetchError::Shield);
         let spent = |failed: &mut FetchFailed, left: &mut u32, last: FetchFailed| {
             *failed = FetchFailed { attempts: failed.attempts + last.attempts, ..last };
-            *left = left.saturating_sub(last.attempts);
+            // A shield that reports no attempt is asked again as often as one that tried once each time.
+            *left = left.saturating_sub(last.attempts.max(u32::from(last.error != FetchError::Shield)));
         };
         let now = self.clock.boot();
         let ranked = ranked(fetch.key_hash, &shields, |s| &s.name);
@@ -399,7 +419,9 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         }
                     }
                     Err(Blame::Shield(error, unsent)) => {
-                        turn.failed(self.clock.boot(), error);
+                        if error != FetchError::NoStream {
+                            turn.failed(self.clock.boot(), error);
+                        }
                         let was_tried = unsent.is_none() && !error.is_before_processing();
                         let attempts = if was_tried { allowance.attempts } else { 0 };
                         spent(&mut failed, &mut left, FetchFailed { attempts, ..FetchError::Shield.into() });
@@ -425,6 +447,20 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
+    use tidegate_control_types::{Incarnation, Revision, WallTime};
+
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn boot(&self) -> BootTime {
+            BootTime::default()
+        }
+
+        fn wall(&self) -> WallTime {
+            WallTime(0)
+        }
+    }
 
     #[test]
     fn a_shield_that_took_the_name_and_address_of_another_is_another() {
@@ -454,5 +490,66 @@ mod tests {
         shield.turn(at(108)).unwrap().succeeded();
         let (a, b) = (shield.turn(at(108)), shield.turn(at(108)));
         assert!(a.is_some() && b.is_some());
+    }
+
+    /// A shield that says at once that the origin is down, and never asked it.
+    struct Down(std::cell::Cell<u32>);
+
+    impl ShieldWay for Down {
+        async fn send(
+            &self,
+            _: &Shield,
+            _: Request<RequestBody>,
+            _: Option<Interim>,
+            _: Duration,
+            _: Duration,
+        ) -> Result<Response<UpstreamBody>, Unanswered> {
+            self.0.set(self.0.get() + 1);
+            let body = UpstreamBody::new(http_body_util::Empty::new().map_err(|e: std::convert::Infallible| match e {}));
+            let response = Response::builder().status(503).header(fields::VOUCHED, "1:1").header(fields::OWN_ERROR, "down");
+            Ok(response.header(fields::ATTEMPTS, 0).body(body).unwrap())
+        }
+    }
+
+    struct Origin;
+
+    impl Upstream for Origin {
+        async fn fetch(&self, _: Request<RequestBody>, _: Fetch) -> Result<Fetched, FetchFailed> {
+            unreachable!("the shield is well")
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shield_that_reports_no_attempt_is_asked_no_more_often_than_the_origin_would_be() {
+        let text = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
+        let spec = tidegate_control_types::site_file::read("s.toml", text).unwrap();
+        let state = Arc::new(tidegate_control_types::SiteState { spec, revision: 1, created: 1, keys_since: 1, unshown: Vec::new() });
+        let shields = Arc::new(Shields::default());
+        shields.set(vec![Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into())]);
+        let until = BootTime::default() + Duration::from_secs(60);
+        let edge = EdgeUpstream::new(shields, Down(std::cell::Cell::new(0)), Origin, Arc::new(Stopped));
+        let fetch = Fetch {
+            site: Rc::new(tidegate_gateway::Site::new(state, Arc::default())),
+            key_hash: 1,
+            demand: Revision::new(Incarnation(1), 1),
+            end_to_end: false,
+            https: false,
+            direct: false,
+            interim: None,
+            allowance: Allowance { attempts: 3, until },
+        };
+        let request = Request::get("/").body(RequestBody::Empty).unwrap();
+        let failed = edge.fetch(request, fetch).await.err().unwrap();
+        assert_eq!((failed.error, failed.attempts), (FetchError::Down, 0));
+        assert_eq!(edge.way.0.get(), 3);
+    }
+
+    #[test]
+    fn requests_of_one_lost_connection_count_as_one_failure() {
+        let shield = Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into());
+        let at = |seconds| BootTime::default() + Duration::from_secs(seconds);
+        let turns: Vec<_> = (0..5).map(|_| shield.turn(at(100)).unwrap()).collect();
+        turns.iter().for_each(|turn| turn.failed(at(100), FetchError::Reset));
+        assert!(shield.turn(at(101)).is_none() && shield.turn(at(103)).is_some());
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::cache_control::ResponseDirectives;
 use crate::field;
-use crate::storable::heuristically_cacheable;
+use crate::storable::{NotStorable, heuristically_cacheable};
 use http::StatusCode;
-use http::header::{AGE, DATE, EXPIRES, HeaderMap, LAST_MODIFIED};
+use http::header::{AGE, DATE, ETAG, EXPIRES, HeaderMap, LAST_MODIFIED};
 use serde::{Deserialize, Serialize};
 use tidegate_control_types::WallTime;
 
@@ -108,6 +108,18 @@ impl Freshness {
     pub fn is_shared_on_arrival(&self) -> bool {
         let stale_for = (self.initial_age >= self.lifetime).then(|| self.initial_age - self.lifetime);
         !self.no_cache && stale_for.is_none_or(|s| !self.must_revalidate && s < self.stale_while_revalidate)
+    }
+
+    /// Whether a stored copy could answer any later request: fresh, stale, or after validation.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn reusable(&self, headers: &HeaderMap) -> Result<(), NotStorable> {
+        let may_be_used = !self.no_cache && (self.lifetime > 0 || self.stale_while_revalidate > 0 || self.stale_if_error > 0);
+        if may_be_used || headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED) {
+            return Ok(());
+        }
+        Err(if self.by == LifetimeBy::Nothing { NotStorable::NoFreshness } else { NotStorable::NoValidator })
     }
 
     /// How many seconds it has been stale for at `now`; `None` while it is fresh.

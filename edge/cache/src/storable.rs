@@ -6,33 +6,52 @@ use http::header::{AUTHORIZATION, CONTENT_LOCATION, CONTENT_TYPE, COOKIE, EXPIRE
 use http::{Method, StatusCode};
 use tidegate_control_types::planted::Bug;
 
-/// Why it may not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotStorable {
-    Method,
-    Status,
-    NoStore,
-    /// The request's own `no-store`.
-    RequestNoStore,
-    Private,
-    Authorization,
-    NoFreshness,
-    /// Nothing says for how long it is fresh, and the request carried Cookie or Authorization: it may be for one client.
-    HeuristicForOneClient,
-    VaryStar,
-    /// It speaks of the request that got it, and a part says nothing of the whole.
-    StatusOfTheRequest,
-    /// Vary has a member that is no field name.
-    VaryUnreadable,
-    /// A tag is not UTF-8.
-    TagsUnreadable,
-    /// A cookie is for one client; only where the origin said for how long the response may be kept is it kept, without the cookie.
-    SetCookie,
-    TooLarge,
-    /// Its body ends with its connection: a whole one cannot be told from a torn one.
-    Unframed,
-    /// It has no end: events, frames of a camera, messages of a call.
-    Stream,
+macro_rules! reasons {
+    ($($name:ident $token:literal $text:literal)*) => {
+        /// Why a response is not stored, in words for `tidegate explain`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum NotStorable {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl NotStorable {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word for Cache-Status and the access log.
+            #[must_use]
+            pub fn detail(self) -> &'static str {
+                match self {
+                    $(Self::$name => $token,)*
+                }
+            }
+
+            #[must_use]
+            pub fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    Status "not-stored-status" "a status that this cache does not understand"
+    StatusOfTheRequest "not-stored-request-status" "a status or a part that concerns this request only"
+    NoStore "not-stored-no-store" "its Cache-Control has no-store"
+    RequestNoStore "not-stored-request-no-store" "the request's Cache-Control has no-store"
+    Private "not-stored-private" "its Cache-Control has private"
+    Authorization "not-stored-authorization" "the request has Authorization, and the response has neither public, s-maxage nor must-revalidate"
+    NoFreshness "not-stored-no-freshness" "it has no lifetime (Cache-Control, Expires), none can be assumed, and [cache] default_ttl gives none"
+    NoValidator "not-stored-no-validator" "it is stale at once, and has neither ETag nor Last-Modified to validate it with"
+    HeuristicForOneClient "not-stored-cookie-without-freshness" "the request has Cookie or Authorization, and the response has no explicit lifetime"
+    VaryStar "not-stored-vary-star" "its Vary is *"
+    VaryUnreadable "not-stored-vary-unreadable" "its Vary has a member that is not a field name"
+    TagsUnreadable "not-stored-tags-unreadable" "its tags (Surrogate-Key, Cache-Tag) are not all UTF-8, so that a purge could miss it"
+    SetCookie "not-stored-set-cookie" "it sets a cookie, and no Cache-Control says that it may be shared"
+    TooLarge "not-stored-too-large" "it is larger than this node may store (cache.max_object, memory)"
+    Unframed "not-stored-unframed" "its body ends with its connection, so that a truncated one could not be recognised"
+    Stream "not-stored-stream" "it is a stream of events, pictures or messages without an end"
 }
 
 impl NotStorable {
@@ -40,36 +59,13 @@ impl NotStorable {
     /// changes nothing for the others.
     #[must_use]
     pub fn is_of_the_key(self) -> bool {
-        !matches!(self, Self::Method | Self::StatusOfTheRequest | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
-    }
-
-    /// The reason as Cache-Status and the access log print it.
-    #[must_use]
-    pub fn detail(self) -> &'static str {
-        match self {
-            Self::Method => "not-stored-method",
-            Self::Status | Self::StatusOfTheRequest => "not-stored-status",
-            Self::NoStore => "not-stored-no-store",
-            Self::RequestNoStore => "not-stored-request-no-store",
-            Self::Private => "not-stored-private",
-            Self::Authorization => "not-stored-authorization",
-            Self::NoFreshness => "not-stored-no-freshness",
-            Self::HeuristicForOneClient => "not-stored-cookie-without-freshness",
-            Self::VaryStar => "not-stored-vary-star",
-            Self::VaryUnreadable => "not-stored-vary-unreadable",
-            Self::TagsUnreadable => "not-stored-tags-unreadable",
-            Self::SetCookie => "not-stored-set-cookie",
-            Self::TooLarge => "not-stored-too-large",
-            Self::Unframed => "not-stored-unframed",
-            Self::Stream => "not-stored-stream",
-        }
+        !matches!(self, Self::StatusOfTheRequest | Self::RequestNoStore | Self::Authorization | Self::HeuristicForOneClient)
     }
 }
 
 /// A request and its response, as far as storing is concerned.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange<'a> {
-    pub method: &'a Method,
     pub request: &'a HeaderMap,
     pub asked: &'a RequestDirectives,
     pub status: StatusCode,
@@ -109,14 +105,12 @@ fn is_of_the_request(status: StatusCode) -> bool {
 /// # Errors
 /// Why not.
 pub fn storable(exchange: &Exchange<'_>) -> Result<(), NotStorable> {
-    let Exchange { method, request, asked, status, response, said, has_default_ttl } = *exchange;
+    let Exchange { request, asked, status, response, said, has_default_ttl } = *exchange;
     let shared = said.public || said.s_maxage.is_some_and(|seconds| seconds > 0);
     let explicit = said.max_age.is_some() || said.s_maxage.is_some() || (!said.targeted && response.contains_key(EXPIRES));
     // Said of a response with a cookie: kept for a while, for whoever comes.
     let for_others_too = !said.no_cache && said.s_maxage.or(said.max_age).map_or(said.public, |seconds| seconds > 0);
-    if method != Method::GET {
-        Err(NotStorable::Method)
-    } else if matches!(status.as_u16(), 206 | 304) || is_of_the_request(status) {
+    if matches!(status.as_u16(), 206 | 304) || is_of_the_request(status) {
         Err(NotStorable::StatusOfTheRequest)
     } else if status.as_u16() < 200 {
         Err(NotStorable::Status)
@@ -195,8 +189,8 @@ mod tests {
         let (request, response) = (map(request), map(response));
         let (asked, said) = (cache_control::of_request(&request), cache_control::of_response(&response));
         let status = StatusCode::from_u16(status).unwrap();
-        let (method, request, asked, response, said) = (&Method::GET, &request, &asked, &response, &said);
-        storable(&Exchange { method, request, asked, status, response, said, has_default_ttl: false })
+        let (request, asked, response, said) = (&request, &asked, &response, &said);
+        storable(&Exchange { request, asked, status, response, said, has_default_ttl: false })
     }
 
     #[test]

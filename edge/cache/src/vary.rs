@@ -228,7 +228,7 @@ fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
         }
     } else {
         head.each(name, &mut |value| {
-            is_there = true;
+            let is_first = !std::mem::replace(&mut is_there, true);
             if LISTS.contains(&name) {
                 for member in field::members(value) {
                     out.extend_from_slice(member);
@@ -236,7 +236,7 @@ fn normal_value(head: &impl RequestHead, name: &str) -> Option<Box<[u8]>> {
                 }
             } else {
                 // Several lines are one value (RFC 9110 section 5.3).
-                if !out.is_empty() {
+                if !is_first {
                     out.extend_from_slice(b", ");
                 }
                 out.extend_from_slice(field::trim(value));
@@ -284,6 +284,13 @@ mod tests {
         let key = VaryKey::new(&response, &request(b"caf\xe9")).unwrap();
         assert!(key.matches(&request(b"caf\xe9")) && !key.matches(&request(b"caf\xe8")));
         assert_eq!(key.hash(), key.wanted(&request(b"caf\xe9")).hash());
+    }
+
+    #[test]
+    fn an_empty_line_counts_as_a_line() {
+        let response = headers(&[("vary", "x")]);
+        let key = VaryKey::new(&response, &headers(&[("x", ""), ("x", "a")])).unwrap();
+        assert!(key.matches(&headers(&[("x", ", a")])) && !key.matches(&headers(&[("x", "a")])));
     }
 
     #[test]

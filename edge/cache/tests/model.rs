@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, StatusCode};
 use proptest::prelude::*;
 use tidegate_cache::reuse::{self, Attachment, Reuse};
 use tidegate_cache::{Freshness, FreshnessDefaults, Standing, cache_control, storable};
@@ -211,7 +211,6 @@ proptest! {
         let (asked, said) = (cache_control::of_request(&request), cache_control::of_response(&response));
         let status = StatusCode::from_u16(case.status).unwrap();
         let exchange = storable::Exchange {
-            method: &Method::GET,
             request: &request,
             asked: &asked,
             status,

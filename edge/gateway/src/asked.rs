@@ -20,7 +20,7 @@ use tidegate_control_types::BootTime;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::ClientReload;
 
-use crate::body::RequestBody;
+use crate::request_body::RequestBody;
 
 /// One request, admitted and routed.
 pub struct Asked {
@@ -47,6 +47,8 @@ pub struct Asked {
     /// At a shield: how many requests to origin servers it may cost, and until when its edge waits.
     pub allowed: Option<(u32, Duration)>,
     pub spent: Spent,
+    /// The fetch is shared by all requests that reload: its Cache-Control is `no-cache`.
+    pub reloads_for_all: Cell<bool>,
 }
 
 /// Requests to upstream that failed so far for one client request. All fetches for it share one allowance.
@@ -119,6 +121,7 @@ impl Asked {
             end_to_end: false,
             allowed: None,
             spent: Spent::default(),
+            reloads_for_all: Cell::new(false),
         }
     }
 
@@ -155,7 +158,13 @@ impl Asked {
             end_to_end: self.end_to_end,
             allowed: self.allowed,
             spent: Spent::default(),
+            reloads_for_all: self.reloads_for_all.clone(),
         }
+    }
+
+    /// Asks upstream so that every request which reloads may have the response.
+    pub(crate) fn reload_for_all(&self) {
+        self.reloads_for_all.set(true);
     }
 }
 
@@ -200,8 +209,13 @@ pub struct Outgoing<'a> {
     purpose: Purpose,
 }
 
+/// Fields that this node sets in the place of the client's.
+const REPLACED: [HeaderName; 2] = [header::ACCEPT_ENCODING, header::CACHE_CONTROL];
+static NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
+
 /// Fields that this node sets or adds to.
-const ADDED: [HeaderName; 5] = [header::VIA, fields::CDN_LOOP, fields::FORWARDED_FOR, fields::FORWARDED_PROTO, fields::FORWARDED_HOST];
+const ADDED: [HeaderName; 6] =
+    [header::VIA, fields::CDN_LOOP, fields::FORWARDED_FOR, fields::FORWARDED_PROTO, fields::FORWARDED_HOST, header::TE];
 
 impl<'a> Outgoing<'a> {
     #[must_use]
@@ -214,9 +228,14 @@ impl<'a> Outgoing<'a> {
         self.purpose == Purpose::Shared && fields::is_selection(name)
     }
 
-    /// The Accept-Encoding that takes the place of the client's.
-    fn coding(&self) -> Option<&HeaderValue> {
-        self.asked.shared_coding.as_ref().filter(|_| self.purpose == Purpose::Shared)
+    /// The value that takes the place of the client's in a shared fetch.
+    fn replaced(&self, name: &str) -> Option<&HeaderValue> {
+        match name {
+            _ if self.purpose != Purpose::Shared => None,
+            "accept-encoding" => self.asked.shared_coding.as_ref(),
+            "cache-control" => self.asked.reloads_for_all.get().then_some(&NO_CACHE),
+            _ => None,
+        }
     }
 
     /// The value that this node adds after the received lines of a field.
@@ -231,6 +250,10 @@ impl<'a> Outgoing<'a> {
                 Some(HeaderValue::from_static(if asked.target.https { "https" } else { "http" }))
             }
             n if n == fields::FORWARDED_HOST && forwards => HeaderValue::from_str(&asked.target.authority()).ok(),
+            // A stored response has no trailers, so a shared fetch does not ask for any.
+            n if n == header::TE && asked.takes_trailers && self.purpose == Purpose::OneClient => {
+                Some(HeaderValue::from_static("trailers"))
+            }
             _ => None,
         }
     }
@@ -244,17 +267,15 @@ impl<'a> Outgoing<'a> {
         if self.purpose == Purpose::Shared {
             fields::strip_selection(&mut headers);
         }
-        if let Some(coding) = self.coding() {
-            headers.insert(header::ACCEPT_ENCODING, coding.clone());
+        for name in REPLACED {
+            if let Some(value) = self.replaced(name.as_str()) {
+                headers.insert(name, value.clone());
+            }
         }
         for name in ADDED {
             if let Some(value) = self.added(&name) {
                 headers.append(name, value);
             }
-        }
-        // A stored response has no trailers, so a shared fetch does not ask for any.
-        if asked.takes_trailers && self.purpose == Purpose::OneClient {
-            headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
         fields::insert(&mut headers, header::HOST, &asked.target.authority());
         let mut request = Request::new(RequestBody::Empty);
@@ -271,8 +292,8 @@ impl RequestHead for Outgoing<'_> {
         if self.drops(name) {
             return;
         }
-        if let Some(coding) = self.coding().filter(|_| name == header::ACCEPT_ENCODING.as_str()) {
-            return visit(coding.as_bytes());
+        if let Some(value) = self.replaced(name) {
+            return visit(value.as_bytes());
         }
         if name == header::HOST.as_str() {
             return visit(self.asked.target.authority().as_bytes());
@@ -306,6 +327,7 @@ mod tests {
             ("x-forwarded-host", "evil.example"),
             ("forwarded", "for=1"),
             ("te", "trailers"),
+            ("cache-control", "max-age=1"),
             ("content-length", "5"),
             ("content-type", "a/b"),
             ("accept-encoding", "br;q=0.7, deflate"),
@@ -329,13 +351,14 @@ mod tests {
             let mut asked = of(site, Method::GET, target, headers);
             asked.client = Some(IpAddr::from([192, 0, 2, 1]));
             asked.shared_coding = (tier == Tier::Edge).then(|| HeaderValue::from_static("identity"));
+            asked.reload_for_all();
             for purpose in [Purpose::Shared, Purpose::OneClient] {
                 let outgoing = Outgoing::new(&asked, &node, purpose);
                 let sent = outgoing.request(&Method::GET);
                 let added = ADDED;
                 let added = added.iter().map(HeaderName::as_str);
                 let names: std::collections::BTreeSet<_> = lines.iter().map(|(n, _)| *n).chain(added).chain(["host"]).collect();
-                for name in names.into_iter().filter(|n| *n != "te") {
+                for name in names {
                     let mut read: Vec<Vec<u8>> = Vec::new();
                     outgoing.each(name, &mut |v| read.push(v.to_vec()));
                     let got: Vec<Vec<u8>> = sent.headers().get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect();

@@ -7,16 +7,13 @@ use crate::in_flight::OneInFlight;
 use crate::slices::SlicedBody;
 use crate::upstream::{FetchError, UpstreamBody};
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tidegate_store::{Piece, Store};
 use tokio::sync::oneshot;
@@ -305,187 +302,15 @@ impl Body for ResponseBody {
     }
 }
 
-/// The side that has to act next while a request's body is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Turn {
-    /// The client's, to send more of it.
-    Client,
-    /// Upstream has to take the bytes that are ready.
-    #[default]
-    Upstream,
-    /// Upstream's, to answer: all of it was handed over, or given up.
-    Answer,
-}
-
-/// Progress of a request's body. The clock of the upstream request reads it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    turn: Cell<Turn>,
-    /// Goes up with each step.
-    steps: Cell<u64>,
-    client_fault: Cell<Option<FetchError>>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Progress {
-    #[must_use]
-    pub fn turn(&self) -> Turn {
-        self.turn.get()
-    }
-
-    /// Why the body did not come whole, which is the client's doing.
-    #[must_use]
-    pub fn client_fault(&self) -> Option<FetchError> {
-        self.client_fault.get()
-    }
-
-    fn step(&self, turn: Turn) {
-        self.turn.set(turn);
-        self.steps.set(self.steps.get() + 1);
-        let waker = self.waker.borrow_mut().take();
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    /// The steps so far.
-    #[must_use]
-    pub fn steps(&self) -> u64 {
-        self.steps.get()
-    }
-
-    /// Resolves once there are more than `since` steps. For one waiter at a time.
-    pub async fn stepped(&self, since: u64) {
-        std::future::poll_fn(|cx| {
-            if self.steps.get() != since {
-                return Poll::Ready(());
-            }
-            *self.waker.borrow_mut() = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// The body of a request to upstream.
-pub enum RequestBody {
-    Empty,
-    Client {
-        body: ClientBody,
-        /// Bytes that may still come.
-        left: u64,
-        progress: Rc<Progress>,
-    },
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type ClientBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
-
-/// Why a request's body did not come whole.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestBodyError {
-    #[error("the client broke off: {0}")]
-    Client(#[from] BoxError),
-    #[error("the body of the request is larger than this node allows")]
-    TooLarge,
-}
-
-impl RequestBody {
-    /// What a client sends, up to `most` bytes.
-    #[must_use]
-    pub fn of<B>(body: B, most: u64) -> Self
-    where
-        B: Body<Data = Bytes> + 'static,
-        B::Error: Into<BoxError>,
-    {
-        if body.is_end_stream() {
-            Self::Empty
-        } else {
-            Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default() }
-        }
-    }
-}
-
-impl RequestBody {
-    /// Of a tunnel, which ends when its ends want it to.
-    #[must_use]
-    pub fn unlimited(mut self) -> Self {
-        if let Self::Client { left, .. } = &mut self {
-            *left = u64::MAX;
-        }
-        self
-    }
-
-    /// The progress of this body, if it comes from a client.
-    #[must_use]
-    pub fn progress(&self) -> Option<Rc<Progress>> {
-        if let Self::Client { progress, .. } = self { Some(Rc::clone(progress)) } else { None }
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if let Self::Client { progress, .. } = self {
-            progress.step(Turn::Answer);
-        }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = RequestBodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let Self::Client { body, left, progress } = &mut *self else { return Poll::Ready(None) };
-        let frame = match body.as_mut().poll_frame(cx) {
-            Poll::Ready(frame) => frame.transpose(),
-            Poll::Pending => {
-                if progress.turn() != Turn::Client {
-                    progress.step(Turn::Client);
-                }
-                return Poll::Pending;
-            }
-        };
-        let frame = frame.inspect_err(|_| progress.client_fault.set(Some(FetchError::Client)))?;
-        let length = frame.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
-        match left.checked_sub(length) {
-            Some(rest) => *left = rest,
-            None => {
-                progress.client_fault.set(Some(FetchError::TooLarge));
-                return Poll::Ready(Some(Err(RequestBodyError::TooLarge)));
-            }
-        }
-        progress.step(if frame.is_none() || body.is_end_stream() { Turn::Answer } else { Turn::Upstream });
-        Poll::Ready(frame.map(|frame| {
-            Ok(match frame.into_trailers() {
-                Ok(mut trailers) => {
-                    fields::strip_of_trailers(&mut trailers);
-                    fields::strip_reflected(&mut trailers, &Method::GET);
-                    Frame::trailers(trailers)
-                }
-                Err(data) => data,
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Client { body, .. } => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Client { body, .. } => body.size_hint(),
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, clippy::panic)] // A test fails by panicking.
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
+    use std::cell::Cell;
+    use std::rc::Rc;
     use std::sync::atomic::AtomicU64;
+    use std::task::Waker;
 
     #[test]
     fn a_relayed_body_is_complete_with_its_last_byte() {

@@ -324,8 +324,9 @@ pub fn relay<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, own: Own, how: Ca
         },
     };
     count(asked, &body);
-    let (site, key, clock) = (Rc::clone(&asked.site), hash(asked.key.as_bytes()), Arc::clone(&gateway.clock));
-    body.on_failure(Box::new(move |error| site.counters.failures.note(key, clock.wall(), error.into())));
+    let (site, target, key) = (Rc::clone(&asked.site), asked.target.path_and_query.clone(), hash(asked.key.as_bytes()));
+    let clock = Arc::clone(&gateway.clock);
+    body.on_failure(Box::new(move |error| site.note_failure(&target, key, clock.wall(), error.into())));
     with_cost(gateway, asked, answer(parts.status, headers, body, how))
 }
 

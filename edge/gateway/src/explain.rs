@@ -2,10 +2,10 @@
 
 use crate::asked::{Asked, Outgoing, Purpose};
 use crate::codings::negotiate;
-use crate::gateway::{Gateway, hash};
+use crate::gateway::{Gateway, OneClient, hash};
 use crate::site::Site;
 use crate::upstream::Upstream;
-use http::header::{COOKIE, ETAG};
+use http::header::ETAG;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -108,20 +108,23 @@ impl<U: Upstream> Gateway<U> {
         };
         let asks = asked.directives();
         let Some(stored) = selected else {
-            if self.is_for_one_client(asked, &asks, None) {
-                return (Next::Pass, self.why_for_one_client(asked).into());
+            if let Some(why) = self.one_client(asked, &asks, None) {
+                return (Next::Pass, one_client(why));
             }
             let why = if any {
-                "what is stored under this key is for requests with other fields (Vary)"
+                "the responses stored under this key are for requests with other fields (Vary)"
             } else {
-                "nothing is stored under this key"
+                "nothing is stored under this key; if the next response is not stored either, its Cache-Status says why"
             };
             return (Next::Fetch, why.into());
         };
         let f = &stored.freshness;
         let (age, standing) = (f.current_age(moment.wall), self.standing(asked.site.name(), stored));
         let attachment = self.attachment(moment, stored);
-        let for_so_long = format!("{} says {} s, its age is {age} s", by(f.by), f.lifetime);
+        let for_so_long = match f.by {
+            LifetimeBy::Nothing => "it has no lifetime (Cache-Control, Expires), and none can be assumed".into(),
+            field => format!("{} says {} s, its age is {age} s", by(field), f.lifetime),
+        };
         match reuse::decide(f, &asks, standing, attachment, moment.wall) {
             Reuse::Fresh => (Next::Hit, for_so_long),
             Reuse::StaleWhileRevalidating => {
@@ -151,16 +154,20 @@ impl<U: Upstream> Gateway<U> {
             }
         }
     }
+}
 
-    fn why_for_one_client(&self, asked: &Asked) -> &'static str {
-        match self.store.passed(&asked.key) {
-            Some(Passed::Everyones) => "the last answer could not be shared: for a minute such requests do not wait for one another",
-            Some(Passed::WithCookie) if asked.headers.contains_key(COOKIE) => {
-                "the request carries a cookie, and the last answer did not say for how long it is fresh"
-            }
-            _ => {
-                "the request is one client's alone (Authorization, If-Match, If-Unmodified-Since, its own no-store, or a range of what has no strong validator)"
-            }
+fn one_client(why: OneClient) -> String {
+    match why {
+        OneClient::Authorization => "the request has Authorization".into(),
+        OneClient::NoStore => "the request's Cache-Control has no-store".into(),
+        OneClient::Range => "the request has a Range, and the response is large and has no strong validator".into(),
+        OneClient::Conditions => "the request has If-Match or If-Unmodified-Since, which the origin has to judge".into(),
+        OneClient::Passed(Passed::WithCookie) => "the request has a cookie, and the last response had no explicit lifetime".into(),
+        OneClient::Passed(Passed::Everyones(None)) => {
+            "the last response was stale at once; for a minute such requests do not wait for each other".into()
+        }
+        OneClient::Passed(Passed::Everyones(Some(why))) => {
+            format!("the last response was not stored: {}; for a minute such requests do not wait for each other", why.text())
         }
     }
 }
@@ -173,6 +180,6 @@ fn by(by: LifetimeBy) -> &'static str {
         LifetimeBy::Expires => "Expires",
         LifetimeBy::Site => "the site's default_ttl",
         LifetimeBy::LastModified => "a tenth of the time since Last-Modified",
-        LifetimeBy::Nothing => "no field",
+        LifetimeBy::Nothing => "nothing",
     }
 }

@@ -100,8 +100,8 @@ enum Instead {
 
 struct Received {
     fetched: Fetched,
-    request_time: WallTime,
-    response_time: WallTime,
+    /// When it was asked for, and when its head came.
+    times: (WallTime, WallTime),
     asked_at: BootTime,
     end_to_end: bool,
     /// Through which the response is known to be clean.
@@ -123,22 +123,16 @@ pub async fn run<U: Upstream>(
     if let Some(after) = after {
         // However that one ends.
         let _ = after.arrived().await;
+        asked.reload_for_all();
         fill.begin(gateway.clock.boot());
     }
     let ended = lead(&gateway, &asked, &fill, demand, end_to_end, validating, relay).await;
     if let Err(error) = ended {
         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, %error, "a fill failed");
-        note_failure(&gateway, &asked, error);
+        gateway.note_failure(&asked, error);
         fill.fail(error);
     }
     gateway.fills.remove(&asked.key, &fill);
-}
-
-/// For those who ask what went wrong with a key.
-pub fn note_failure<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, failed: FetchFailed) {
-    if !matches!(failed.error, FetchError::Abandoned | FetchError::Changed | FetchError::ServerError | FetchError::Client) {
-        asked.site.counters.failures.note(hash(asked.key.as_bytes()), gateway.clock.wall(), failed);
-    }
 }
 
 async fn lead<U: Upstream>(
@@ -166,7 +160,7 @@ async fn lead<U: Upstream>(
                         gateway.store.drop_response(&asked.key, &v.stored);
                     }
                     let confirmed = Arc::new(confirmed);
-                    note_sharing(gateway, asked, &confirmed.freshness);
+                    note_sharing(gateway, asked, &received, &confirmed.freshness);
                     keep(gateway, asked, fill, &confirmed);
                     relay_own(relay, received.fetched.response.headers());
                     fill.stored(confirmed, Some(status));
@@ -239,7 +233,7 @@ fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Rec
     }
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     received.fetched.length = Some(length);
-    match may_store(gateway, asked, Purpose::Shared, &received.fetched, asked.site.state.spec.cache.max_object) {
+    match may_store(gateway, asked, Purpose::Shared, &received.fetched, asked.site.state.spec.cache.max_object, received.times) {
         Ok(_) => Ok((length > SLICE).then_some(slice)),
         Err(why) => {
             note_unshared(gateway, asked, why);
@@ -251,7 +245,7 @@ fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Rec
 /// How the next requests for the same key are to be treated, after a response that may not be stored.
 fn note_unshared<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, why: NotStorable) {
     if why.is_of_the_key() {
-        gateway.store.pass(&asked.key, Passed::Everyones);
+        gateway.store.pass(&asked.key, Passed::Everyones(Some(why)));
     } else if why == NotStorable::HeuristicForOneClient {
         gateway.store.pass(&asked.key, Passed::WithCookie);
     }
@@ -292,7 +286,7 @@ async fn ask<U: Upstream>(
     let response_time = gateway.clock.wall();
     cleanse(fetched.response.headers_mut(), response_time);
     let clean_through = fetched.vouched.filter(|_| !Bug::VouchingIgnored.is_planted()).unwrap_or(begun);
-    Ok(Received { fetched, request_time, response_time, asked_at, end_to_end, clean_through })
+    Ok(Received { fetched, times: (request_time, response_time), asked_at, end_to_end, clean_through })
 }
 
 fn cleanse(headers: &mut HeaderMap, response_time: WallTime) {
@@ -316,17 +310,17 @@ pub fn keep_answer<U: Upstream>(
     fill: Option<Arc<Fill>>,
 ) -> (Arc<Fill>, oneshot::Receiver<Relayed>) {
     // Among the others, so that a later invalidation finds it.
-    let new = || gateway.fills.add(&asked.key, gateway.fills.new_fill(clean_through, asked_at, false, None));
+    let new = || gateway.fills.add(&asked.key, gateway.fills.new_fill(clean_through, asked_at, false, false));
     let fill = fill.unwrap_or_else(new);
     fill.share();
     let response_time = gateway.clock.wall();
     cleanse(fetched.response.headers_mut(), response_time);
-    let received = Received { fetched, request_time, response_time, asked_at, end_to_end: false, clean_through };
+    let received = Received { fetched, times: (request_time, response_time), asked_at, end_to_end: false, clean_through };
     let (relay, relayed) = oneshot::channel();
     let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
     tokio::task::spawn_local(async move {
         if let Err(error) = receive(&gateway, &asked, Purpose::OneClient, &of_task, received, Some(relay), None).await {
-            note_failure(&gateway, &asked, error);
+            gateway.note_failure(&asked, error);
             of_task.fail(error);
         }
         gateway.fills.remove(&asked.key, &of_task);
@@ -334,12 +328,14 @@ pub fn keep_answer<U: Upstream>(
     (fill, relayed)
 }
 
-fn freshness(asked: &Asked, status: StatusCode, headers: &HeaderMap, received: &Received) -> Freshness {
+/// `times`: when it was asked for, and when its head came.
+fn freshness(asked: &Asked, status: StatusCode, headers: &HeaderMap, times: (WallTime, WallTime)) -> Freshness {
     let said = cache_control::of_response(headers);
-    let freshness = Freshness::new(status, headers, &said, received.request_time, received.response_time, asked.site.defaults);
+    let (request_time, response_time) = times;
+    let freshness = Freshness::new(status, headers, &said, request_time, response_time, asked.site.defaults);
     match asked.site.state.spec.cache.ttl_jitter {
         0 => freshness,
-        percent => freshness.spread(percent, hash(asked.key.as_bytes()) ^ received.response_time.0),
+        percent => freshness.spread(percent, hash(asked.key.as_bytes()) ^ response_time.0),
     }
 }
 
@@ -400,12 +396,16 @@ fn confirm<U: Upstream>(
         let mut dated = headers.clone();
         dated.extend(age.map(|a| (header::AGE, a)));
         // Tags and directives that only this network sees were stripped from the stored head; the 304's own count.
-        for name in cache_control::TARGETED {
-            if let Some(v) = received.fetched.response.headers().get(name) {
-                dated.insert(name, v.clone());
+        for name in cache_control::TARGETED.map(HeaderName::from_static) {
+            let lines = received.fetched.response.headers().get_all(&name);
+            if lines.iter().next().is_some() {
+                dated.remove(&name);
+                lines.iter().for_each(|line| {
+                    dated.append(name.clone(), line.clone());
+                });
             }
         }
-        freshness(asked, stored.status, &dated, received)
+        freshness(asked, stored.status, &dated, received.times)
     };
     if partial::strong_validator(&stored.headers).is_none() {
         // What the bytes came with is what can tell them from others, whatever the 304 says of them by now.
@@ -451,8 +451,8 @@ async fn receive<U: Upstream>(
             && partial::takes_ranges(received.fetched.response.headers()));
     let max_object = asked.site.state.spec.cache.max_object;
     let most = if in_slices { max_object } else { max_object.min(gateway.store.most_body()) };
-    let vary = match may_store(gateway, asked, purpose, &received.fetched, most) {
-        Ok(vary) => vary,
+    let (vary, freshness) = match may_store(gateway, asked, purpose, &received.fetched, most, received.times) {
+        Ok(kept) => kept,
         Err(why) => {
             note_unshared(gateway, asked, why);
             if let Some(relay) = relay {
@@ -464,8 +464,7 @@ async fn receive<U: Upstream>(
             return Ok(());
         }
     };
-    let freshness = freshness(asked, status, received.fetched.response.headers(), &received);
-    note_sharing(gateway, asked, &freshness);
+    note_sharing(gateway, asked, &received, &freshness);
     // One with tags that cannot be read is not storable.
     let tags = field::tags(received.fetched.response.headers()).unwrap_or_default();
     let mut headers = stored_headers(gateway, received.fetched.response.headers());
@@ -562,7 +561,7 @@ async fn stream<U: Upstream>(
         total = fill.push(&data);
         if !passing && (total > most || (total > LEAST_PASSED_BY && gateway.fills.held() > gateway.store.most_body())) {
             passing = true;
-            gateway.store.pass(&asked.key, Passed::Everyones);
+            gateway.store.pass(&asked.key, Passed::Everyones(Some(NotStorable::TooLarge)));
             gateway.fills.remove(&asked.key, fill);
             fill.pass_by();
         }
@@ -631,38 +630,41 @@ async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
 }
 
 /// Records whether later requests for the key wait for one another. They do if they can share one response.
-fn note_sharing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, freshness: &Freshness) {
+fn note_sharing<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &Received, freshness: &Freshness) {
     if freshness.is_shared_on_arrival() {
         gateway.store.share(&asked.key);
-    } else {
-        gateway.store.pass(&asked.key, Passed::Everyones);
+    } else if !received.fetched.stands_in {
+        // A shield's stale response says nothing of the next one.
+        gateway.store.pass(&asked.key, Passed::Everyones(None));
     }
 }
 
-/// Whether a response to `asked`, fetched for this purpose, may be stored. If so, the key of its variant.
-/// `most`: bytes of a body.
-pub fn may_store<U: Upstream>(
+/// Whether a response to `asked`, fetched for this purpose, may be stored, and could answer a later request. If so, the key of its
+/// variant and its freshness. `most`: bytes of a body. `times`: when it was asked for, and when its head came.
+fn may_store<U: Upstream>(
     gateway: &Gateway<U>,
     asked: &Asked,
     purpose: Purpose,
     fetched: &Fetched,
     most: u64,
-) -> Result<VaryKey, NotStorable> {
-    let headers = fetched.response.headers();
-    is_storable(asked, fetched.response.status(), headers)?;
+    times: (WallTime, WallTime),
+) -> Result<(VaryKey, Freshness), NotStorable> {
+    let (status, headers) = (fetched.response.status(), fetched.response.headers());
+    is_storable(asked, status, headers)?;
     if fetched.length.is_some_and(|l| l > most) || most == 0 {
         return Err(NotStorable::TooLarge);
     }
     if fetched.close_delimited {
         return Err(NotStorable::Unframed);
     }
-    vary_key(gateway, asked, purpose, headers)
+    let freshness = freshness(asked, status, headers, times);
+    freshness.reusable(headers)?;
+    Ok((vary_key(gateway, asked, purpose, headers)?, freshness))
 }
 
 /// Whether this head lets it be stored.
 fn is_storable(asked: &Asked, status: StatusCode, headers: &HeaderMap) -> Result<(), NotStorable> {
     storable::storable(&Exchange {
-        method: &Method::GET,
         request: &asked.headers,
         asked: &asked.directives(),
         status,
@@ -696,15 +698,12 @@ pub fn answers_others<U: Upstream>(
     let headers = fetched.response.headers();
     // A fetch for all would not send this client's own choice of a coding, nor its fields that describe a body.
     let is_chosen = headers.contains_key(header::CONTENT_ENCODING) || fields::describes_a_body(&asked.headers);
-    let freshness = {
-        let (now, said) = (gateway.clock.wall(), cache_control::of_response(headers));
-        Freshness::new(fetched.response.status(), headers, &said, request_time, now, asked.site.defaults)
-    };
     let most = asked.site.state.spec.cache.max_object.min(gateway.store.most_body());
     if !matches!(asked.method, Method::GET | Method::HEAD) {
         return Err(None);
     }
-    let vary = may_store(gateway, asked, Purpose::OneClient, fetched, most).map_err(Some)?;
+    let times = (request_time, gateway.clock.wall());
+    let (vary, freshness) = may_store(gateway, asked, Purpose::OneClient, fetched, most, times).map_err(Some)?;
     let is_found = vary.matches(&gateway.shared_head(asked));
     let is_worth_it = asked.method == Method::GET && !is_chosen && is_found && freshness.is_shared_on_arrival();
     if is_worth_it { Ok(()) } else { Err(None) }

@@ -120,11 +120,14 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// The fields of nodes among themselves, and the one for this network's caches that an origin may send.
+const INTERNAL: &str = "tidegate-";
+
 /// Removes fields of nodes among themselves: what clients and origins send under these names means nothing.
 pub fn strip_internal(headers: &mut HeaderMap) {
-    for name in [DEMAND, END_TO_END, SITE, SCHEME, ATTEMPTS, WITHIN, VOUCHED, UNFRAMED, OWN_ERROR, LINE, STANDS_IN] {
-        headers.remove(name);
-    }
+    let is_internal = |n: &&HeaderName| n.as_str().starts_with(INTERNAL) && n.as_str() != cache_control::TARGETED[0];
+    let gone: Vec<HeaderName> = headers.keys().filter(is_internal).cloned().collect();
+    gone.iter().for_each(|name| drop(headers.remove(name)));
 }
 
 /// What a client does not see of a stored response: tags, directives for this network alone, and where else the origin is to be found
@@ -253,7 +256,7 @@ pub fn is_of_one_hop(name: &str) -> bool {
         Some(b'c' | b'h' | b'k' | b'p' | b'u') => {
             name == header::CONTENT_LENGTH.as_str() || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name)
         }
-        Some(b't') => name.starts_with("tidegate-") || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
+        Some(b't') => name.starts_with(INTERNAL) || HOP_BY_HOP.iter().any(|hop| hop.as_str() == name),
         _ => false,
     }
 }

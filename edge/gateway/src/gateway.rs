@@ -2,13 +2,14 @@
 
 use crate::answering::Answering;
 use crate::asked::{Asked, Outgoing, Purpose};
-use crate::body::{RequestBody, ResponseBody};
+use crate::body::ResponseBody;
 use crate::coder::Coder;
 use crate::deliver;
 use crate::fetch::{self, Own, Relayed, Validating};
 use crate::fields;
-use crate::fill::{Arrived, Fill, Fills, Joined, Reload};
+use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
+use crate::request_body::RequestBody;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
 use crate::upstream::{Allowance, Fetch, FetchError, FetchFailed, Fetched, Upstream};
@@ -93,6 +94,19 @@ pub struct Gateway<U> {
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// Fetches for one request: the first may turn out to have begun before a purge that it must honour.
 const MOST_FETCHES: usize = 3;
+/// Why upstream is asked for one client alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OneClient {
+    Authorization,
+    /// The request's own `no-store`.
+    NoStore,
+    Passed(Passed),
+    /// A range of a large response without a strong validator.
+    Range,
+    /// If-Match or If-Unmodified-Since.
+    Conditions,
+}
+
 /// Detail in Cache-Status for a stale response that came from a shield, because the origin fails.
 pub(crate) const STALE_AT_SHIELD: &str = "stale-at-shield";
 /// What was validated end to end is good for this long where a detached node has to revalidate.
@@ -242,27 +256,34 @@ impl<U: Upstream> Gateway<U> {
                 "nothing stored answers this request, and only-if-cached was asked for",
             ));
         }
-        if self.is_for_one_client(&asked, directives, validating.as_ref()) {
+        if self.one_client(&asked, directives, validating.as_ref()).is_some() {
             return self.pass(asked, RequestBody::Empty, validating, reason);
         }
         let this = Rc::clone(self);
         Answering::later(async move { this.fetch(asked, validating, reason, moment.attachment).await })
     }
 
-    /// Whether upstream is asked for this client alone, with the client's own fields. True if the request already shows that its
-    /// response cannot be shared.
-    pub(crate) fn is_for_one_client(&self, asked: &Asked, directives: &RequestDirectives, validating: Option<&Validating>) -> bool {
+    /// Why upstream is asked for this client alone, with the client's own fields: the request already shows that its response cannot
+    /// be shared. `None`: it may be shared.
+    pub(crate) fn one_client(&self, asked: &Asked, directives: &RequestDirectives, validating: Option<&Validating>) -> Option<OneClient> {
         let has = |name| asked.headers.contains_key(name);
-        let passed = match self.store.passed(&asked.key) {
-            Some(Passed::Everyones) => true,
-            Some(Passed::WithCookie) => has(COOKIE),
-            None => false,
+        let passed = || {
+            let passed = self.store.passed(&asked.key).filter(|p| *p != Passed::WithCookie || has(COOKIE));
+            passed.filter(|_| !validating.is_some_and(Validating::has_validator))
         };
-        has(AUTHORIZATION)
-            || directives.no_store
-            || (passed && !validating.is_some_and(Validating::has_validator))
-            || (has(RANGE) && asked.method == Method::GET && self.store.ranges(&asked.key) == Ranges::OfOneClient)
-            || !conditional::holds_for_any(&asked.headers)
+        if has(AUTHORIZATION) {
+            Some(OneClient::Authorization)
+        } else if directives.no_store {
+            Some(OneClient::NoStore)
+        } else if let Some(passed) = passed() {
+            Some(OneClient::Passed(passed))
+        } else if has(RANGE) && asked.method == Method::GET && self.store.ranges(&asked.key) == Ranges::OfOneClient {
+            Some(OneClient::Range)
+        } else if !conditional::holds_for_any(&asked.headers) {
+            Some(OneClient::Conditions)
+        } else {
+            None
+        }
     }
 
     /// How this node stands to the control plane for a site, now that the request's head is here; `None`: it must refuse,
@@ -401,7 +422,7 @@ impl<U: Upstream> Gateway<U> {
         let end_to_end = self.past_caches(asked);
         let now = self.clock.wall();
         let usable = |vary: &VaryKey, freshness: &Freshness| vary.matches(&self.shared_head(asked)) && freshness.stale_for(now).is_none();
-        if let Joined::Began(fill, _) = self.join(asked, demand, end_to_end, None, usable) {
+        if let Joined::Began(fill, _) = self.join(asked, demand, end_to_end, false, usable) {
             fill.goes_on_behind();
             let asked = Rc::new(asked.again());
             tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, None, demand, end_to_end, Some(validating), None));
@@ -420,9 +441,9 @@ impl<U: Upstream> Gateway<U> {
         let end_to_end = self.past_caches(&asked) || matches!(attachment, Attachment::AloneRevalidating { .. });
         let mut demand = self.demand(&asked);
         let directives = asked.directives();
-        let reload = directives.wants_newer().then_some(Reload(directives));
+        let reload = directives.wants_newer();
         // This key is known to pass: the response is not expected to be shared, but a stored one may be validated.
-        let passed = self.store.passed(&asked.key) == Some(Passed::Everyones);
+        let passed = matches!(self.store.passed(&asked.key), Some(Passed::Everyones(_)));
         let asked = Rc::new(asked);
         for _ in 0..MOST_FETCHES {
             let (relay, mut relayed) = oneshot::channel();
@@ -530,8 +551,8 @@ impl<U: Upstream> Gateway<U> {
     /// Whether a response that another request brings answers this one too: whether a stored copy of it would, at this moment (RFC
     /// 9111 sections 3 and 4). Variants and purges are looked at apart. `reload`: it was fetched after this request had come, or it
     /// would not have been joined, so the client's wish for a newer response is met.
-    fn answers(&self, freshness: &Freshness, directives: &RequestDirectives, reload: Option<Reload>) -> bool {
-        let directives = if reload.is_some() { directives.satisfied() } else { *directives };
+    fn answers(&self, freshness: &Freshness, directives: &RequestDirectives, reload: bool) -> bool {
+        let directives = if reload { directives.satisfied() } else { *directives };
         let decided = reuse::decide(freshness, &directives, Standing::Current, Attachment::Attached, self.clock.wall());
         matches!(decided, Reuse::Fresh | Reuse::StaleWhileRevalidating) || Bug::WaitersShareAll.is_planted()
     }
@@ -648,8 +669,12 @@ impl<U: Upstream> Gateway<U> {
             }
         }
         Counters::add(&asked.site.counters.errors, 1);
-        asked.site.counters.failures.note(hash(asked.key.as_bytes()), self.clock.wall(), error);
+        self.note_failure(asked, error);
         deliver::failed(self, error, status)
+    }
+
+    pub(crate) fn note_failure(&self, asked: &Asked, failed: FetchFailed) {
+        asked.site.note_failure(&asked.target.path_and_query, hash(asked.key.as_bytes()), self.clock.wall(), failed);
     }
 
     /// Whether a stored response may be given in the place of an answer that failed so.
@@ -753,7 +778,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     pub(crate) fn new_fill(&self, demand: Revision, end_to_end: bool) -> Arc<Fill> {
-        self.fills.new_fill(demand, self.clock.boot(), end_to_end, None)
+        self.fills.new_fill(demand, self.clock.boot(), end_to_end, false)
     }
 
     /// One that waits for no other; among the others all the same, so that an invalidation finds it.
@@ -768,7 +793,7 @@ impl<U: Upstream> Gateway<U> {
         asked: &Asked,
         demand: Revision,
         end_to_end: bool,
-        reload: Option<Reload>,
+        reload: bool,
         usable: impl Fn(&VaryKey, &Freshness) -> bool,
     ) -> Joined {
         let now = self.clock.boot();
@@ -776,7 +801,7 @@ impl<U: Upstream> Gateway<U> {
         let window = if asked.end_to_end && !Bug::SecondPerTier.is_planted() { Duration::ZERO } else { CONFIRMED_FOR };
         let fits = |fill: &Fill| {
             let recent = now.since(fill.begun_at()) < window || Bug::SecondIgnoredInJoining.is_planted();
-            let is_new = reload.is_none_or(|mine| fill.awaits_its_turn_for(mine)) || Bug::ReloadJoinsOlder.is_planted();
+            let is_new = !reload || fill.awaits_its_turn() || Bug::ReloadJoinsOlder.is_planted();
             let answers = match fill.arrived_so_far() {
                 None => true,
                 Some(Arrived::Head(head)) => usable(&head.vary, &head.freshness),
@@ -807,6 +832,7 @@ impl<U: Upstream> Gateway<U> {
         let (most, longest) = (origin.retries + 1, origin.total_timeout);
         let (attempts, within) = asked.allowed.map_or((most, longest), |(attempts, within)| (attempts.min(most), within.min(longest)));
         let left = attempts.saturating_sub(asked.spent.failed());
+        // At least one: a further fetch of the same request follows an answer, not a failure.
         Allowance { attempts: left.max(1), until: asked.spent.since(self.clock.boot()) + within }
     }
 

@@ -25,6 +25,7 @@ mod in_flight;
 mod intake;
 pub mod interim;
 mod pass;
+mod request_body;
 mod site;
 mod slices;
 #[cfg(test)]
@@ -33,13 +34,14 @@ mod upstream;
 
 pub use answering::Answering;
 pub use asked::{Asked, Outgoing, Purpose};
-pub use body::{End, Finished, MULTIPLEXED_PIECE, Progress, RequestBody, ResponseBody, Turn};
+pub use body::{End, Finished, MULTIPLEXED_PIECE, ResponseBody};
 pub use coder::Coder;
 pub use explain::unknown;
 pub use figures::{AllCounters, Figures};
 pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
+pub use request_body::{Progress, RequestBody, Turn};
 pub use site::{Counters, Site};
 pub use upstream::{Allowance, ConnectProtocol, Fetch, FetchError, FetchFailed, Fetched, Upstream, UpstreamBody};
 

@@ -3,11 +3,11 @@
 
 use crate::answering::Answering;
 use crate::asked::{Asked, Outgoing, Purpose};
-use crate::body::RequestBody;
 use crate::deliver;
 use crate::fetch::{self, Own, Validating};
 use crate::fill::Watched;
 use crate::gateway::{Answer, Gateway, MaxIndex, STALE_AT_SHIELD};
+use crate::request_body::RequestBody;
 use crate::site::Counters;
 use crate::upstream::{Fetch, FetchError, Fetched, Upstream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -52,7 +52,7 @@ impl<U: Upstream> Gateway<U> {
         Counters::add(&asked.site.counters.fetches, 1);
         // An unsafe request that is answered meanwhile says that what this one brings is not to be kept.
         let is_get = asked.method == Method::GET && asked.upgrade.is_none();
-        let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, None)));
+        let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, false)));
         let fetched = {
             let mut fetching = std::pin::pin!(self.ask_upstream(&asked, request, fetch));
             let may_stand_in = || validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, FetchError::Timeout));

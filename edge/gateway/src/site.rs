@@ -1,11 +1,12 @@
 //! A site as a worker sees it: its settings ready for use, and its figures.
 
 use crate::failures::Failures;
+use crate::upstream::{FetchError, FetchFailed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_cache::{FreshnessDefaults, Target};
-use tidegate_control_types::SiteState;
 use tidegate_control_types::site::QueryRule;
+use tidegate_control_types::{SiteState, WallTime};
 
 /// Figures of one site on one node, shared by its workers.
 #[derive(Debug, Default)]
@@ -52,6 +53,19 @@ impl Site {
     #[must_use]
     pub fn name(&self) -> &str {
         self.state.spec.name.as_str()
+    }
+
+    /// Keeps a failure for `tidegate explain`, and logs it if its cause was not logged just before. Requests that failed by their own
+    /// clients, and fetches that were ended on purpose, are not failures of the site. `key`: a hash of it.
+    pub fn note_failure(&self, target: &str, key: u64, at: WallTime, failed: FetchFailed) {
+        if matches!(failed.error, FetchError::Abandoned | FetchError::Changed | FetchError::ServerError | FetchError::Client) {
+            return;
+        }
+        if self.counters.failures.note(key, at, failed) {
+            // A query may hold a secret.
+            let path = target.split_once('?').map_or(target, |(path, _)| path);
+            tracing::warn!(site = self.name(), path, cause = failed.error.token(), "request failed: {failed}");
+        }
     }
 
     /// A target in the normal form of this site's keys.

@@ -52,7 +52,7 @@ pub fn range(slice: u64) -> HeaderValue {
 /// The length of the whole, where the head of a 206 is that of this slice.
 pub fn of_slice(part: &HeaderMap, slice: u64) -> Option<u64> {
     let (first, last, length) = partial::content_range(part)?;
-    let fits = first == slice.checked_mul(SLICE)? && last == (first + SLICE).min(length) - 1;
+    let fits = first == slice.checked_mul(SLICE)? && last == first.checked_add(SLICE)?.min(length).checked_sub(1)?;
     fits.then_some(length)
 }
 
@@ -128,7 +128,7 @@ impl<U: Upstream> Source for Slices<U> {
                 tokio::task::spawn_local(async move {
                     let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end);
                     if let Err(error) = run.await {
-                        fetch::note_failure(&gateway, &asked, error);
+                        gateway.note_failure(&asked, error);
                         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, slice, %error, "a slice failed");
                         of_task.fail(error);
                         gateway.fills.remove(&key, &of_task);
@@ -162,13 +162,13 @@ async fn fetch_slice<U: Upstream>(
         return Err(FetchError::ServerError.into());
     }
     let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
-    // If it comes without a length, its end is counted.
+    // A body without a length that ends early is an error. Bytes behind the stored length are not read.
     let is_long = fetched.length.is_none_or(|length| length == stored.body.len());
     // All of the same, of which this slice is near enough to the beginning.
-    let is_whole = status == StatusCode::OK && is_long && !fetched.close_delimited && slice * SLICE <= MOST_LEFT_OUT;
+    let is_whole = status == StatusCode::OK && is_long && slice * SLICE <= MOST_LEFT_OUT;
     if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
         // Of this request alone, or for now.
-        return Err(FetchError::Broken.into());
+        return Err(FetchError::PartRefused.into());
     }
     let is_same = partial::is_part_of(&stored.headers, headers);
     if !(is_part && is_same) {

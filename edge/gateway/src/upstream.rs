@@ -1,7 +1,7 @@
 //! The way to wherever a response comes from: a shield or the origin. The crate `upstream` has the real ones.
 
-use crate::body::RequestBody;
 use crate::interim::Interim;
+use crate::request_body::RequestBody;
 use crate::site::Site;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -39,145 +39,79 @@ pub struct Allowance {
     pub until: BootTime,
 }
 
-/// Why there is no response, in words for the access log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FetchError {
-    #[error("the origin refused the connection")]
-    Refused,
-    #[error("no address of the origin can be reached")]
-    Connect,
-    #[error("the origin did not accept a connection in time")]
-    ConnectTimeout,
-    #[error("the origin's name does not resolve")]
-    Resolve,
-    #[error("the origin's certificate has expired, or is not valid yet")]
-    TlsExpired,
-    #[error("the origin's certificate is for another name (origin.tls.server_name says which one to expect)")]
-    TlsName,
-    #[error("the origin's certificate is from an authority that is not trusted (origin.tls.ca names another one)")]
-    TlsUnknownAuthority,
-    #[error("the origin does not speak TLS on this port, and its URL begins with https")]
-    NotTls,
-    #[error("the TLS handshake with the origin failed")]
-    Tls,
-    #[error("the origin did not begin its answer in time")]
-    Timeout,
-    #[error("the origin stopped taking the request's body")]
-    Stalled,
-    #[error("the origin closed the connection before it answered")]
-    Reset,
-    #[error("the origin refused the request before it looked at it (REFUSED_STREAM)")]
-    Unprocessed,
-    #[error("the origin takes this request over HTTP/1.1 alone (HTTP_1_1_REQUIRED)")]
-    NeedsHttp1,
-    #[error("the origin's answer is not valid HTTP")]
-    Malformed,
-    #[error("the head of the origin's answer has more than 256 fields or 256 KiB")]
-    HeadTooLarge,
-    #[error("the origin's answer can be framed in two ways (Content-Length, Transfer-Encoding)")]
-    Framing,
-    #[error("the origin switched to another protocol, or sent an interim status as its final one, without being asked to")]
-    Switched,
-    #[error("the origin sent more than 10,000 interim answers (1xx)")]
-    Interim,
-    #[error("the origin has something else by now")]
-    Changed,
-    #[error("the answer broke off")]
-    Broken,
-    #[error("the fetch was abandoned: it has no readers, and too much of the body is missing to finish it")]
-    Abandoned,
-    #[error("every origin server is down")]
-    Down,
-    #[error("the origin's address is private, and this site may not reach such addresses (origin.allow_private)")]
-    Private,
-    #[error("the origin answered with an error, and a stale response may stand in")]
-    ServerError,
-    #[error("the client broke off its request, or its body is not what its head says")]
-    Client,
-    #[error("the body of the request is larger than this node allows")]
-    TooLarge,
-    #[error("no shield of this region can be reached")]
-    Shield,
+macro_rules! fetch_errors {
+    ($($name:ident $token:literal $text:literal)*) => {
+        /// Why there is no response, in words for clients and `tidegate explain`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+        pub enum FetchError {
+            $(#[error($text)] $name,)*
+        }
+
+        impl FetchError {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word for Cache-Status, logs and between nodes.
+            #[must_use]
+            pub fn token(self) -> &'static str {
+                match self {
+                    $(Self::$name => $token,)*
+                }
+            }
+        }
+    };
+}
+
+fetch_errors! {
+    Refused "refused" "the origin refused the connection"
+    Connect "connect" "no address of the origin can be reached"
+    ConnectTimeout "connect-timeout" "the origin did not accept a connection in time (origin.connect_timeout)"
+    Resolve "resolve" "the origin's name does not exist, or has no addresses"
+    NameServer "name-server" "no name server answered for the origin's name"
+    TlsExpired "tls-expired" "the origin's certificate has expired, or is not valid yet"
+    TlsName "tls-name" "the origin's certificate is for another name (origin.tls.server_name says which one to expect)"
+    TlsUnknownAuthority "tls-unknown-authority" "the origin's certificate is from an authority that is not trusted (origin.tls.ca names another one)"
+    NotTls "not-tls" "the origin does not speak TLS on this port, and its URL begins with https"
+    Tls "tls" "the TLS handshake with the origin failed"
+    Timeout "timeout" "the origin did not begin its answer in time (origin.first_byte_timeout)"
+    Deadline "deadline" "the time for the whole request was over before the origin answered (origin.total_timeout)"
+    Stalled "stalled" "the origin stopped taking the request's body (origin.idle_timeout)"
+    Idle "idle-timeout" "the origin stopped in the middle of its answer (origin.idle_timeout)"
+    NoStream "no-stream" "all HTTP/2 connections to the origin have as many requests as it allows"
+    Reset "reset" "the origin closed the connection before it answered"
+    Unprocessed "unprocessed" "the origin refused the request before it looked at it (REFUSED_STREAM or GOAWAY)"
+    NeedsHttp1 "needs-http1" "the origin takes this request over HTTP/1.1 alone (HTTP_1_1_REQUIRED)"
+    Malformed "malformed" "the origin's answer is not valid HTTP"
+    HeadTooLarge "head-too-large" "the head of the origin's answer has more than 256 fields or 256 KiB"
+    Framing "framing" "the length of the origin's answer is not a number, or is given in two ways (Content-Length, Transfer-Encoding)"
+    Chunk "chunk" "the origin's answer has an invalid chunk"
+    Switched "switched" "the origin switched to another protocol, or sent an interim status as its final one, without being asked to"
+    Interim "interim" "the origin sent more than 10,000 interim answers (1xx)"
+    Changed "changed" "the origin has a newer version of what it began to send"
+    PartRefused "part-refused" "the origin refused a further part of what it began to send (401, 403, 407, 408, 425 or 429)"
+    Broken "broken" "the connection ended in the middle of the answer"
+    Abandoned "abandoned" "the fetch was abandoned: it has no readers, and too much of the body is missing to finish it"
+    Down "down" "every origin server is down"
+    Private "private" "the origin's address is private, and this site may not reach such addresses (origin.allow_private)"
+    ServerError "server-error" "the origin answered with an error"
+    Client "client" "the client's request broke off, or its body is malformed"
+    TooLarge "too-large" "the body of the request is larger than this node allows"
+    Shield "shield" "no shield of this region can be reached"
 }
 
 impl FetchError {
-    const ALL: [Self; 28] = [
-        Self::Refused,
-        Self::Connect,
-        Self::ConnectTimeout,
-        Self::Resolve,
-        Self::TlsExpired,
-        Self::TlsName,
-        Self::TlsUnknownAuthority,
-        Self::NotTls,
-        Self::Tls,
-        Self::Timeout,
-        Self::Stalled,
-        Self::Reset,
-        Self::Unprocessed,
-        Self::NeedsHttp1,
-        Self::Malformed,
-        Self::HeadTooLarge,
-        Self::Framing,
-        Self::Switched,
-        Self::Interim,
-        Self::Changed,
-        Self::Broken,
-        Self::Abandoned,
-        Self::Down,
-        Self::Private,
-        Self::ServerError,
-        Self::Client,
-        Self::TooLarge,
-        Self::Shield,
-    ];
-
-    /// The word for Cache-Status, logs and between nodes.
-    #[must_use]
-    pub fn token(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Connect => "connect",
-            Self::ConnectTimeout => "connect-timeout",
-            Self::Resolve => "resolve",
-            Self::TlsExpired => "tls-expired",
-            Self::TlsName => "tls-name",
-            Self::TlsUnknownAuthority => "tls-unknown-authority",
-            Self::NotTls => "not-tls",
-            Self::Tls => "tls",
-            Self::Timeout => "timeout",
-            Self::Stalled => "stalled",
-            Self::Reset => "reset",
-            Self::Unprocessed => "unprocessed",
-            Self::NeedsHttp1 => "needs-http1",
-            Self::Malformed => "malformed",
-            Self::HeadTooLarge => "head-too-large",
-            Self::Framing => "framing",
-            Self::Switched => "switched",
-            Self::Interim => "interim",
-            Self::Changed => "changed",
-            Self::Broken => "broken",
-            Self::Abandoned => "abandoned",
-            Self::Down => "down",
-            Self::Private => "private",
-            Self::ServerError => "server-error",
-            Self::Client => "client",
-            Self::TooLarge => "too-large",
-            Self::Shield => "shield",
-        }
-    }
-
     #[must_use]
     pub fn of_token(token: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|e| e.token() == token)
+        Self::ALL.iter().copied().find(|e| e.token() == token)
     }
 
     /// What the client gets.
     #[must_use]
     pub fn status(self) -> http::StatusCode {
         match self {
-            Self::Timeout | Self::ConnectTimeout | Self::Stalled => http::StatusCode::GATEWAY_TIMEOUT,
-            Self::Down => http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout | Self::ConnectTimeout | Self::Deadline | Self::Stalled | Self::Idle | Self::NameServer => {
+                http::StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::Down | Self::NoStream => http::StatusCode::SERVICE_UNAVAILABLE,
             Self::Client => http::StatusCode::BAD_REQUEST,
             Self::TooLarge => http::StatusCode::PAYLOAD_TOO_LARGE,
             _ => http::StatusCode::BAD_GATEWAY,
@@ -201,7 +135,10 @@ impl FetchError {
     /// Whether the origin cannot be reached or does not answer, so that a stale response may be served.
     #[must_use]
     pub fn is_unreachable(self) -> bool {
-        !matches!(self, Self::ServerError | Self::Changed | Self::Abandoned | Self::Client | Self::TooLarge | Self::Private)
+        !matches!(
+            self,
+            Self::ServerError | Self::Changed | Self::PartRefused | Self::Abandoned | Self::Client | Self::TooLarge | Self::Private
+        )
     }
 
     /// Whether it speaks against the server as such, and not against this request or this answer.
@@ -212,6 +149,10 @@ impl FetchError {
             Self::Malformed
                 | Self::HeadTooLarge
                 | Self::Framing
+                | Self::Chunk
+                | Self::NoStream
+                | Self::NameServer
+                | Self::PartRefused
                 | Self::Switched
                 | Self::Interim
                 | Self::Client
@@ -249,6 +190,7 @@ impl std::fmt::Display for FetchFailed {
             None => {}
         }
         match self.attempts {
+            1 if matches!(self.error, FetchError::Timeout | FetchError::Deadline) => write!(f, ", after 1 attempt"),
             0 | 1 => Ok(()),
             n => write!(f, " (the last of {n} attempts)"),
         }
@@ -335,9 +277,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_word_is_explained_to_operators() {
+        let text = include_str!("../../../docs/answers.md");
+        for error in FetchError::ALL {
+            let row = format!("| `{}` | {} |", error.token(), error.status().as_u16());
+            assert!(text.contains(&row), "{row}");
+        }
+        for reason in tidegate_cache::storable::NotStorable::ALL {
+            assert!(text.contains(&format!("| `{}` |", reason.detail())), "{}", reason.detail());
+        }
+    }
+
+    #[test]
     fn each_error_has_a_word_of_its_own() {
         for error in FetchError::ALL {
-            assert_eq!(FetchError::of_token(error.token()), Some(error));
+            assert_eq!(FetchError::of_token(error.token()), Some(*error));
         }
     }
 }

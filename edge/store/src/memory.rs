@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tidegate_cache::storable::NotStorable;
 use tidegate_cache::{CacheKey, Coding, RequestHead, VaryKey};
 
 /// Responses of one key that differ by Vary: the most, and how many sets of fields they may vary on.
@@ -29,7 +30,8 @@ const RANGES_FOR: Duration = Duration::from_secs(600);
 /// The requests for a key that are not shared, for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passed {
-    Everyones,
+    /// All of them; with the reason, if the response was not stored.
+    Everyones(Option<NotStorable>),
     /// Requests that carry a cookie, because the response has no explicit freshness.
     WithCookie,
 }
@@ -372,14 +374,14 @@ impl MemoryTier {
 
     /// The origin's answer to this key could not be shared: for a while its requests do not wait for one another.
     pub fn pass(&self, key: &CacheKey, whose: Passed) {
-        if whose == Passed::Everyones || !self.passed.contains_key(key) {
+        if matches!(whose, Passed::Everyones(_)) || !self.passed.contains_key(key) {
             self.passed.insert(key.clone(), whose);
         }
     }
 
     /// The origin's answer to this key can be shared after all.
     pub fn share(&self, key: &CacheKey) {
-        if self.passed(key) == Some(Passed::Everyones) {
+        if matches!(self.passed(key), Some(Passed::Everyones(_))) {
             self.passed.invalidate(key);
         }
     }
