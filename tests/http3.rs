@@ -202,6 +202,11 @@ fn bodies_trailers_and_early_hints_go_both_ways() {
         { "method": "POST", "path": "/short", "body": "hello", "headers": [["content-length", "6"]] },
         { "method": "POST", "path": "/long", "body": "hello", "headers": [["content-length", "4"]] },
     ]));
+    // A client that waits is told to send its body; this one sends none all the same.
+    let headers = json!([["expect", "100-continue"], ["content-length", "4"]]);
+    let upload = json!({ "method": "PUT", "path": "/waits", "headers": headers, "keep_open": true });
+    let waits = &client(&dev).run(&json!([{ "do": "requests", "requests": [upload], "within": 3 }]))[0]["answers"][0];
+    assert_eq!((&waits["interim"][0][":status"], &waits["error"]), (&json!("100"), &json!("timeout")), "{waits}");
     for (answer, bytes) in a.iter().zip([&pattern[..], b"hello", b""]) {
         is(answer, 200, b"sum");
         assert_eq!(answer["headers"]["x-sha256"], sum(bytes), "{answer}");

@@ -169,6 +169,41 @@ fn early_hints_reach_the_client_ahead_of_its_response() {
     }
 }
 
+/// A client that waits for 100 gets it, over HTTP/2 as over HTTP/1.1, once the origin is there to take the body.
+#[test]
+fn a_client_that_waits_is_told_to_send_its_body() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                while !request_head(&mut stream).is_empty() && stream.read_exact(&mut [0; 4]).is_ok() {
+                    let _ = stream.write_all(PAGE.as_bytes());
+                }
+            });
+        }
+    });
+    for shields in ["0", "1"] {
+        let dir = tempfile::tempdir().unwrap();
+        let dev = Dev::start(dir.path(), &["--origin", &url, "--shields", shields]);
+        let mut client = Http::connect(dev.http[0]).unwrap();
+        client.send(b"PUT /one HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").unwrap();
+        assert_eq!(client.read_head().unwrap().status, 100);
+        client.send(b"body").unwrap();
+        assert_eq!(client.read("PUT").unwrap().text(), "page");
+
+        on_runtime(async {
+            let mut sender = connect_h2(&dev).await.ready().await.unwrap();
+            let request = Request::put("https://localhost/two").header("expect", "100-continue").header("content-length", "4");
+            let (mut response, mut body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+            let early = std::future::poll_fn(|cx| response.poll_informational(cx)).await.unwrap().unwrap();
+            assert_eq!(early.status(), StatusCode::CONTINUE);
+            body.send_data(Bytes::from_static(b"body"), true).unwrap();
+            assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+        });
+    }
+}
+
 #[test]
 fn interim_responses_stand_between_responses_and_never_within() {
     let dir = tempfile::tempdir().unwrap();

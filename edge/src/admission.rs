@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
 use std::cell::RefCell;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -177,6 +178,9 @@ enum Phase {
     BodyRefused,
 }
 
+/// Time that a client has to end what it sends, once its connection takes no more requests.
+const LINGERS: std::time::Duration = std::time::Duration::from_secs(2);
+
 pub struct Admission<I> {
     io: I,
     state: Arc<ConnectionState>,
@@ -191,6 +195,8 @@ pub struct Admission<I> {
     /// The empty line that may come before a head has come.
     skipped_line: bool,
     refusal_written: usize,
+    /// Since nothing more is written: until when the client may still send.
+    lingers: Option<Pin<Box<tokio::time::Sleep>>>,
     /// hyper has begun to write something that it has not flushed: an interim response must not come into its middle.
     writing: bool,
     /// Interim responses that are going out, from `early_written` on.
@@ -222,6 +228,7 @@ impl<I> Admission<I> {
             taken: 0,
             skipped_line: false,
             refusal_written: 0,
+            lingers: None,
             writing: false,
             early: Vec::new(),
             early_written: 0,
@@ -540,7 +547,31 @@ impl<I: AsyncWrite + Unpin> Admission<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Write for Admission<I> {
+impl<I: AsyncRead + Unpin> Admission<I> {
+    /// Whether the client is in the middle of a request's body, or sends on although it was refused.
+    fn is_owed_data(&self) -> bool {
+        !matches!(self.phase, Phase::Head | Phase::Raw | Phase::Undecided)
+    }
+
+    /// Reads and drops what the client still sends, so that it gets to read its answer: a socket that is closed with unread bytes
+    /// resets the connection, and a client that is told so may drop an answer that it has.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let late = self.lingers.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGERS)));
+        let mut scratch = [0; 4096];
+        loop {
+            if late.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Write for Admission<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         if !self.writing || !self.early.is_empty() {
             ready!(self.write_early(cx))?;
@@ -586,7 +617,13 @@ impl<I: AsyncWrite + Unpin> Write for Admission<I> {
             }
             let _ = ready!(Pin::new(&mut this.io).poll_flush(cx));
         }
-        Pin::new(&mut this.io).poll_shutdown(cx)
+        if this.lingers.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        if this.is_owed_data() {
+            ready!(this.linger(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -613,6 +650,12 @@ mod tests {
     struct Narrow {
         out: Arc<Mutex<Vec<u8>>>,
         room: Arc<AtomicU64>,
+    }
+
+    impl AsyncRead for Narrow {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
     }
 
     impl AsyncWrite for Narrow {

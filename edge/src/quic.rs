@@ -31,8 +31,7 @@ const SILENT_FOR: Duration = Duration::from_secs(30);
 /// Takes a worker's connections until its task is aborted.
 pub async fn accept(worker: Rc<Worker>, quic: Arc<Quic>, port: Port) {
     // Clients that come back with early data go by what they were told before: it stays as it is.
-    // Beyond this the protocol refuses by itself, without a log line; see `Worker::route` for the limit.
-    let head = worker.shared.limits().head * 2;
+    let head = worker.shared.limits().head;
     let settings = EndpointSettings {
         streams: worker.shared.limits().streams,
         stream_window: STREAM_WINDOW,

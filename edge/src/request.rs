@@ -111,6 +111,15 @@ impl Worker {
             self.log_unforwarded(client, Some(&request), site.name(), StatusCode::PERMANENT_REDIRECT, "to-https");
             return Answering::now((self.redirect(&host, request.uri()), None));
         }
+        if request.uri().path() == "*" {
+            // It asks about the server as a whole, and is of use as a test of it alone (RFC 9110 section 9.3.7).
+            let mut response = Response::new(ResponseBody::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            self.date(response.headers_mut());
+            self.log_unforwarded(client, Some(&request), site.name(), StatusCode::NO_CONTENT, "options");
+            return Answering::now((response, None));
+        }
         if request.method() == "PURGE" {
             let this = Rc::clone(self);
             return Answering::later(async move { (this.purge(&site, &host, &request).await, None) });
@@ -160,8 +169,12 @@ impl Worker {
         }
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(client.https, host, path).on_port(port);
-        let asked = Asked { client: Some(client.ip), interim, ..Asked::of_client(site, parts.method, target, headers) };
-        self.gateway.answer(asked, body)
+        let expects = parts.version >= Version::HTTP_2
+            && headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        // Over HTTP/1.1 hyper does this.
+        let body = if expects { body.expected(interim.clone()) } else { body };
+        let asked = Asked::of_client(site, parts.method, target, headers).with_target_as_sent(path);
+        self.gateway.answer(Asked { client: Some(client.ip), interim, ..asked }, body)
     }
 
     /// The site of a request, or why it is refused.
@@ -175,6 +188,9 @@ impl Worker {
         let of_target = request.uri().authority().map(|a| a.as_str());
         if request.version() < Version::HTTP_2 {
             right_scheme(request.uri(), client.https)?;
+        }
+        if of_target.is_some_and(|a| a.contains('@')) {
+            return Err(bad("the target names a user, which no URL of http may (RFC 9110 section 4.2.4)"));
         }
         let authority = match (of_target, field) {
             (Some(a), Some(f)) if !same_authority(a, f, client.https) => return Err(bad("Host and the target name different hosts")),
@@ -203,6 +219,9 @@ impl Worker {
             }
         }
         let (host, port) = host_and_port(authority).filter(|_| !authority.contains('@')).ok_or(bad("Host is not a host"))?;
+        if request.uri().path() == "*" && *request.method() != Method::OPTIONS {
+            return Err(bad("only OPTIONS may have the target *"));
+        }
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err((StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"));
         }

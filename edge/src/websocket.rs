@@ -104,12 +104,14 @@ impl Asking {
 
 /// The origin did not grant what was asked.
 fn refused(response: Response<ResponseBody>) -> Response<ResponseBody> {
-    let mut response = response.map(|_| ResponseBody::empty());
+    let text = "502 Bad Gateway\n\nthe origin did not accept this WebSocket (RFC 6455 section 4.2.2)\n";
+    let mut response = response.map(|_| ResponseBody::whole(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = StatusCode::BAD_GATEWAY;
     let headers = response.headers_mut();
     for name in [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::ETAG, header::LAST_MODIFIED] {
         headers.remove(name);
     }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -5,7 +5,9 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::sync::oneshot;
 
@@ -13,6 +15,8 @@ use tokio::sync::oneshot;
 pub struct Received {
     from: RecvStream,
     data_is_over: bool,
+    /// Of a request: set once the peer has sent all of it.
+    is_complete: Rc<Cell<bool>>,
     left: Option<u64>,
     /// Of a response: let go with it, what counts its request as open and what keeps the rest of it going.
     _exchange: Option<(Slot, Option<oneshot::Sender<()>>)>,
@@ -21,11 +25,23 @@ pub struct Received {
 impl Received {
     pub(crate) fn new(from: RecvStream, headers: &HeaderMap) -> Self {
         let left = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        Self { from, data_is_over: false, left, _exchange: None }
+        let is_complete = Rc::new(Cell::new(from.is_end_stream()));
+        Self { from, data_is_over: false, is_complete, left, _exchange: None }
     }
 
-    pub(crate) fn of_exchange(self, slot: Slot, sending: Option<oneshot::Sender<()>>) -> Self {
-        Self { _exchange: Some((slot, sending)), ..self }
+    pub(crate) fn is_complete(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.is_complete)
+    }
+
+    pub(crate) fn of_exchange(mut self, slot: Slot, sending: Option<oneshot::Sender<()>>) -> Self {
+        self._exchange = Some((slot, sending));
+        self
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.is_complete.set(self.from.is_end_stream());
     }
 }
 
@@ -43,6 +59,7 @@ impl Body for Received {
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             this.data_is_over = true;
+            this.is_complete.set(true);
         }
         Poll::Ready(ready!(this.from.poll_trailers(cx))?.map(|trailers| Ok(Frame::trailers(trailers))))
     }

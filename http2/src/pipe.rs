@@ -22,6 +22,11 @@ impl<B> Pipe<B> {
         Self { body, to, held: None, failure }
     }
 
+    /// Resolves once the peer has reset the stream, or the connection is over.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.to.poll_reset(cx).map(|_| ())
+    }
+
     pub fn reset(&mut self, reason: Reason) {
         self.to.send_reset(reason);
     }

@@ -9,8 +9,10 @@ use h2::server::{Builder, SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -124,8 +126,9 @@ impl<S: FnMut(Request<Received>, Interim) -> Answering<Answered>> Requests<S> {
             }
             let is_head = head.method == http::Method::HEAD;
             let body = Received::new(body, &head.headers);
+            let is_complete = body.is_complete();
             let answering = (self.service)(Request::from_parts(head, body), interim);
-            let mut stream = Stream { reply: Arc::clone(&self.spare), is_head, state: State::Answering(answering) };
+            let mut stream = Stream { reply: Arc::clone(&self.spare), is_head, is_complete, state: State::Answering(answering) };
             if Pin::new(&mut stream).poll(cx).is_pending() {
                 tokio::task::spawn_local(stream);
             }
@@ -154,13 +157,22 @@ impl TakesInterim for Reply {
 struct Stream {
     reply: Arc<Reply>,
     is_head: bool,
+    /// Whether all of the request has come.
+    is_complete: Rc<Cell<bool>>,
     state: State,
 }
 
 enum State {
+    Over,
     Answering(Answering<Answered>),
     Sending(Pipe<ResponseBody>),
+    /// The response is over, and the client still sends its request. To drop the stream now would reset it (RFC 9113 section 8.1),
+    /// and some clients that are reset drop a response that they have.
+    Lingering(Pipe<ResponseBody>, Pin<Box<tokio::time::Sleep>>),
 }
+
+/// Time that a client has to end a request whose response is over.
+const LINGERS: Duration = Duration::from_secs(1);
 
 /// A stream that is over takes no interim response any more, however long its request goes on.
 impl Drop for Stream {
@@ -190,9 +202,20 @@ impl Future for Stream {
             }
         }
         if let State::Sending(pipe) = &mut this.state {
-            ready!(Pin::new(pipe).poll(cx));
+            ready!(Pin::new(&mut *pipe).poll(cx));
+            if this.is_complete.get() {
+                return Poll::Ready(());
+            }
         }
-        Poll::Ready(())
+        match std::mem::replace(&mut this.state, State::Over) {
+            State::Sending(pipe) => this.state = State::Lingering(pipe, Box::pin(tokio::time::sleep(LINGERS))),
+            state => this.state = state,
+        }
+        let State::Lingering(pipe, late) = &mut this.state else { return Poll::Ready(()) };
+        if pipe.poll_reset(cx).is_ready() || this.is_complete.get() {
+            return Poll::Ready(());
+        }
+        late.as_mut().poll(cx)
     }
 }
 

@@ -22,6 +22,10 @@ use tidegate_gateway::{Answering, OneInFlight, ResponseBody};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+/// Heads are read up to this multiple of the limit that clients are told. The service refuses those above the limit, and logs them;
+/// longer ones are refused here.
+const READ_BEYOND: usize = 2;
+
 /// ```text
 /// Head -> Body -> Answering -> Sending
 ///   \_______\________\___________\____-> over: reset, refused or finished
@@ -111,7 +115,7 @@ where
     S: Fn(Request<Received>, Interim) -> Answering<Answered>,
 {
     pub fn new(shared: Rc<Shared<S>>, send: SendStream, receive: RecvStream, alive: mpsc::Sender<Infallible>) -> Self {
-        let stream = Stream::new(receive, shared.settings.head);
+        let stream = Stream::new(receive, shared.settings.head * READ_BEYOND);
         Self {
             shared,
             to: Sending { stream: send, waiting: Vec::new(), is_of_head: false, over: false },
@@ -187,7 +191,7 @@ where
         let settings = &self.shared.settings;
         let read = match frame {
             None => return Err(Ended::Reset(Code::REQUEST_INCOMPLETE)),
-            Some(Frame::Whole(Kind::Headers, section)) => message::request(&section, settings.head),
+            Some(Frame::Whole(Kind::Headers, section)) => message::request(&section, settings.head * READ_BEYOND),
             Some(Frame::TooLong(Kind::Headers)) => Err(MessageError::Section(SectionError::TooLarge)),
             Some(_) => return Err(self.shared.broken(Code::FRAME_UNEXPECTED, "a request does not begin with its head")),
         };

@@ -199,7 +199,7 @@ pub fn asked(parts: http::request::Parts, sites: &HashMap<String, Rc<Site>>) -> 
     headers.remove(header::HOST);
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
     let target = site.target(scheme.as_deref() == Some("https"), &host, path).on_port(port);
-    Some(Asked::of_edge(site, parts.method, target, headers))
+    Some(Asked::of_edge(site, parts.method, target, headers).with_target_as_sent(path))
 }
 
 /// What a shield calls itself.

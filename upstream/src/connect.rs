@@ -67,7 +67,8 @@ pub enum Connection {
 }
 
 const HTTP_2: ClientSettings = ClientSettings {
-    head: 64 << 10,
+    // More than the limit that is checked: beyond this the library resets the stream, and says less.
+    head: 512 << 10,
     windows: Windows { few: 1 << 20, many: 64 << 10 },
     keep_alive: KeepAlive { every: Duration::from_secs(10), within: Duration::from_secs(5) },
 };
@@ -229,7 +230,7 @@ pub async fn tls(
 ) -> Result<Connection, FetchError> {
     let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned()).map_err(|_| FetchError::Tls)?;
     let handshake = tokio::time::timeout(timeout, TlsConnector::from(config).connect(name, stream));
-    let stream = handshake.await.map_err(|_| FetchError::ConnectTimeout)?.map_err(|error| {
+    let stream = handshake.await.map_err(|_| FetchError::TlsTimeout)?.map_err(|error| {
         tracing::debug!(%error, "a TLS handshake with an origin failed");
         tls_error(&error)
     })?;

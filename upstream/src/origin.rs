@@ -30,6 +30,8 @@ const BUDGET_START: i64 = 200;
 const BUDGET_MOST: i64 = 2000;
 /// A resolver gives up before.
 const MOST_RESOLVING: Duration = Duration::from_secs(60);
+/// Maximum size of a response's head, in bytes.
+const MAX_HEAD: usize = 256 << 10;
 /// Maximum number of shared connections that one request finds drained before it opens one for itself.
 const MAX_DRAINED: usize = 3;
 
@@ -249,7 +251,7 @@ impl Limits<'_> {
     /// The time that the site gives the step which ended with a time-out.
     fn most(&self, error: FetchError) -> Option<Duration> {
         match error {
-            FetchError::ConnectTimeout => Some(self.connect),
+            FetchError::ConnectTimeout | FetchError::TlsTimeout => Some(self.connect),
             FetchError::Timeout | FetchError::NoStream => Some(self.first_byte),
             FetchError::NameServer => Some(MOST_RESOLVING),
             _ => None,
@@ -421,6 +423,9 @@ impl OriginUpstream {
                     let line = to.bad_line().filter(|_| error == FetchError::Malformed);
                     Failed { error, line, unsent: e.take_message() }
                 })?;
+                if head_size(response.headers()) > MAX_HEAD {
+                    return Err(sent(FetchError::HeadTooLarge));
+                }
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
                 if response.status().is_informational() && !(switches && is_offered(offered.as_ref(), response.headers())) {
                     // An unrequested upgrade is an error (RFC 9110 section 15.2.2).
@@ -450,6 +455,9 @@ impl OriginUpstream {
                 };
                 let answered = limits.patience().wait(sender.send(slot, request, interim), progress.as_deref()).await.map_err(sent)?;
                 let mut response = answered.map_err(|error| sent(h2_error(&error)))?;
+                if head_size(response.headers()) > MAX_HEAD {
+                    return Err(sent(FetchError::HeadTooLarge));
+                }
                 let decoded = response.body().size_hint().exact();
                 let framed = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let over = Box::new(move |_| drop(counted));
@@ -467,6 +475,11 @@ impl OriginUpstream {
             }
         }
     }
+}
+
+/// As RFC 9113 section 6.5.2 counts, so that the limit is the same for each protocol.
+fn head_size(headers: &http::HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 fn h1_error(error: &hyper::Error) -> FetchError {
@@ -553,6 +566,11 @@ fn shape(request: &mut Request<RequestBody>, spec: &OriginSpec, server: &OriginS
         if matches!(request.body(), RequestBody::Empty) && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) {
             // Some servers refuse what could have a body and says no length (RFC 9110 section 8.6).
             request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        }
+        let has_unknown_length = !matches!(request.body(), RequestBody::Empty) && request.body().size_hint().exact().is_none();
+        if has_unknown_length && matches!(*request.method(), Method::GET | Method::HEAD) {
+            // hyper would send no body with these methods.
+            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         path.parse::<Uri>()
     };

@@ -47,6 +47,8 @@ pub struct Asked {
     /// At a shield: how many requests to origin servers it may cost, and until when its edge waits.
     pub allowed: Option<(u32, Duration)>,
     pub spent: Spent,
+    /// The target as the client sent it, if it differs from its normal form.
+    pub target_as_sent: Option<Box<str>>,
     /// The fetch is shared by all requests that reload: its Cache-Control is `no-cache`.
     pub reloads_for_all: Cell<bool>,
 }
@@ -121,8 +123,16 @@ impl Asked {
             end_to_end: false,
             allowed: None,
             spent: Spent::default(),
+            target_as_sent: None,
             reloads_for_all: Cell::new(false),
         }
+    }
+
+    /// Notes the target as it was sent: a request for one client goes upstream with it, so that a signed one keeps its signature.
+    #[must_use]
+    pub fn with_target_as_sent(mut self, path_and_query: &str) -> Self {
+        self.target_as_sent = (path_and_query != self.target.path_and_query).then(|| path_and_query.into());
+        self
     }
 
     /// The request's Cache-Control, limited to the directives that the site lets clients use.
@@ -158,6 +168,7 @@ impl Asked {
             end_to_end: self.end_to_end,
             allowed: self.allowed,
             spent: Spent::default(),
+            target_as_sent: self.target_as_sent.clone(),
             reloads_for_all: self.reloads_for_all.clone(),
         }
     }
@@ -281,7 +292,8 @@ impl<'a> Outgoing<'a> {
         let mut request = Request::new(RequestBody::Empty);
         request.method_mut().clone_from(method);
         // A target that is no URI cannot come from an admitted request.
-        *request.uri_mut() = asked.target.path_and_query.parse().unwrap_or_default();
+        let as_sent = asked.target_as_sent.as_deref().filter(|_| self.purpose == Purpose::OneClient);
+        *request.uri_mut() = as_sent.unwrap_or(&asked.target.path_and_query).parse().unwrap_or_default();
         *request.headers_mut() = headers;
         request
     }

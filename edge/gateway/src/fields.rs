@@ -45,11 +45,38 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// Removes what belongs to one connection alone: the known fields and those that Connection names (RFC 9110 section 7.6.1).
+/// Fields of a response that Connection cannot name: without them it would be for more clients than it is, or mean something else.
+const END_TO_END_ALWAYS: [&str; 22] = [
+    "age",
+    "cache-control",
+    "cache-tag",
+    "cdn-cache-control",
+    "content-encoding",
+    "content-location",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expires",
+    "last-modified",
+    "location",
+    "pragma",
+    "set-cookie",
+    "surrogate-control",
+    "surrogate-key",
+    "tidegate-cache-control",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+];
+
+/// Removes the fields of a response that belong to one connection alone: the known ones and those that Connection names (RFC 9110
+/// section 7.6.1).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = field::list(headers, &header::CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
-        for name in named {
+        for name in named.iter().filter(|n| !END_TO_END_ALWAYS.contains(&n.as_str())) {
             headers.remove(name);
         }
     }

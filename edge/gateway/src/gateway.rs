@@ -13,7 +13,7 @@ use crate::request_body::RequestBody;
 use crate::site::{Counters, Site};
 use crate::slices::{Slices, Source};
 use crate::upstream::{Allowance, Fetch, FetchError, FetchFailed, Fetched, Upstream};
-use http::header::{AUTHORIZATION, COOKIE, RANGE};
+use http::header::{AUTHORIZATION, COOKIE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -669,6 +669,8 @@ impl<U: Upstream> Gateway<U> {
             }
         }
         Counters::add(&asked.site.counters.errors, 1);
+        // With the attempts of fetches before the last one.
+        let error = FetchFailed { attempts: error.attempts.max(asked.spent.failed()), ..error };
         self.note_failure(asked, error);
         deliver::failed(self, error, status)
     }
@@ -838,9 +840,17 @@ impl<U: Upstream> Gateway<U> {
 
     /// Asks upstream, and notes what that cost.
     pub(crate) async fn ask_upstream(&self, asked: &Asked, request: Request<RequestBody>, fetch: Fetch) -> Result<Fetched, FetchFailed> {
+        let headers = request.headers();
+        let takes_part = headers.contains_key(RANGE);
+        let takes_304 = headers.contains_key(IF_NONE_MATCH) || headers.contains_key(IF_MODIFIED_SINCE);
         let fetched = self.upstream.fetch(request, fetch).await;
         asked.spent.note_failed(fetched.as_ref().map_or_else(|failed| failed.attempts, |fetched| fetched.failed_before));
-        fetched
+        let fetched = fetched?;
+        match fetched.response.status() {
+            StatusCode::PARTIAL_CONTENT if !takes_part => Err(FetchFailed { attempts: 1, ..FetchError::Unasked.into() }),
+            StatusCode::NOT_MODIFIED if !takes_304 => Err(FetchFailed { attempts: 1, ..FetchError::Unasked.into() }),
+            _ => Ok(fetched),
+        }
     }
 
     pub(crate) fn fetch_to(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Fetch {

@@ -30,6 +30,11 @@ impl Interim {
         Self { to, request }
     }
 
+    /// Tells the client to send its body (RFC 9110 section 10.1.1).
+    pub fn go_on(&self) {
+        self.to.take(self.request, StatusCode::CONTINUE, &HeaderMap::new());
+    }
+
     /// Passes one on. Not 100 and 101: each hop settles for itself whether it waits for a body or speaks another protocol.
     pub fn pass(&self, status: StatusCode, headers: &HeaderMap) {
         if !status.is_informational() || matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {

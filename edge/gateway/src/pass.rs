@@ -37,6 +37,7 @@ impl<U: Upstream> Gateway<U> {
     ) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
         let mut request = Outgoing::new(&asked, &self.node, Purpose::OneClient).request(&asked.method);
+        let has_body = !matches!(body, RequestBody::Empty);
         *request.body_mut() = body;
         if let Some(protocol) = &asked.upgrade {
             request.headers_mut().insert(http::header::UPGRADE, protocol.clone());
@@ -52,6 +53,8 @@ impl<U: Upstream> Gateway<U> {
         Counters::add(&asked.site.counters.fetches, 1);
         // An unsafe request that is answered meanwhile says that what this one brings is not to be kept.
         let is_get = asked.method == Method::GET && asked.upgrade.is_none();
+        // The key does not show a body on GET, an offer of another protocol, or another form of the target.
+        let is_plain = !has_body && asked.upgrade.is_none() && asked.target_as_sent.is_none();
         let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, false)));
         let fetched = {
             let mut fetching = std::pin::pin!(self.ask_upstream(&asked, request, fetch));
@@ -80,7 +83,7 @@ impl<U: Upstream> Gateway<U> {
         if storable::invalidates(&asked.method, code) {
             self.invalidate(&asked, fetched.response.headers());
         }
-        let for_others = fetch::answers_others(&self, &asked, &fetched, sent.0);
+        let for_others = if is_plain { fetch::answers_others(&self, &asked, &fetched, sent.0) } else { Err(None) };
         let is_kept = for_others.is_ok() && !watched.as_ref().is_some_and(Watched::is_forgotten);
         if self.answers_get(&asked, &fetched) || is_kept {
             let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
@@ -107,6 +110,7 @@ impl<U: Upstream> Gateway<U> {
         // The coding is one that this client takes.
         let is_plain = !headers.contains_key(http::header::CONTENT_ENCODING);
         is_plain
+            && asked.target_as_sent.is_none()
             && storable::answers_get(&asked.method, fetched.response.status(), headers, &cache_control::of_response(headers), &asked.target)
     }
 

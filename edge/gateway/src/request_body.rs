@@ -1,6 +1,7 @@
 //! The body of a client's request on its way to upstream, and how it comes on.
 
 use crate::fields;
+use crate::interim::Interim;
 use crate::upstream::FetchError;
 use bytes::Bytes;
 use http::Method;
@@ -79,6 +80,8 @@ pub enum RequestBody {
         /// Bytes that may still come.
         left: u64,
         progress: Rc<Progress>,
+        /// A client that waits for 100 Continue before it sends this body.
+        waits: Option<Interim>,
     },
 }
 
@@ -105,7 +108,7 @@ impl RequestBody {
         if body.is_end_stream() {
             Self::Empty
         } else {
-            Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default() }
+            Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default(), waits: None }
         }
     }
 }
@@ -116,6 +119,15 @@ impl RequestBody {
     pub fn unlimited(mut self) -> Self {
         if let Self::Client { left, .. } = &mut self {
             *left = u64::MAX;
+        }
+        self
+    }
+
+    /// The client waits for 100 Continue, which it gets once upstream wants the body.
+    #[must_use]
+    pub fn expected(mut self, by: Option<Interim>) -> Self {
+        if let Self::Client { waits, .. } = &mut self {
+            *waits = by;
         }
         self
     }
@@ -140,10 +152,13 @@ impl Body for RequestBody {
     type Error = RequestBodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let Self::Client { body, left, progress } = &mut *self else { return Poll::Ready(None) };
+        let Self::Client { body, left, progress, waits } = &mut *self else { return Poll::Ready(None) };
         let frame = match body.as_mut().poll_frame(cx) {
             Poll::Ready(frame) => frame.transpose(),
             Poll::Pending => {
+                if let Some(client) = waits.take() {
+                    client.go_on();
+                }
                 if progress.turn() != Turn::Client {
                     progress.step(Turn::Client);
                 }

@@ -67,6 +67,7 @@ fetch_errors! {
     ConnectTimeout "connect-timeout" "the origin did not accept a connection in time (origin.connect_timeout)"
     Resolve "resolve" "the origin's name does not exist, or has no addresses"
     NameServer "name-server" "no name server answered for the origin's name"
+    TlsTimeout "tls-timeout" "the TLS handshake with the origin took too long (origin.connect_timeout)"
     TlsExpired "tls-expired" "the origin's certificate has expired, or is not valid yet"
     TlsName "tls-name" "the origin's certificate is for another name (origin.tls.server_name says which one to expect)"
     TlsUnknownAuthority "tls-unknown-authority" "the origin's certificate is from an authority that is not trusted (origin.tls.ca names another one)"
@@ -85,6 +86,7 @@ fetch_errors! {
     Framing "framing" "the length of the origin's answer is not a number, or is given in two ways (Content-Length, Transfer-Encoding)"
     Chunk "chunk" "the origin's answer has an invalid chunk"
     Switched "switched" "the origin switched to another protocol, or sent an interim status as its final one, without being asked to"
+    Unasked "unasked" "the origin answered with a part (206) or \"not modified\" (304), which the request did not ask for"
     Interim "interim" "the origin sent more than 10,000 interim answers (1xx)"
     Changed "changed" "the origin has a newer version of what it began to send"
     PartRefused "part-refused" "the origin refused a further part of what it began to send (401, 403, 407, 408, 425 or 429)"
@@ -108,7 +110,7 @@ impl FetchError {
     #[must_use]
     pub fn status(self) -> http::StatusCode {
         match self {
-            Self::Timeout | Self::ConnectTimeout | Self::Deadline | Self::Stalled | Self::Idle | Self::NameServer => {
+            Self::Timeout | Self::ConnectTimeout | Self::TlsTimeout | Self::Deadline | Self::Stalled | Self::Idle | Self::NameServer => {
                 http::StatusCode::GATEWAY_TIMEOUT
             }
             Self::Down | Self::NoStream => http::StatusCode::SERVICE_UNAVAILABLE,
@@ -121,8 +123,17 @@ impl FetchError {
     /// Whether the same server may do better a moment later.
     #[must_use]
     pub fn is_worth_a_retry(self) -> bool {
-        let may_pass =
-            matches!(self, Self::Refused | Self::Connect | Self::ConnectTimeout | Self::Timeout | Self::Reset | Self::Broken | Self::Down);
+        let may_pass = matches!(
+            self,
+            Self::Refused
+                | Self::Connect
+                | Self::ConnectTimeout
+                | Self::TlsTimeout
+                | Self::Timeout
+                | Self::Reset
+                | Self::Broken
+                | Self::Down
+        );
         may_pass || self.is_before_processing()
     }
 
@@ -146,14 +157,12 @@ impl FetchError {
     pub fn is_of_the_server(self) -> bool {
         let is_of_the_request = matches!(
             self,
-            Self::Malformed
-                | Self::HeadTooLarge
-                | Self::Framing
+            Self::HeadTooLarge
+                | Self::Unasked
                 | Self::Chunk
                 | Self::NoStream
                 | Self::NameServer
                 | Self::PartRefused
-                | Self::Switched
                 | Self::Interim
                 | Self::Client
                 | Self::TooLarge
