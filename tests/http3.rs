@@ -202,7 +202,7 @@ fn bodies_trailers_and_early_hints_go_both_ways() {
         { "method": "POST", "path": "/short", "body": "hello", "headers": [["content-length", "6"]] },
         { "method": "POST", "path": "/long", "body": "hello", "headers": [["content-length", "4"]] },
     ]));
-    // A client that waits is told to send its body; this one sends none all the same.
+    // A client that waits gets 100 Continue; this one sends no body all the same.
     let headers = json!([["expect", "100-continue"], ["content-length", "4"]]);
     let upload = json!({ "method": "PUT", "path": "/waits", "headers": headers, "keep_open": true });
     let waits = &client(&dev).run(&json!([{ "do": "requests", "requests": [upload], "within": 3 }]))[0]["answers"][0];

@@ -159,7 +159,7 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     assert!(unknown.status == 502 && unknown.cache_status().contains("detail=resolve"), "{unknown:?}");
 }
 
-/// nginx ends each connection after so many requests, and says so with GOAWAY while the open ones go on.
+/// nginx ends each connection after so many requests with GOAWAY, while the open requests continue.
 #[test]
 fn an_origin_that_drains_its_connections_is_asked_over_new_ones() {
     const OF_ONE: usize = 20;

@@ -178,7 +178,7 @@ enum Phase {
     BodyRefused,
 }
 
-/// Time that a client has to end what it sends, once its connection takes no more requests.
+/// Time that a client has to finish sending after the last response of its connection.
 const LINGERS: std::time::Duration = std::time::Duration::from_secs(2);
 
 pub struct Admission<I> {
@@ -553,8 +553,8 @@ impl<I: AsyncRead + Unpin> Admission<I> {
         !matches!(self.phase, Phase::Head | Phase::Raw | Phase::Undecided)
     }
 
-    /// Reads and drops what the client still sends, so that it gets to read its answer: a socket that is closed with unread bytes
-    /// resets the connection, and a client that is told so may drop an answer that it has.
+    /// Reads and drops the rest of the client's data, so that the client can read its answer: closing a socket with unread bytes resets
+    /// the connection, and after a reset a client may drop an answer that it has received.
     fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let late = self.lingers.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGERS)));
         let mut scratch = [0; 4096];

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 pub struct Received {
     from: RecvStream,
     data_is_over: bool,
-    /// Of a request: set once the peer has sent all of it.
+    /// Set once the peer has sent the whole body.
     is_complete: Rc<Cell<bool>>,
     left: Option<u64>,
     /// Of a response: let go with it, what counts its request as open and what keeps the rest of it going.

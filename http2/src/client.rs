@@ -127,7 +127,7 @@ where
 }
 
 impl Sender {
-    /// Whether no more requests can be sent: the connection is over, or the server has sent GOAWAY and only finishes open requests.
+    /// Whether requests cannot be sent: the connection is over, or the server has sent GOAWAY and only finishes open requests.
     #[must_use]
     pub fn is_closed(&mut self) -> bool {
         let mut unwoken = Context::from_waker(Waker::noop());

@@ -56,7 +56,7 @@ async fn client(most: u32) -> (Sender, tokio::sync::mpsc::UnboundedReceiver<Acce
     (connect(ours, &CLIENT).await.unwrap(), accepted, server)
 }
 
-/// What became of a request, and whether it was sent.
+/// The response, or an error and whether the request was sent.
 type Sent = Result<Response<Received>, (h2::Error, bool)>;
 
 fn begin(sender: &Sender) -> tokio::task::JoinHandle<Sent> {

@@ -22,7 +22,7 @@ use tidegate_gateway::{Answering, OneInFlight, ResponseBody};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
-/// Heads are read up to this multiple of the limit that clients are told. The service refuses those above the limit, and logs them;
+/// Heads are read up to this multiple of the announced limit. The service refuses those above the limit, and logs them;
 /// longer ones are refused here.
 const READ_BEYOND: usize = 2;
 

@@ -355,7 +355,7 @@ static SYSTEM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
 #[derive(Default)]
 pub struct TlsSettings(Mutex<HashMap<Wanted, Arc<ClientConfig>>>);
 
-/// Those of sites that are gone, and of former authorities, would stay else.
+/// Maximum number of kept settings: those of removed sites and former authorities would accumulate.
 const MAX_TLS_SETTINGS: usize = 1000;
 
 /// Whether to verify, by which authority, and whether HTTP/2 may be spoken.

@@ -128,7 +128,7 @@ impl Asked {
         }
     }
 
-    /// Notes the target as it was sent: a request for one client goes upstream with it, so that a signed one keeps its signature.
+    /// Notes the target in the client's own form. A request for one client goes upstream with it, so that a signature stays valid.
     #[must_use]
     pub fn with_target_as_sent(mut self, path_and_query: &str) -> Self {
         self.target_as_sent = (path_and_query != self.target.path_and_query).then(|| path_and_query.into());

@@ -5,7 +5,7 @@
 //! fails fails every reader, and nothing of it is kept.
 //!
 //! Invariants: `chunks` are [`CHUNK`] bytes each, and the first `released` of a body are not among them any more; after `Done` it
-//! grows no more. Those who wait for the head or the body are in `wakers`, those who wait for what readers do in `watchers`.
+//! does not grow. `wakers` wait for the head or the body, `watchers` for readers to come, move or leave.
 
 use crate::upstream::{FetchError, FetchFailed};
 use bytes::Bytes;
@@ -440,7 +440,7 @@ impl State {
         }
     }
 
-    /// Registers one who waits for the response. `waits`: when and how that one registered last, so that nobody is looked up among all.
+    /// Registers a waker. `waits`: the caller's last registration, so that a second one need not be searched for.
     fn wait(&mut self, cx: &Context<'_>, waits: &mut Option<(u64, Waker)>) {
         if !waits.as_ref().is_some_and(|(wakes, waker)| *wakes == self.wakes && waker.will_wake(cx.waker())) {
             self.wakers.push(cx.waker().clone());

@@ -669,7 +669,7 @@ impl<U: Upstream> Gateway<U> {
             }
         }
         Counters::add(&asked.site.counters.errors, 1);
-        // With the attempts of fetches before the last one.
+        // The attempts of earlier fetches for this request count too.
         let error = FetchFailed { attempts: error.attempts.max(asked.spent.failed()), ..error };
         self.note_failure(asked, error);
         deliver::failed(self, error, status)

@@ -98,7 +98,7 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
-    /// What a client sends, up to `most` bytes.
+    /// The body of a client's request, up to `most` bytes.
     #[must_use]
     pub fn of<B>(body: B, most: u64) -> Self
     where
@@ -114,7 +114,7 @@ impl RequestBody {
 }
 
 impl RequestBody {
-    /// Of a tunnel, which ends when its ends want it to.
+    /// Removes the limit, for a tunnel.
     #[must_use]
     pub fn unlimited(mut self) -> Self {
         if let Self::Client { left, .. } = &mut self {
