@@ -2,7 +2,7 @@
 
 use crate::field;
 use http::HeaderName;
-use http::header::{ACCEPT_LANGUAGE, CONTENT_LANGUAGE, HeaderMap, VARY};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_LANGUAGE, HeaderMap, VARY};
 use serde::{Deserialize, Serialize};
 
 /// The head of a request as it reaches the origin. Variants are selected by it: it has the fields that a node adds, and lacks
@@ -57,10 +57,15 @@ impl VaryKey {
     /// # Errors
     /// The response answers no other request than its own.
     pub fn new(response: &HeaderMap, request: &impl RequestHead) -> Result<Self, NoVaryKey> {
-        if !response.contains_key(VARY) {
+        // Many origins code a response and name no Vary. The coding was chosen by this field all the same.
+        let is_coded = response.contains_key(CONTENT_ENCODING);
+        if !is_coded && !response.contains_key(VARY) {
             return Ok(Self::default());
         }
         let mut names: Vec<Box<str>> = Vec::new();
+        if is_coded {
+            names.push(ACCEPT_ENCODING.as_str().into());
+        }
         for member in field::list(response, &VARY) {
             if member == b"*" {
                 return Err(NoVaryKey::Star);
@@ -284,6 +289,13 @@ mod tests {
         let key = VaryKey::new(&response, &request(b"caf\xe9")).unwrap();
         assert!(key.matches(&request(b"caf\xe9")) && !key.matches(&request(b"caf\xe8")));
         assert_eq!(key.hash(), key.wanted(&request(b"caf\xe9")).hash());
+    }
+
+    #[test]
+    fn a_coded_response_is_for_requests_with_the_same_accept_encoding() {
+        let key = VaryKey::new(&headers(&[("content-encoding", "gzip")]), &headers(&[("accept-encoding", "gzip")])).unwrap();
+        assert!(key.matches(&headers(&[("accept-encoding", "gzip")])));
+        assert!(!key.matches(&headers(&[("accept-encoding", "identity")])) && !key.matches(&HeaderMap::new()));
     }
 
     #[test]

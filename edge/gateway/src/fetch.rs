@@ -368,7 +368,7 @@ fn confirm<U: Upstream>(
         is_storable(asked, stored.status, &whole).map_err(Unconfirmed::NotStorable)?;
     }
     let vary = if news.contains_key(header::VARY) {
-        let said = vary_key(gateway, asked, Purpose::Shared, &news).map_err(Unconfirmed::NotStorable)?;
+        let said = vary_key(gateway, asked, Purpose::Shared, &whole).map_err(Unconfirmed::NotStorable)?;
         if said.has_fields_of(&stored.vary) { stored.vary.clone() } else { said }
     } else {
         stored.vary.clone()
