@@ -102,6 +102,10 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
     let gives_parts = kind != "whole" && (whole_from == 0 || request < whole_from);
     let fields =
         format!("ETag: {etag}\r\nCache-Control: {}\r\nSurrogate-Key: big\r\n", if kind == "private" { "private" } else { "max-age=1000" });
+    if field("x-bad").is_some() {
+        write!(stream, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").ok()?;
+        return Some(());
+    }
     if field("if-none-match").is_some_and(|e| e == etag) {
         write!(stream, "HTTP/1.1 304 Not Modified\r\n{fields}\r\n").ok()?;
         return Some(());
@@ -346,6 +350,27 @@ fn what_comes_whole_in_the_midst_of_a_body_goes_on_there() {
         right(edge, &format!("/{length}/ranges/{n}"), length, MIB / 2, length - 1, 0);
         let requests = origin.gave().0;
         assert!(requests <= whole_from + 1, "{requests}: the rest comes with the first that is whole, but for what was asked for ahead");
+    }
+}
+
+/// The origin refuses one client's request for a part that is missing: the others keep what is stored, and get the rest.
+#[test]
+fn a_refused_part_costs_others_nothing() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    for shields in [0, 1] {
+        let dir = dir.path().join(shields.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        let network = network(&dir, &origin, shields, "");
+        let edge = network.edges()[0].address();
+        let (length, path) = (5 * MIB, format!("/{}/ranges/{shields}", 5 * MIB));
+        right(edge, &path, length, 0, 9, 0);
+        wait_for("its first slice", || right(edge, &path, length, 0, 9, 0).is_hit().then_some(()));
+        let range = format!("bytes={}-{}", 3 * MIB, 3 * MIB + 9);
+        // It hears of it one way or the other.
+        let bad = Http::connect(edge).unwrap().ask("GET", HOST, &path, &[("Range", &range), ("X-Bad", "1")]);
+        assert!(bad.is_err() || bad.is_ok_and(|r| r.status >= 400));
+        right(edge, &path, length, MIB / 2, length - 1, 0);
+        assert!(right(edge, &path, length, 0, 9, 0).is_hit());
     }
 }
 

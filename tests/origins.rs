@@ -159,6 +159,46 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     assert!(unknown.status == 502 && unknown.cache_status().contains("detail=resolve"), "{unknown:?}");
 }
 
+/// An origin that reads no bodies takes one for the next request on its connection, which could be another client's.
+#[test]
+fn a_body_that_the_origin_does_not_read_is_no_request_of_the_next_client() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                loop {
+                    let head = support::request_head(&mut stream);
+                    let Some(first) = head.lines().next().filter(|l| !l.is_empty()) else { return };
+                    let (status, body) =
+                        (if first.starts_with("POST") { "405 Method Not Allowed" } else { "200 OK" }, format!("answer to {first}"));
+                    let answer = format!("HTTP/1.1 {status}\r\nCache-Control: no-store\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    if stream.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    for shields in [0, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let network = Network::planned(dir.path(), Plan { shields, ..Plan::default() });
+        let edge = network.edges()[0].address();
+        apply(&network, &format!("servers = [{{ url = \"{url}\" }}]\nallow_private = true"));
+        wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
+        for method in ["GET", "DELETE", "OPTIONS", "POST"] {
+            for _ in 0..4 {
+                let body = "GET /evil HTTP/1.1\r\nX: ";
+                let mut attacker = Http::connect(edge).unwrap();
+                let request = format!("{method} /a HTTP/1.1\r\nHost: o.example\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                attacker.send(request.as_bytes()).unwrap();
+                attacker.read(method).unwrap();
+                assert_eq!(get(edge, "o.example", "/victim").text(), "answer to GET /victim HTTP/1.1", "after {method}");
+            }
+        }
+    }
+}
+
 /// nginx ends each connection after so many requests with GOAWAY, while the open requests continue.
 #[test]
 fn an_origin_that_drains_its_connections_is_asked_over_new_ones() {

@@ -179,7 +179,10 @@ fn a_drained_edge_says_so_to_whoever_sends_it_clients() {
 #[test]
 fn limits_hold_over_http2_too() {
     let dir = tempfile::tempdir().unwrap();
-    let network = Network::planned(dir.path(), Plan { limits: "fields = 20\nuri = \"1KiB\"\nbody = \"1KiB\"", ..Plan::default() });
+    let network = Network::planned(
+        dir.path(),
+        Plan { limits: "fields = 20\nuri = \"1KiB\"\nbody = \"1KiB\"\nbody_timeout = \"1s\"", ..Plan::default() },
+    );
     let root = dir.path().join("www");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("a.txt"), "a").unwrap();
@@ -221,6 +224,12 @@ fn limits_hold_over_http2_too() {
     };
     wait_for("the new origin", || (upload(1000) == "2 200").then_some(()));
     refused(&upload(100_000), "2 413");
+    // A client that sends nothing more of its body is not waited for.
+    let mut stalled = std::process::Command::new("curl");
+    stalled.args(["-sS", "--http2", "-o", "/dev/null", "--cacert", network.ca.to_str().unwrap(), "-T", "."]);
+    stalled.args(["--resolve", &format!("s.example:{port}:127.0.0.1"), &format!("https://s.example:{port}/a.txt")]);
+    let mut stalled = stalled.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    wait_for("the stalled upload to be ended", || stalled.try_wait().unwrap().map(|_| ()));
 }
 
 #[test]

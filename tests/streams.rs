@@ -167,7 +167,8 @@ fn websocket_passes_through_over_every_version_of_http() {
     let plain = Dev::start(sample.path(), &[]);
     let runs =
         Aioquic::of(https(&plain), &plain.ca, "localhost").ask(&json!([{ "method": "CONNECT", "protocol": "websocket", "path": "/" }]));
-    assert_eq!((&runs[0]["status"], &runs[0]["length"]), (&502.into(), &0.into()), "{}", runs[0]);
+    assert_eq!(runs[0]["status"], 502, "{}", runs[0]);
+    assert!(runs[0]["text"].as_str().unwrap().contains("did not accept this WebSocket"), "{}", runs[0]);
     // What is no tunnel is answered as ever.
     let runs =
         Aioquic::of(https(&dev), &dev.ca, "localhost").ask(&json!([{ "method": "CONNECT", "protocol": "connect-udp", "path": "/" }]));

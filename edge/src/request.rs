@@ -171,8 +171,11 @@ impl Worker {
         let target = site.target(client.https, host, path).on_port(port);
         let expects = parts.version >= Version::HTTP_2
             && headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        // Over HTTP/1.1 hyper does this.
+        // Over HTTP/1.1 hyper and the connection do this.
         let body = if expects { body.expected(interim.clone()) } else { body };
+        let limits = self.limits.get();
+        let silence = if tidegate_gateway::is_stream(&headers) { limits.tunnel_timeout } else { limits.body_timeout };
+        let body = if parts.version >= Version::HTTP_2 { body.never_silent_for(silence) } else { body };
         let asked = Asked::of_client(site, parts.method, target, headers).with_target_as_sent(path);
         self.gateway.answer(Asked { client: Some(client.ip), interim, ..asked }, body)
     }

@@ -22,7 +22,7 @@ use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls};
 use tidegate_control_types::{BootTime, Clock, SiteName, SiteSpec};
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Upstream, UpstreamBody};
+use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Turn, Upstream, UpstreamBody};
 
 /// A retry costs ten requests' worth of budget: retries stay under 10 % of requests, beyond a few at the start.
 const RETRY_COST: i64 = 10;
@@ -411,6 +411,7 @@ impl OriginUpstream {
         let sent = |error| Failed { error, line: None, unsent: None };
         match connection {
             Connection::H1(mut to) => {
+                let usually_has_body = matches!(method, Method::POST | Method::PUT | Method::PATCH);
                 let count = to.count_interim();
                 hyper::ext::on_informational(&mut request, move |early| {
                     count.fetch_add(1, Ordering::Relaxed);
@@ -433,7 +434,11 @@ impl OriginUpstream {
                 }
                 let upgrade = switches.then(|| hyper::upgrade::on(&mut response));
                 let decoded = response.body().size_hint().exact();
-                let leaves_bytes = framing::leaves_bytes(&response);
+                // A server that does not read the body of a request takes it for the next request, which may be another client's. Many do
+                // so with methods that seldom have one, and when they answer early or with an error.
+                let is_unread =
+                    progress.as_ref().is_some_and(|p| !usually_has_body || p.turn() != Turn::Answer || !response.status().is_success());
+                let leaves_bytes = is_unread || framing::leaves_bytes(&response);
                 let framing::Framing { length, close_delimited } = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let (pool, key) = (self.connections.clone(), key.clone());
                 let over = Box::new(move |whole: bool| {
@@ -621,7 +626,10 @@ impl Upstream for OriginUpstream {
                         // An origin that speaks HTTP/2 alone is well: it upgrades nothing.
                         break;
                     }
-                    if limits.speaks_against_server(error) {
+                    // A server that answers with something other than HTTP is no server, one with a bad field may have a bad page.
+                    let is_no_http = error == FetchError::Malformed && line == Some(1);
+                    let waits_for_client = progress.as_ref().is_some_and(|p| p.turn() == Turn::Client);
+                    if (limits.speaks_against_server(error) || is_no_http) && !waits_for_client {
                         servers.note_failed(at, self.clock.boot(), &error);
                     }
                     tried.failed(at, error);

@@ -72,13 +72,14 @@ impl Shield {
         Self { name, address, tls_name, down_until: AtomicU64::new(0), failures: AtomicU32::new(0), probed: AtomicBool::new(false) }
     }
 
-    /// `None`: it is down, or another request is looking whether it still is.
-    fn turn(&self, now: BootTime) -> Option<Turn<'_>> {
+    /// `None`: it is down, or another request is looking whether it still is. `may_probe`: the request can look; one with a body cannot,
+    /// for its client decides how long it takes.
+    fn turn(&self, now: BootTime, may_probe: bool) -> Option<Turn<'_>> {
         let down_until = self.down_until.load(Ordering::Relaxed);
         if down_until == 0 {
             return Some(Turn { shield: self, is_probe: false });
         }
-        let is_probe = now.as_nanos() >= down_until && !self.probed.swap(true, Ordering::Relaxed);
+        let is_probe = may_probe && now.as_nanos() >= down_until && !self.probed.swap(true, Ordering::Relaxed);
         is_probe.then_some(Turn { shield: self, is_probe })
     }
 }
@@ -380,6 +381,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
             return self.origin.fetch(request, fetch).await;
         }
         let progress = request.body().progress();
+        let may_probe = progress.is_none();
         let again = is_repeatable(&request).then(|| copy(&request));
         let mut next = Some(request);
         let mut left = fetch.allowance.attempts;
@@ -391,7 +393,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         };
         let now = self.clock.boot();
         let ranked = ranked(fetch.key_hash, &shields, |s| &s.name);
-        for (shield, turn) in ranked.into_iter().filter_map(|s| Some((s, s.turn(now)?))).take(MAX_SHIELDS) {
+        for (shield, turn) in ranked.into_iter().filter_map(|s| Some((s, s.turn(now, may_probe)?))).take(MAX_SHIELDS) {
             while let Some(request) = next.take() {
                 // One attempt is reserved for the case that this shield is lost and the fate of its request unknown.
                 let attempts = if left > 1 { left - 1 } else { left };
@@ -478,17 +480,17 @@ mod tests {
     fn one_request_at_a_time_looks_whether_a_shield_is_still_down() {
         let shield = Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into());
         let at = |seconds| BootTime::default() + Duration::from_secs(seconds);
-        shield.turn(at(100)).unwrap().failed(at(100), FetchError::Reset);
-        assert!(shield.turn(at(101)).is_none(), "it is left alone");
-        let probe = shield.turn(at(103)).unwrap();
-        assert!(shield.turn(at(103)).is_none(), "one at a time");
+        shield.turn(at(100), true).unwrap().failed(at(100), FetchError::Reset);
+        assert!(shield.turn(at(101), true).is_none(), "it is left alone");
+        let probe = shield.turn(at(103), true).unwrap();
+        assert!(shield.turn(at(103), true).is_none(), "one at a time");
         probe.failed(at(103), FetchError::Reset);
         drop(probe);
-        assert!(shield.turn(at(106)).is_none(), "left alone for longer");
+        assert!(shield.turn(at(106), true).is_none(), "left alone for longer");
         // A turn that is dropped without a result changes nothing.
-        drop(shield.turn(at(108)).unwrap());
-        shield.turn(at(108)).unwrap().succeeded();
-        let (a, b) = (shield.turn(at(108)), shield.turn(at(108)));
+        drop(shield.turn(at(108), true).unwrap());
+        shield.turn(at(108), true).unwrap().succeeded();
+        let (a, b) = (shield.turn(at(108), true), shield.turn(at(108), true));
         assert!(a.is_some() && b.is_some());
     }
 
@@ -548,8 +550,10 @@ mod tests {
     fn requests_of_one_lost_connection_count_as_one_failure() {
         let shield = Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into());
         let at = |seconds| BootTime::default() + Duration::from_secs(seconds);
-        let turns: Vec<_> = (0..5).map(|_| shield.turn(at(100)).unwrap()).collect();
+        let turns: Vec<_> = (0..5).map(|_| shield.turn(at(100), true).unwrap()).collect();
         turns.iter().for_each(|turn| turn.failed(at(100), FetchError::Reset));
-        assert!(shield.turn(at(101)).is_none() && shield.turn(at(103)).is_some());
+        assert!(shield.turn(at(101), true).is_none());
+        assert!(shield.turn(at(103), false).is_none(), "its client could take any time");
+        assert!(shield.turn(at(103), true).is_some());
     }
 }

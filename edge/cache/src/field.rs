@@ -172,10 +172,16 @@ pub fn tags(headers: &HeaderMap) -> Result<Vec<Box<str>>, UnreadableTags> {
             match name {
                 "surrogate-key" => out.extend(value.split_ascii_whitespace().map(Into::into)),
                 "xkey" | "cache-tag" => out.extend(value.split([',', ' ', '\t']).filter(|t| !t.is_empty()).map(Into::into)),
-                _ => out.extend(members(value.as_bytes()).filter_map(|m| {
-                    // Members of UTF-8, parted at ASCII bytes, are UTF-8.
-                    std::str::from_utf8(without_parameters(m)).ok().map(|t| t.trim_matches([' ', '"']).into())
-                })),
+                // A List of Strings (RFC 9875 section 2).
+                _ => {
+                    for member in sfv::Parser::new(value).parse::<sfv::List>().map_err(|_| UnreadableTags)? {
+                        match member {
+                            sfv::ListEntry::Item(sfv::Item { bare_item: sfv::BareItem::String(tag), .. }) => out.push(tag.as_str().into()),
+                            sfv::ListEntry::Item(sfv::Item { bare_item: sfv::BareItem::Token(tag), .. }) => out.push(tag.as_str().into()),
+                            _ => return Err(UnreadableTags),
+                        }
+                    }
+                }
             }
         }
     }
@@ -246,5 +252,8 @@ mod tests {
         assert_eq!(shown(&h).unwrap(), "a c caf\u{e9} d e f g");
         h.insert("surrogate-key", http::HeaderValue::from_bytes(b"a caf\xe9").unwrap());
         assert_eq!(tags(&h), Err(UnreadableTags));
+        let groups = |value: &str| shown(&HeaderMap::from_iter([(http::HeaderName::from_static("cache-groups"), value.parse().unwrap())]));
+        assert_eq!(groups(r#""a;b", "q\"r";x"#).unwrap(), "a;b q\"r");
+        assert_eq!((groups("\"a"), groups("1"), groups("(\"a\")")), (Err(UnreadableTags), Err(UnreadableTags), Err(UnreadableTags)));
     }
 }

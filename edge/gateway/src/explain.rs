@@ -81,11 +81,7 @@ impl<U: Upstream> Gateway<U> {
         Variant {
             selected,
             status: r.status.as_u16(),
-            vary: r
-                .vary
-                .fields()
-                .map(|(n, v)| (n.to_owned(), v.map(|v| String::from_utf8_lossy(v).trim_end().replace(['\r', '\n'], " "))))
-                .collect(),
+            vary: r.vary.fields().map(|(n, v)| (n.to_owned(), v.map(|v| shown(n, v)))).collect(),
             age: r.freshness.current_age(self.clock.wall()),
             lifetime: r.freshness.lifetime,
             lifetime_by: by(r.freshness.by).into(),
@@ -170,6 +166,14 @@ fn one_client(why: OneClient) -> String {
             format!("the last response was not stored: {}; for a minute such requests do not wait for each other", why.text())
         }
     }
+}
+
+/// The value of a field that a variant was selected by. Those of Cookie and Authorization are their visitor's secrets.
+fn shown(name: &str, value: &[u8]) -> String {
+    if matches!(name, "cookie" | "authorization" | "proxy-authorization") {
+        return "(hidden)".into();
+    }
+    String::from_utf8_lossy(value).trim_end().replace(['\r', '\n'], " ")
 }
 
 fn by(by: LifetimeBy) -> &'static str {

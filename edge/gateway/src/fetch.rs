@@ -169,7 +169,7 @@ async fn lead<U: Upstream>(
                 // Ask again, for a whole one.
                 Err(Unconfirmed::Another) => {}
                 Err(Unconfirmed::NotStorable(why)) => {
-                    note_unshared(gateway, asked, why);
+                    note_unshared(gateway, asked, v.stored.status, why);
                     if why.is_of_the_key() {
                         gateway.store.drop_response(&asked.key, &v.stored);
                     }
@@ -236,17 +236,19 @@ fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Rec
     match may_store(gateway, asked, Purpose::Shared, &received.fetched, asked.site.state.spec.cache.max_object, received.times) {
         Ok(_) => Ok((length > SLICE).then_some(slice)),
         Err(why) => {
-            note_unshared(gateway, asked, why);
+            note_unshared(gateway, asked, StatusCode::PARTIAL_CONTENT, why);
             Err(Instead::Unshared)
         }
     }
 }
 
 /// How the next requests for the same key are to be treated, after a response that may not be stored.
-fn note_unshared<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, why: NotStorable) {
-    if why.is_of_the_key() {
+fn note_unshared<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, status: StatusCode, why: NotStorable) {
+    // The client's own fields may be the cause of an error, and its cookies of a private page.
+    let is_refusal = status.is_client_error() && !matches!(status.as_u16(), 404 | 405 | 410 | 414 | 451);
+    if why.is_of_the_key() && !is_refusal && !asked.headers.contains_key(header::COOKIE) {
         gateway.store.pass(&asked.key, Passed::Everyones(Some(why)));
-    } else if why == NotStorable::HeuristicForOneClient {
+    } else if (why.is_of_the_key() && !is_refusal) || why == NotStorable::HeuristicForOneClient {
         gateway.store.pass(&asked.key, Passed::WithCookie);
     }
 }
@@ -454,7 +456,7 @@ async fn receive<U: Upstream>(
     let (vary, freshness) = match may_store(gateway, asked, purpose, &received.fetched, most, received.times) {
         Ok(kept) => kept,
         Err(why) => {
-            note_unshared(gateway, asked, why);
+            note_unshared(gateway, asked, status, why);
             if let Some(relay) = relay {
                 let Fetched { response, length, close_delimited, .. } = received.fetched;
                 let own = Own { response, clean_through: received.clean_through, length, unframed: close_delimited, why: Some(why) };
@@ -706,7 +708,14 @@ pub fn answers_others<U: Upstream>(
     let (vary, freshness) = may_store(gateway, asked, Purpose::OneClient, fetched, most, times).map_err(Some)?;
     let is_found = vary.matches(&gateway.shared_head(asked));
     let is_worth_it = asked.method == Method::GET && !is_chosen && is_found && freshness.is_shared_on_arrival();
-    if is_worth_it { Ok(()) } else { Err(None) }
+    if is_worth_it {
+        return Ok(());
+    }
+    if asked.method == Method::GET && freshness.is_shared_on_arrival() {
+        // The next one is fetched for all.
+        gateway.store.share(&asked.key);
+    }
+    Err(None)
 }
 
 /// The head as it is kept: at an edge ready for clients, at a shield with all that edges need.

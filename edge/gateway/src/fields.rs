@@ -46,10 +46,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Fields of a response that Connection cannot name: without them it would be for more clients than it is, or mean something else.
-const END_TO_END_ALWAYS: [&str; 22] = [
+const END_TO_END_ALWAYS: [&str; 20] = [
     "age",
     "cache-control",
-    "cache-tag",
     "cdn-cache-control",
     "content-encoding",
     "content-location",
@@ -63,7 +62,6 @@ const END_TO_END_ALWAYS: [&str; 22] = [
     "pragma",
     "set-cookie",
     "surrogate-control",
-    "surrogate-key",
     "tidegate-cache-control",
     "vary",
     "via",
@@ -76,7 +74,7 @@ const END_TO_END_ALWAYS: [&str; 22] = [
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = field::list(headers, &header::CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
-        for name in named.iter().filter(|n| !END_TO_END_ALWAYS.contains(&n.as_str())) {
+        for name in named.iter().filter(|n| !END_TO_END_ALWAYS.contains(&n.as_str()) && !field::TAG_FIELDS.contains(&n.as_str())) {
             headers.remove(name);
         }
     }

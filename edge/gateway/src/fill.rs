@@ -54,9 +54,10 @@ struct State {
     released: usize,
     tail: Vec<u8>,
     done: bool,
-    wakers: Vec<Waker>,
-    /// Number of times that `wakers` was emptied.
-    wakes: u64,
+    /// By the numbers of those who wait.
+    wakers: BTreeMap<u64, Waker>,
+    /// Number of those who waited so far.
+    waiters: u64,
     watchers: Vec<Waker>,
     /// Position of each reader in the body, in bytes, by its number.
     readers: BTreeMap<u64, u64>,
@@ -110,8 +111,8 @@ impl Fill {
             released: 0,
             tail: Vec::new(),
             done: false,
-            wakers: Vec::new(),
-            wakes: 0,
+            wakers: BTreeMap::new(),
+            waiters: 0,
             watchers: Vec::new(),
             readers: BTreeMap::new(),
             joined: 0,
@@ -209,10 +210,9 @@ impl Fill {
         let wakers = {
             let mut state = self.state.lock();
             f(&mut state);
-            state.wakes += 1;
             std::mem::take(&mut state.wakers)
         };
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_values().for_each(Waker::wake);
     }
 
     /// Changes something about its readers, and wakes those who watch them.
@@ -398,12 +398,12 @@ impl Fill {
     /// # Errors
     /// The fetch failed before.
     pub async fn arrived(&self) -> Result<Arrived, FillError> {
-        let mut waits = None;
-        poll_fn(|cx| {
+        let mut waiting = Waiting { fill: self, number: None };
+        poll_fn(move |cx| {
             let mut s = self.state.lock();
             Poll::Ready(match &s.phase {
                 Phase::Waiting => {
-                    s.wait(cx, &mut waits);
+                    s.wait(cx, &mut waiting.number);
                     return Poll::Pending;
                 }
                 Phase::Head(h) => Ok(Arrived::Head(Arc::clone(h))),
@@ -440,11 +440,26 @@ impl State {
         }
     }
 
-    /// Registers a waker. `waits`: the caller's last registration, so that a second one need not be searched for.
-    fn wait(&mut self, cx: &Context<'_>, waits: &mut Option<(u64, Waker)>) {
-        if !waits.as_ref().is_some_and(|(wakes, waker)| *wakes == self.wakes && waker.will_wake(cx.waker())) {
-            self.wakers.push(cx.waker().clone());
-            *waits = Some((self.wakes, cx.waker().clone()));
+    /// Registers the waker of one who waits, whose number is given at its first wait.
+    fn wait(&mut self, cx: &Context<'_>, number: &mut Option<u64>) {
+        let number = *number.get_or_insert_with(|| {
+            self.waiters += 1;
+            self.waiters
+        });
+        self.wakers.entry(number).and_modify(|w| w.clone_from(cx.waker())).or_insert_with(|| cx.waker().clone());
+    }
+}
+
+/// One who waits for a head. A waker keeps the memory of its task, so it goes with the one who waits.
+struct Waiting<'a> {
+    fill: &'a Fill,
+    number: Option<u64>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.fill.state.lock().wakers.remove(&number);
         }
     }
 }
@@ -456,7 +471,8 @@ pub struct FillReader {
     at: u64,
     /// One past the last byte, where it is known.
     end: Option<u64>,
-    waits: Option<(u64, Waker)>,
+    /// Its number among those who wait.
+    waits: Option<u64>,
 }
 
 impl FillReader {
@@ -532,6 +548,9 @@ impl FillReader {
 
 impl Drop for FillReader {
     fn drop(&mut self) {
+        if let Some(number) = self.waits {
+            self.fill.state.lock().wakers.remove(&number);
+        }
         self.moved(None);
     }
 }

@@ -445,6 +445,9 @@ impl<U: Upstream> Gateway<U> {
         // This key is known to pass: the response is not expected to be shared, but a stored one may be validated.
         let passed = matches!(self.store.passed(&asked.key), Some(Passed::Everyones(_)));
         let asked = Rc::new(asked);
+        // The deadline counts while this request waits for another one's fetch.
+        asked.spent.since(self.clock.boot());
+        let mut asks_again = true;
         for _ in 0..MOST_FETCHES {
             let (relay, mut relayed) = oneshot::channel();
             let joined = if passed {
@@ -495,6 +498,16 @@ impl<U: Upstream> Gateway<U> {
                         && !validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, error.error)) =>
                 {
                     return self.by_itself(asked, None, demand.max_index(arrival), end_to_end, status).await;
+                }
+                // The fields of the request that began the fetch may have been the cause.
+                Err(error)
+                    if collapsed
+                        && asks_again
+                        && error.error.depends_on_the_request()
+                        && !validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, error.error)) =>
+                {
+                    asks_again = false;
+                    continue;
                 }
                 Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
                 Ok(arrived) => arrived,

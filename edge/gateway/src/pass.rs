@@ -52,10 +52,10 @@ impl<U: Upstream> Gateway<U> {
         let fetch = Fetch { direct: asked.upgrade.is_some(), ..self.fetch_to(&asked, demand, end_to_end) };
         Counters::add(&asked.site.counters.fetches, 1);
         // An unsafe request that is answered meanwhile says that what this one brings is not to be kept.
-        let is_get = asked.method == Method::GET && asked.upgrade.is_none();
+        let is_watched = matches!(asked.method, Method::GET | Method::POST) && asked.upgrade.is_none();
         // The key does not show a body on GET, an offer of another protocol, or another form of the target.
         let is_plain = !has_body && asked.upgrade.is_none() && asked.target_as_sent.is_none();
-        let watched = is_get.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, false)));
+        let watched = is_watched.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, false)));
         let fetched = {
             let mut fetching = std::pin::pin!(self.ask_upstream(&asked, request, fetch));
             let may_stand_in = || validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, FetchError::Timeout));
@@ -80,14 +80,16 @@ impl<U: Upstream> Gateway<U> {
             Counters::add(&asked.site.counters.stale, 1);
             status.detail = Some(STALE_AT_SHIELD);
         }
+        let was_invalidated = watched.as_ref().is_some_and(Watched::is_forgotten);
         if storable::invalidates(&asked.method, code) {
             self.invalidate(&asked, fetched.response.headers());
         }
         let for_others = if is_plain { fetch::answers_others(&self, &asked, &fetched, sent.0) } else { Err(None) };
-        let is_kept = for_others.is_ok() && !watched.as_ref().is_some_and(Watched::is_forgotten);
-        if self.answers_get(&asked, &fetched) || is_kept {
+        if !was_invalidated && (for_others.is_ok() || self.answers_get(&asked, &fetched)) {
             let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
-            let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean, watched.and_then(Watched::take));
+            // A POST has just made its own fill invalid, as all others of the key.
+            let fill = watched.and_then(Watched::take).filter(|_| asked.method == Method::GET);
+            let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean, fill);
             let answer = self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
             return answer.unwrap_or_else(|| deliver::failed(&self, FetchError::Broken.into(), status));
         }

@@ -8,9 +8,12 @@ use http::Method;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::time::Sleep;
 
 /// The side that has to act next while a request's body is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub enum RequestBody {
         progress: Rc<Progress>,
         /// A client that waits for 100 Continue before it sends this body.
         waits: Option<Interim>,
+        /// Maximum time without data from the client while upstream wants some, and since when it lasts.
+        silence: Option<(Duration, Option<Pin<Box<Sleep>>>)>,
     },
 }
 
@@ -93,6 +98,8 @@ type ClientBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
 pub enum RequestBodyError {
     #[error("the client broke off: {0}")]
     Client(#[from] BoxError),
+    #[error("the client sent nothing more of its request in time")]
+    Silent,
     #[error("the body of the request is larger than this node allows")]
     TooLarge,
 }
@@ -108,7 +115,7 @@ impl RequestBody {
         if body.is_end_stream() {
             Self::Empty
         } else {
-            Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default(), waits: None }
+            Self::Client { body: Box::pin(body.map_err(Into::into)), left: most, progress: Rc::default(), waits: None, silence: None }
         }
     }
 }
@@ -119,6 +126,15 @@ impl RequestBody {
     pub fn unlimited(mut self) -> Self {
         if let Self::Client { left, .. } = &mut self {
             *left = u64::MAX;
+        }
+        self
+    }
+
+    /// Limits the time without data from the client, for transports that do not do this themselves.
+    #[must_use]
+    pub fn never_silent_for(mut self, most: Duration) -> Self {
+        if let Self::Client { silence, .. } = &mut self {
+            *silence = Some((most, None));
         }
         self
     }
@@ -152,15 +168,27 @@ impl Body for RequestBody {
     type Error = RequestBodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let Self::Client { body, left, progress, waits } = &mut *self else { return Poll::Ready(None) };
+        let Self::Client { body, left, progress, waits, silence } = &mut *self else { return Poll::Ready(None) };
         let frame = match body.as_mut().poll_frame(cx) {
-            Poll::Ready(frame) => frame.transpose(),
+            Poll::Ready(frame) => {
+                if let Some((_, lasts)) = silence {
+                    *lasts = None;
+                }
+                frame.transpose()
+            }
             Poll::Pending => {
                 if let Some(client) = waits.take() {
                     client.go_on();
                 }
                 if progress.turn() != Turn::Client {
                     progress.step(Turn::Client);
+                }
+                if let Some((most, lasts)) = silence {
+                    let late = lasts.get_or_insert_with(|| Box::pin(tokio::time::sleep(*most)));
+                    if late.as_mut().poll(cx).is_ready() {
+                        progress.client_fault.set(Some(FetchError::Client));
+                        return Poll::Ready(Some(Err(RequestBodyError::Silent)));
+                    }
                 }
                 return Poll::Pending;
             }
@@ -199,5 +227,34 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Client { body, .. } => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that has sent its head and nothing else.
+    struct Silent;
+
+    impl Body for Silent {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_silent_client_is_not_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let began = tokio::time::Instant::now();
+            let mut body = RequestBody::of(Silent, 10).never_silent_for(Duration::from_secs(30));
+            assert!(matches!(body.frame().await, Some(Err(RequestBodyError::Silent))));
+            assert_eq!(began.elapsed().as_secs(), 30);
+            assert_eq!(body.progress().and_then(|p| p.client_fault()), Some(FetchError::Client));
+        });
     }
 }

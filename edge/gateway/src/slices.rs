@@ -166,8 +166,9 @@ async fn fetch_slice<U: Upstream>(
     let is_long = fetched.length.is_none_or(|length| length == stored.body.len());
     // All of the same, of which this slice is near enough to the beginning.
     let is_whole = status == StatusCode::OK && is_long && slice * SLICE <= MOST_LEFT_OUT;
-    if matches!(status.as_u16(), 401 | 403 | 407 | 408 | 425 | 429) {
-        // Of this request alone, or for now.
+    let is_gone = matches!(status.as_u16(), 404 | 410 | 416);
+    if (status.is_redirection() || status.is_client_error()) && !is_gone {
+        // The origin refuses this client's request, or refuses it for now.
         return Err(FetchError::PartRefused.into());
     }
     let is_same = partial::is_part_of(&stored.headers, headers);

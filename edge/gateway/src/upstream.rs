@@ -89,7 +89,7 @@ fetch_errors! {
     Unasked "unasked" "the origin answered with a part (206) or \"not modified\" (304), which the request did not ask for"
     Interim "interim" "the origin sent more than 10,000 interim answers (1xx)"
     Changed "changed" "the origin has a newer version of what it began to send"
-    PartRefused "part-refused" "the origin refused a further part of what it began to send (401, 403, 407, 408, 425 or 429)"
+    PartRefused "part-refused" "the origin refused a further part of what it began to send (a redirect, or an error such as 403 or 429)"
     Broken "broken" "the connection ended in the middle of the answer"
     Abandoned "abandoned" "the fetch was abandoned: it has no readers, and too much of the body is missing to finish it"
     Down "down" "every origin server is down"
@@ -152,12 +152,38 @@ impl FetchError {
         )
     }
 
+    /// Whether another request may fare better, because its fields or its body differ. Else no connection was made for it.
+    #[must_use]
+    pub fn depends_on_the_request(self) -> bool {
+        !matches!(
+            self,
+            Self::Refused
+                | Self::Connect
+                | Self::ConnectTimeout
+                | Self::Resolve
+                | Self::NameServer
+                | Self::TlsTimeout
+                | Self::TlsExpired
+                | Self::TlsName
+                | Self::TlsUnknownAuthority
+                | Self::NotTls
+                | Self::Tls
+                | Self::Down
+                | Self::Private
+                | Self::NoStream
+                | Self::Shield
+        )
+    }
+
     /// Whether it speaks against the server as such, and not against this request or this answer.
     #[must_use]
     pub fn is_of_the_server(self) -> bool {
         let is_of_the_request = matches!(
             self,
-            Self::HeadTooLarge
+            Self::Malformed
+                | Self::HeadTooLarge
+                | Self::Framing
+                | Self::Switched
                 | Self::Unasked
                 | Self::Chunk
                 | Self::NoStream
