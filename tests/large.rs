@@ -353,7 +353,7 @@ fn what_comes_whole_in_the_midst_of_a_body_goes_on_there() {
     }
 }
 
-/// The origin refuses one client's request for a part that is missing: the others keep what is stored, and get the rest.
+/// The origin refuses one client's request for a missing part: the stored object stays, and other clients get the rest.
 #[test]
 fn a_refused_part_costs_others_nothing() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());

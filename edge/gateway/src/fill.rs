@@ -54,7 +54,7 @@ struct State {
     released: usize,
     tail: Vec<u8>,
     done: bool,
-    /// By the numbers of those who wait.
+    /// The wakers of those who wait, by their numbers.
     wakers: BTreeMap<u64, Waker>,
     /// Number of those who waited so far.
     waiters: u64,
