@@ -169,13 +169,15 @@ impl Worker {
         }
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
         let target = site.target(client.https, host, path).on_port(port);
-        let expects = parts.version >= Version::HTTP_2
-            && headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         // Over HTTP/1.1 hyper and the connection do this.
-        let body = if expects { body.expected(interim.clone()) } else { body };
-        let limits = self.limits.get();
-        let silence = if tidegate_gateway::is_stream(&headers) { limits.tunnel_timeout } else { limits.body_timeout };
-        let body = if parts.version >= Version::HTTP_2 { body.never_silent_for(silence) } else { body };
+        let body = if parts.version >= Version::HTTP_2 && !matches!(body, RequestBody::Empty) {
+            let limits = self.limits.get();
+            let silence = if tidegate_gateway::is_stream(&headers) { limits.tunnel_timeout } else { limits.body_timeout };
+            let expects = headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+            body.never_silent_for(silence).expected(interim.clone().filter(|_| expects))
+        } else {
+            body
+        };
         let asked = Asked::of_client(site, parts.method, target, headers).with_target_as_sent(path);
         self.gateway.answer(Asked { client: Some(client.ip), interim, ..asked }, body)
     }
@@ -209,9 +211,8 @@ impl Worker {
             if request.headers().len() - crumbs.saturating_sub(1) > limits.fields {
                 return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"));
             }
-            // As RFC 9113 section 6.5.2 counts. The protocol's own limit is twice this one, and its refusal says nothing.
-            let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-            if size > limits.head {
+            // The protocol's own limit is twice this one, and its refusal says nothing.
+            if fields::size(request.headers()) > limits.head {
                 return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the head of the request is too large"));
             }
             if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {

@@ -22,7 +22,7 @@ use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls};
 use tidegate_control_types::{BootTime, Clock, SiteName, SiteSpec};
 use tidegate_gateway::interim::Interim;
-use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Turn, Upstream, UpstreamBody};
+use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Turn, Upstream, UpstreamBody, fields};
 
 /// A retry costs ten requests' worth of budget: retries stay under 10 % of requests, beyond a few at the start.
 const RETRY_COST: i64 = 10;
@@ -424,7 +424,7 @@ impl OriginUpstream {
                     let line = to.bad_line().filter(|_| error == FetchError::Malformed);
                     Failed { error, line, unsent: e.take_message() }
                 })?;
-                if head_size(response.headers()) > MAX_HEAD {
+                if fields::size(response.headers()) > MAX_HEAD {
                     return Err(sent(FetchError::HeadTooLarge));
                 }
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
@@ -460,7 +460,7 @@ impl OriginUpstream {
                 };
                 let answered = limits.patience().wait(sender.send(slot, request, interim), progress.as_deref()).await.map_err(sent)?;
                 let mut response = answered.map_err(|error| sent(h2_error(&error)))?;
-                if head_size(response.headers()) > MAX_HEAD {
+                if fields::size(response.headers()) > MAX_HEAD {
                     return Err(sent(FetchError::HeadTooLarge));
                 }
                 let decoded = response.body().size_hint().exact();
@@ -480,11 +480,6 @@ impl OriginUpstream {
             }
         }
     }
-}
-
-/// As RFC 9113 section 6.5.2 counts, so that the limit is the same for each protocol.
-fn head_size(headers: &http::HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 fn h1_error(error: &hyper::Error) -> FetchError {

@@ -145,6 +145,12 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// The size of a field section, as RFC 9113 section 6.5.2 counts it for every version of HTTP.
+#[must_use]
+pub fn size(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}
+
 /// The fields of nodes among themselves, and the one for this network's caches that an origin may send.
 const INTERNAL: &str = "tidegate-";
 

@@ -47,9 +47,7 @@ impl Interim {
         for of_body in [http::header::CONTENT_LENGTH, http::header::TRAILER] {
             headers.remove(of_body);
         }
-        // As RFC 9113 section 6.5.2 counts.
-        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        if size <= MOST_BYTES {
+        if fields::size(&headers) <= MOST_BYTES {
             self.to.take(self.request, status, &headers);
         }
     }
