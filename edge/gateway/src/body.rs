@@ -1,11 +1,12 @@
 //! Bodies as enums: a memory hit hands over one `Bytes` with its exact size and no box.
 
 use crate::coded_body::CodedBody;
+use crate::fetch_error::FetchError;
 use crate::fields;
 use crate::fill::FillReader;
 use crate::in_flight::OneInFlight;
 use crate::slices::SlicedBody;
-use crate::upstream::{FetchError, UpstreamBody};
+use crate::upstream::UpstreamBody;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};

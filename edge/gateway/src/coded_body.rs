@@ -3,7 +3,8 @@
 //! Each piece goes out at once, so that the client can decode all that it has received. Encoders have small windows, and a node has
 //! a bounded number of them; a body above that number goes out uncoded.
 
-use crate::upstream::{FetchError, UpstreamBody};
+use crate::fetch_error::FetchError;
+use crate::upstream::UpstreamBody;
 use bytes::Bytes;
 use flate2::write::GzEncoder;
 use http::HeaderMap;

@@ -1,7 +1,7 @@
 //! The recent failures of a site's keys, as `tidegate explain` shows them.
 
-use crate::upstream::FetchError;
-use crate::upstream::FetchFailed;
+use crate::fetch_error::FetchError;
+use crate::fetch_error::FetchFailed;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

@@ -1,11 +1,12 @@
 //! The leader's part of a fill: ask upstream, decide whether the response may be stored, and store while it streams.
 
 use crate::asked::{Asked, Outgoing, Purpose};
+use crate::fetch_error::{FetchError, FetchFailed};
 use crate::fields;
 use crate::fill::{Fill, FillHead, SMALL_WINDOW, WINDOW};
 use crate::gateway::{Gateway, Tier, hash};
 use crate::slices::{self, LARGE, SLICE};
-use crate::upstream::{FetchError, FetchFailed, Fetched, Upstream, UpstreamBody};
+use crate::upstream::{Fetched, Upstream, UpstreamBody};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use std::pin::pin;

@@ -7,7 +7,7 @@
 //! Invariants: `chunks` are [`CHUNK`] bytes each, and the first `released` of a body are not among them any more; after `Done` it
 //! does not grow. `wakers` wait for the head or the body, `watchers` for readers to come, move or leave.
 
-use crate::upstream::{FetchError, FetchFailed};
+use crate::fetch_error::{FetchError, FetchFailed};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;

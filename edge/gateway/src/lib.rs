@@ -16,6 +16,7 @@ mod deliver;
 mod explain;
 mod failures;
 mod fetch;
+mod fetch_error;
 pub mod fields;
 mod figures;
 mod fill;
@@ -37,13 +38,14 @@ pub use asked::{Asked, Outgoing, Purpose};
 pub use body::{End, Finished, MULTIPLEXED_PIECE, ResponseBody};
 pub use coder::Coder;
 pub use explain::unknown;
+pub use fetch_error::{FetchError, FetchFailed};
 pub use figures::{AllCounters, Figures};
 pub use fill::{FillError, Fills};
 pub use gateway::{Answer, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
 pub use request_body::{Progress, RequestBody, Turn};
 pub use site::{Counters, Site};
-pub use upstream::{Allowance, ConnectProtocol, Fetch, FetchError, FetchFailed, Fetched, Upstream, UpstreamBody};
+pub use upstream::{Allowance, ConnectProtocol, Fetch, Fetched, Upstream, UpstreamBody};
 
 /// The key of a target within a site.
 #[must_use]

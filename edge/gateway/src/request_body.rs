@@ -1,8 +1,8 @@
 //! The body of a client's request on its way to upstream, and how it comes on.
 
+use crate::fetch_error::FetchError;
 use crate::fields;
 use crate::interim::Interim;
-use crate::upstream::FetchError;
 use bytes::Bytes;
 use http::Method;
 use http_body::{Body, Frame, SizeHint};

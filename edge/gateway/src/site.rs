@@ -1,7 +1,7 @@
 //! A site as a worker sees it: its settings ready for use, and its figures.
 
 use crate::failures::Failures;
-use crate::upstream::{FetchError, FetchFailed};
+use crate::fetch_error::{FetchError, FetchFailed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_cache::{FreshnessDefaults, Target};

@@ -6,10 +6,11 @@
 
 use crate::asked::Asked;
 use crate::fetch;
+use crate::fetch_error::{FetchError, FetchFailed};
 use crate::fill::{Fill, FillHead, FillReader, Joined};
 use crate::gateway::Gateway;
 use crate::site::Counters;
-use crate::upstream::{FetchError, FetchFailed, Upstream, UpstreamBody};
+use crate::upstream::{Upstream, UpstreamBody};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
