@@ -20,6 +20,7 @@
 //! leave NAME, close NAME       the client goes, or the origin closes the connection
 //! gone NAME                    the node has dropped the origin's answer, within a few seconds
 //! seconds N NAME               the response took N seconds or less
+//! purge KIND SELECTOR          (tag, url, prefix) as the command line does; it has to be true when it returns
 //! count N                      so many requests have come to the origin by now
 //! nothing                      no request comes to the origin
 //! pause 300ms
@@ -394,6 +395,12 @@ impl Run<'_> {
                         other => fail(format!("unknown: {other:?}")),
                     };
                     let _ = to.stream.write_all(&data);
+                }
+            }
+            "purge" => {
+                let purged = self.dev.tidegate(&["purge", &name, &step.words[2]]);
+                if !purged.status.success() {
+                    fail(error_of(&purged));
                 }
             }
             "close" => {

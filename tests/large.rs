@@ -9,6 +9,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use support::network::{Network, Plan};
 use support::{Http, Numbers, Response, get, get_with, request_head, wait_for};
 
@@ -85,7 +86,7 @@ impl Origin {
     }
 }
 
-/// `/LENGTH/KIND/...`: `whole` takes no ranges, `weak` has a weak validator, `private` may not be shared, `ranges` is as it should be.
+/// `/LENGTH/KIND/...`: `whole` takes no ranges, `coded` codes each part for clients that accept gzip, `weak` has a weak validator, `private` may not be shared, `ranges` is as it should be.
 fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
     let head = request_head(&mut stream.try_clone().ok()?);
     let path = head.split(' ').nth(1)?;
@@ -102,7 +103,13 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
     let gives_parts = kind != "whole" && (whole_from == 0 || request < whole_from);
     let fields =
         format!("ETag: {etag}\r\nCache-Control: {}\r\nSurrogate-Key: big\r\n", if kind == "private" { "private" } else { "max-age=1000" });
-    if field("x-bad").is_some() {
+    if let Some(bad) = field("x-bad") {
+        if bad == "closes" {
+            return None;
+        }
+        if bad == "slow" {
+            std::thread::sleep(Duration::from_millis(700));
+        }
         write!(stream, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").ok()?;
         return Some(());
     }
@@ -125,13 +132,19 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
         None => ("200 OK".to_owned(), 0, length),
     };
     let framed_by = if bounds.is_none() { state.framing.load(Ordering::Relaxed) } else { 0 };
+    let is_coded = kind == "coded" && bounds.is_some() && field("accept-encoding").is_some_and(|a| a.contains("gzip"));
+    let framed_by = if is_coded { 1 } else { framed_by };
     let chunked = framed_by == 1;
+    let fields = if is_coded { format!("{fields}Content-Encoding: gzip\r\n") } else { fields };
     let framing = match framed_by {
         0 => format!("Content-Length: {}", end - first),
         1 => "Transfer-Encoding: chunked".to_owned(),
         _ => "Connection: close".to_owned(),
     };
     write!(stream, "HTTP/1.1 {status}\r\n{framing}\r\nAccept-Ranges: bytes\r\n{fields}\r\n").ok()?;
+    if is_coded {
+        stream.write_all(b"a\r\n0123456789\r\n").ok()?;
+    }
     let breaks = state.breaks.load(Ordering::Relaxed);
     let mut at = first;
     while at < end {
@@ -371,6 +384,58 @@ fn a_refused_part_costs_others_nothing() {
         assert!(bad.is_err() || bad.is_ok_and(|r| r.status >= 400));
         right(edge, &path, length, MIB / 2, length - 1, 0);
         assert!(right(edge, &path, length, 0, 9, 0).is_hit());
+
+        // The same for those who wait for the part together with that client.
+        let path = format!("{path}/b");
+        right(edge, &path, length, 0, 9, 0);
+        wait_for("its first slice", || right(edge, &path, length, 0, 9, 0).is_hit().then_some(()));
+        origin.gave();
+        std::thread::scope(|scope| {
+            let bad = || Http::connect(edge).unwrap().ask("GET", HOST, &path, &[("Range", &range), ("X-Bad", "slow")]);
+            let bad = scope.spawn(bad);
+            wait_for("the bad request", || (origin.state.requests.load(Ordering::Relaxed) > 0).then_some(()));
+            right(edge, &path, length, 3 * MIB, 3 * MIB + 9, 0);
+            assert!(bad.join().unwrap().map_or(true, |r| r.status >= 400));
+        });
+    }
+}
+
+/// Some frameworks code each part by itself, under the validator of the whole.
+#[test]
+fn parts_in_a_coding_are_not_put_together() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    let network = network(dir.path(), &origin, 0, "");
+    network.site("big", &format!("\"{HOST}\""), &origin.url(), "[compression]\nenabled = false");
+    let edge = network.edges()[0].address();
+    let length = 5 * MIB;
+    for (n, first) in [&[][..], &[("Accept-Encoding", "gzip")]].into_iter().enumerate() {
+        let path = format!("/{length}/coded/{n}");
+        let range = [("Range", "bytes=0-9")];
+        let first = get_with(edge, HOST, &path, &[&range, first].concat());
+        assert!(first.status == 206 && first.body == content(0, 0, 10), "{first:?}");
+        let whole = get_with(edge, HOST, &path, &[("Accept-Encoding", "gzip")]);
+        assert!(whole.status == 200 && whole.header("content-encoding").is_none() && whole.body == content(0, 0, length), "{n}");
+        right(edge, &path, length, 3 * MIB, 3 * MIB + 9, 0);
+    }
+}
+
+#[test]
+fn a_part_costs_as_many_requests_as_are_allowed() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    for shields in [0, 1] {
+        let dir = dir.path().join(shields.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        let network = network(&dir, &origin, shields, "");
+        let edge = network.edges()[0].address();
+        // So long that the head goes out before its last slice is known to be missing.
+        let (length, path) = (18 * MIB, format!("/{}/ranges/{shields}", 18 * MIB));
+        let first = || right(edge, &path, length, 0, 17 * MIB - 1, 0);
+        first();
+        wait_for("the first slices", || first().is_hit().then_some(()));
+        origin.gave();
+        let torn = Http::connect(edge).unwrap().ask("GET", HOST, &path, &[("Range", "bytes=5-"), ("X-Bad", "closes")]);
+        assert!(torn.is_err(), "{torn:?}");
+        assert_eq!(origin.gave().0, 3, "with {shields} shields");
     }
 }
 

@@ -274,6 +274,87 @@ fn a_site_is_known_to_no_edge_before_its_origin_is() {
     });
 }
 
+/// A server that ends slow uploads is well, and the site's other requests go on.
+#[test]
+fn an_upload_that_the_origin_grew_tired_of_ejects_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                while support::request_head(&mut stream).starts_with("GET") {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\nok");
+                }
+                std::thread::sleep(Duration::from_millis(300));
+            });
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan::default());
+    let edge = network.edges()[0].address();
+    apply(
+        &network,
+        &format!("servers = [{{ url = \"http://127.0.0.1:{port}\" }}]\nallow_private = true\nejection = {{ after = 1, time = \"1h\" }}"),
+    );
+    wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
+    for _ in 0..2 {
+        let mut slow = Http::connect(edge).unwrap();
+        slow.send(b"POST /n HTTP/1.1\r\nHost: o.example\r\nContent-Length: 100\r\n\r\nhalf").unwrap();
+        let answer = slow.read("POST").unwrap();
+        assert!(answer.status == 502 && answer.cache_status().contains("detail=reset"), "{answer:?}");
+        assert_eq!(get(edge, "o.example", "/n").status, 200);
+    }
+}
+
+/// Each connection takes one request, and takes most of `connect_timeout` to open, so that some requests wait longer than that for theirs.
+#[test]
+fn who_waits_for_the_connections_of_others_says_nothing_against_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = rcgen::generate_simple_self_signed(["origin.test".to_owned()]).unwrap();
+    let (certificate, file) = (dir.path().join("c.pem"), dir.path().join("c.key"));
+    std::fs::write(&certificate, key.cert.pem()).unwrap();
+    std::fs::write(&file, key.signing_key.serialize_pem()).unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("n"), vec![b'x'; 1200]).unwrap();
+    std::fs::write(root.join("quick"), "page").unwrap();
+    let tls = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), file.display());
+    let extra = format!("{tls} http2_max_concurrent_streams 1; add_header Cache-Control no-store; location = /n {{ limit_rate 100; }}");
+    let port = free_port();
+    let _nginx = Nginx::start_at(&format!("127.0.0.1:{port} ssl http2"), &dir.path().join("nginx"), &root, &extra);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let slowly = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(1000));
+                let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return };
+                let (mut to, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut &client, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Both);
+                });
+                let _ = std::io::copy(&mut &server, &mut back);
+                let _ = back.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    let network = Network::planned(dir.path(), Plan { shields: 0, ..Plan::default() });
+    let edge = network.edges()[0].address();
+    let site = "allow_private = true\ntls = { verify = false }\nconnect_timeout = \"2s\"\nejection = { after = 1, time = \"1h\" }";
+    apply(&network, &format!("servers = [{{ url = \"https://127.0.0.1:{slowly}\" }}]\n{site}"));
+    // Both workers know then that it speaks HTTP/2.
+    wait_for("the site", || (get(edge, "o.example", "/quick").status == 200).then_some(()));
+    (0..16).for_each(|_| assert_eq!(get(edge, "o.example", "/quick").status, 200));
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..10).map(|n| scope.spawn(move || get(edge, "o.example", &format!("/n?{n}")))).collect();
+        for answer in all.into_iter().map(|t| t.join().unwrap()) {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    });
+    assert_eq!(get(edge, "o.example", "/quick").status, 200);
+}
+
 /// An origin that answers one request on each connection, and closes it when the next one comes.
 fn forgetful_origin() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -39,9 +39,11 @@ pub struct Sender {
 #[derive(Default)]
 struct ConnectionState {
     is_over: Cell<bool>,
+    /// The server's settings have come: they are the first that it sends.
+    is_heard: Cell<bool>,
     open: Cell<usize>,
     waiting: Cell<usize>,
-    /// A request is over, or all of them.
+    /// A request is over, or all of them, or the settings have come.
     freed: Notify,
 }
 
@@ -99,7 +101,7 @@ where
         .initial_window_size(settings.windows.few)
         .initial_connection_window_size(Windows::OF_CONNECTION);
     let (to, mut connection) = builder.handshake(io).await?;
-    let mut pinger = connection.ping_pong().map(|pings| Pinger::new(pings, settings.keep_alive, received));
+    let mut pinger = connection.ping_pong().map(|pings| Pinger::new(pings, settings.keep_alive, Rc::clone(&received)));
     let state = Rc::new(ConnectionState::default());
     let shared = Rc::clone(&state);
     let windows = settings.windows;
@@ -115,7 +117,12 @@ where
             if wanted != window && connection.set_initial_window_size(wanted).is_ok() {
                 window = wanted;
             }
-            Pin::new(&mut connection).poll(cx)
+            let ended = Pin::new(&mut connection).poll(cx);
+            if !state.is_heard.get() && received.get() > 0 {
+                state.is_heard.set(true);
+                state.freed.notify_waiters();
+            }
+            ended
         });
         if let Err(error) = ended.await {
             tracing::debug!(%error, "a connection to a server ended");
@@ -146,10 +153,24 @@ impl Sender {
         self.state.open.get() == 0
     }
 
-    /// Whether the server takes one more request now.
+    /// Whether the server takes one more request now. Before its settings have come it takes one: nobody knows of more.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.state.open.get() < self.to.current_max_send_streams()
+        self.state.open.get() < if self.is_heard() { self.to.current_max_send_streams() } else { 1 }
+    }
+
+    /// Whether the server's settings have come.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.state.is_heard.get()
+    }
+
+    /// Resolves once they have, or the connection is over.
+    pub async fn heard(&self) {
+        while !self.is_heard() && !self.state.is_over.get() {
+            let freed = self.state.freed.notified();
+            let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
+        }
     }
 
     /// Waits until the server allows another stream. A request is handed to h2 only then: h2 would send it even after its client left.
@@ -162,7 +183,7 @@ impl Sender {
             let mut freed = pin!(self.state.freed.notified());
             freed.as_mut().enable();
             std::future::poll_fn(|cx| self.to.poll_ready(cx)).await?;
-            if self.state.open.get() < self.to.current_max_send_streams() {
+            if self.has_room() {
                 return Ok(Slot::new(&self.state));
             }
             let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;

@@ -22,9 +22,9 @@ impl<B> Pipe<B> {
         Self { body, to, held: None, failure }
     }
 
-    /// Resolves once the peer has reset the stream, or the connection is over.
-    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.to.poll_reset(cx).map(|_| ())
+    /// The stream, once the body is over.
+    pub fn into_stream(self) -> SendStream<Bytes> {
+        self.to
     }
 
     pub fn reset(&mut self, reason: Reason) {

@@ -4,8 +4,8 @@ use crate::body::Received;
 use crate::keep_alive::{Counted, KeepAlive, Pinger};
 use crate::pipe::Pipe;
 use bytes::Bytes;
-use h2::Reason;
 use h2::server::{Builder, SendResponse};
+use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use parking_lot::Mutex;
@@ -168,7 +168,7 @@ enum State {
     Sending(Pipe<ResponseBody>),
     /// The response is over, and the client still sends its request. To drop the stream now would reset it (RFC 9113 section 8.1),
     /// and some clients that are reset drop a response that they have.
-    Lingering(Pipe<ResponseBody>, Pin<Box<tokio::time::Sleep>>),
+    Lingering(SendStream<Bytes>, Option<Pin<Box<tokio::time::Sleep>>>),
 }
 
 /// Time that a client has to end a request whose response is over.
@@ -197,30 +197,26 @@ impl Future for Stream {
             };
             let Some((reply, _)) = this.reply.0.lock().take() else { return Poll::Ready(()) };
             match respond(reply, response, this.is_head) {
-                Some(pipe) => this.state = State::Sending(pipe),
+                Some(state) => this.state = state,
                 None => return Poll::Ready(()),
             }
         }
         if let State::Sending(pipe) = &mut this.state {
             ready!(Pin::new(&mut *pipe).poll(cx));
-            if this.is_complete.get() {
-                return Poll::Ready(());
+            if let State::Sending(pipe) = std::mem::replace(&mut this.state, State::Over) {
+                this.state = State::Lingering(pipe.into_stream(), None);
             }
         }
-        match std::mem::replace(&mut this.state, State::Over) {
-            State::Sending(pipe) => this.state = State::Lingering(pipe, Box::pin(tokio::time::sleep(LINGERS))),
-            state => this.state = state,
-        }
-        let State::Lingering(pipe, late) = &mut this.state else { return Poll::Ready(()) };
-        if pipe.poll_reset(cx).is_ready() || this.is_complete.get() {
+        let State::Lingering(to, late) = &mut this.state else { return Poll::Ready(()) };
+        if this.is_complete.get() || to.poll_reset(cx).is_ready() {
             return Poll::Ready(());
         }
-        late.as_mut().poll(cx)
+        late.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGERS))).as_mut().poll(cx)
     }
 }
 
-/// Sends the head and returns the body, if there is one. A response to HEAD has none.
-fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool) -> Option<Pipe<ResponseBody>> {
+/// Sends the head. A response to HEAD has no body. `None`: the client has gone.
+fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool) -> Option<State> {
     let (mut head, mut body) = response.into_parts();
     if is_head {
         body.leave_out();
@@ -230,7 +226,8 @@ fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool) ->
         head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     match reply.send_response(Response::from_parts(head, ()), bodiless) {
-        Ok(to) => (!bodiless).then(|| Pipe::new(body, to, Reason::INTERNAL_ERROR)),
+        Ok(to) if bodiless => Some(State::Lingering(to, None)),
+        Ok(to) => Some(State::Sending(Pipe::new(body, to, Reason::INTERNAL_ERROR))),
         Err(error) => {
             tracing::debug!(%error, "a response was not sent");
             reply.send_reset(Reason::INTERNAL_ERROR);

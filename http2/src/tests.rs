@@ -237,6 +237,31 @@ fn a_stream_that_was_reset_takes_no_interim_response() {
     });
 }
 
+/// Some clients that are reset drop a response that they have.
+#[test]
+fn an_early_answer_is_followed_by_no_reset() {
+    const HEADERS: u8 = 1;
+    for body in ["", "page"] {
+        on_worker(async {
+            let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+            let waiting = Waiting::default();
+            tokio::task::spawn_local(serve_waiting(ours, Rc::clone(&waiting), std::future::pending()));
+            // POST https://h/, whose body is yet to come
+            let head = [0x83, 0x87, 0x84, 0x41, 1, b'h'];
+            let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(HEADERS, 0x4, 1, &head)].concat();
+            theirs.write_all(&bytes).await.unwrap();
+            frames(&mut theirs).await;
+            let (_, answer) = waiting.borrow_mut().pop().unwrap();
+            assert!(answer.send(Response::new(ResponseBody::whole(Bytes::from_static(body.as_bytes())))).is_ok());
+            let came = frames(&mut theirs).await;
+            assert!(came[0] == (HEADERS, 1) && came.iter().all(|(kind, _)| *kind <= HEADERS), "{came:?}");
+            theirs.write_all(&frame(0, 0x1, 1, b"rest")).await.unwrap();
+            let came = frames(&mut theirs).await;
+            assert!(!came.iter().any(|(_, stream)| *stream == 1), "{came:?}");
+        });
+    }
+}
+
 #[test]
 fn a_server_that_stops_finishes_what_has_begun_and_no_more() {
     on_worker(async {

@@ -5,7 +5,7 @@ use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tidegate_gateway::{FetchError, Progress, Turn};
 use tokio::time::{Instant, Sleep};
@@ -18,13 +18,14 @@ pub struct TimedBody<B> {
     idle: Duration,
     /// Progress of the request's body, if it is still being sent: upstream may wait for it.
     progress: Option<Rc<Progress>>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    /// The end of the idle time, and the steps of the request's body when that time began.
+    late: Option<(Pin<Box<Sleep>>, u64)>,
     over: Option<Over>,
 }
 
 impl<B: Body> TimedBody<B> {
     pub fn new(inner: B, idle: Duration, progress: Option<Rc<Progress>>, over: Over) -> Self {
-        let mut body = Self { inner, idle, progress, sleep: None, over: Some(over) };
+        let mut body = Self { inner, idle, progress, late: None, over: Some(over) };
         if body.inner.is_end_stream() {
             body.finish(true);
         }
@@ -58,7 +59,7 @@ where
         let this = &mut *self;
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
-                this.sleep = None;
+                this.late = None;
                 Poll::Ready(match frame {
                     Some(Ok(frame)) => {
                         if this.inner.is_end_stream() {
@@ -79,11 +80,14 @@ where
             }
             Poll::Pending => {
                 let idle = this.idle;
-                let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + idle)));
-                std::task::ready!(sleep.as_mut().poll(cx));
-                if this.progress.as_ref().is_some_and(|p| p.turn() == Turn::Client) {
-                    sleep.as_mut().reset(Instant::now() + idle);
-                    let _ = sleep.as_mut().poll(cx);
+                let steps = this.progress.as_ref().map_or(0, |p| p.steps());
+                let (late, since) = this.late.get_or_insert_with(|| (Box::pin(tokio::time::sleep(idle)), steps));
+                ready!(late.as_mut().poll(cx));
+                // While the request still comes on, or waits for its client, upstream may wait for it too.
+                if *since != steps || this.progress.as_ref().is_some_and(|p| p.turn() == Turn::Client) {
+                    *since = steps;
+                    late.as_mut().reset(Instant::now() + idle);
+                    let _ = late.as_mut().poll(cx);
                     return Poll::Pending;
                 }
                 this.finish(false);
@@ -115,6 +119,48 @@ mod tests {
     use http_body_util::BodyExt;
     use tidegate_gateway::RequestBody;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// A body of which nothing comes, or a client that sends a byte every second.
+    struct Fed(Option<tokio::time::Interval>);
+
+    impl Body for Fed {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            match &mut self.0 {
+                Some(ticks) => ticks.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b"x"))))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    /// When an idle time of 5 s ends a response of which nothing comes. Upstream takes `bytes` of the request's body meanwhile, which come
+    /// one a second.
+    fn ends_after(bytes: u32) -> u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let ticks = tokio::time::interval_at(Instant::now() + Duration::from_secs(1), Duration::from_secs(1));
+            let mut request = RequestBody::of(Fed(Some(ticks)), u64::MAX);
+            let response = TimedBody::new(Fed(None), Duration::from_secs(5), request.progress(), Box::new(|_| ()));
+            let begun = Instant::now();
+            tokio::task::spawn_local(async move {
+                for _ in 0..bytes {
+                    request.frame().await;
+                }
+                // Upstream takes no more, though the client has more.
+                std::future::pending::<()>().await;
+            });
+            assert_eq!(response.collect().await.unwrap_err(), FetchError::Idle);
+            begun.elapsed().as_secs()
+        })
+    }
+
+    #[test]
+    fn the_idle_time_of_a_response_begins_anew_while_its_request_comes_on() {
+        assert_eq!(ends_after(0), 5);
+        assert_eq!(ends_after(32), 40);
+    }
 
     #[test]
     fn an_invalid_chunk_is_told_from_a_connection_that_ended() {

@@ -26,13 +26,12 @@ pub fn take<B>(method: &Method, decoded: Option<u64>, response: &mut Response<B>
 }
 
 /// Whether a body may come that no reader of this response waits for: the next response on the connection would begin with it.
-pub fn leaves_bytes<B>(response: &Response<B>) -> bool {
+pub fn leaves_bytes<B>(method: &Method, response: &Response<B>) -> bool {
+    // Some servers send the body that these fields speak of with a response that has none.
     let headers = response.headers();
-    match response.status() {
-        StatusCode::NO_CONTENT => headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().any(|l| l != "0"),
-        StatusCode::NOT_MODIFIED => headers.contains_key(TRANSFER_ENCODING),
-        _ => false,
-    }
+    let speaks_of_one = || headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().any(|l| l != "0");
+    let has_none = method == Method::HEAD || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    has_none && speaks_of_one()
 }
 
 fn read(method: &Method, status: StatusCode, version: Version, headers: &HeaderMap, decoded: Option<u64>) -> Result<Framing, FetchError> {

@@ -15,6 +15,7 @@ use http_body::Body;
 use parking_lot::RwLock;
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
@@ -293,7 +294,7 @@ impl OriginUpstream {
         fresh: bool,
         upgrading: bool,
         limits: Limits<'_>,
-    ) -> Result<(Connection, Made, bool), FetchError> {
+    ) -> Result<(Connection, Made, bool), NoConnection> {
         let kept = || if fresh || upgrading { None } else { self.kept(servers, key) };
         if let Some((connection, made)) = kept() {
             return Ok((connection, made, true));
@@ -309,27 +310,57 @@ impl OriginUpstream {
         kept: impl Fn() -> Option<(Connection, Made)>,
         upgrading: bool,
         limits: Limits<'_>,
-    ) -> Result<(Connection, Made, bool), FetchError> {
-        let within = || limits.left(limits.connect);
+    ) -> Result<(Connection, Made, bool), NoConnection> {
+        let began = tokio::time::Instant::now();
         let (spec, server) = (&servers.spec, &key.server);
         let resolving = tokio::time::timeout(limits.left(MOST_RESOLVING), self.pools.resolver.addresses(&server.host));
         let mut addresses = resolving.await.map_err(|_| FetchError::NameServer)??.to_vec();
         if !spec.allow_private {
             addresses.retain(|a| !private::is_private(*a));
             if addresses.is_empty() {
-                return Err(FetchError::Private);
+                return Err(FetchError::Private.into());
             }
         }
-        let opening = self.connections.opening(key).filter(|_| !upgrading);
-        let _opening = match &opening {
-            // Waiting for another request's connection takes no longer than opening one.
-            Some(opening) => Some(tokio::time::timeout(within(), opening.lock()).await.map_err(|_| FetchError::ConnectTimeout)?),
-            None => None,
+        let Some(opening) = self.connections.opening(key).filter(|_| !upgrading) else {
+            return Ok(self.open_one(servers, key, &addresses, upgrading, limits).await?);
         };
-        if let Some((connection, made)) = opening.is_some().then(kept).flatten() {
-            return Ok((connection, made, true));
+        // To open a connection may take the time twice, for TCP and for TLS.
+        let waiting = tokio::time::timeout(limits.left(limits.connect * 2), opening.lock());
+        let late = |_| NoConnection { error: FetchError::ConnectTimeout, is_anothers: true };
+        let mut last_failed = waiting.await.map_err(late)?;
+        loop {
+            if let Some((connection, made)) = kept() {
+                return Ok((connection, made, true));
+            }
+            let Some(new) = self.connections.unheard(key) else { break };
+            tokio::time::timeout(limits.left(limits.connect), new.heard()).await.map_err(late)?;
         }
-        let tcp = self.pools.addresses.connect(&addresses, server.port, within()).await?;
+        // All who waited for a connection that failed share its error: one after the other would wait as long each.
+        if let Some((at, error)) = *last_failed
+            && at > began
+        {
+            return Err(NoConnection { error, is_anothers: true });
+        }
+        let opened = self.open_one(servers, key, &addresses, upgrading, limits).await;
+        match &opened {
+            Err(error) => *last_failed = Some((tokio::time::Instant::now(), *error)),
+            Ok((Connection::H1(_), ..)) => self.connections.shares_none(key),
+            Ok(_) => {}
+        }
+        Ok(opened?)
+    }
+
+    async fn open_one(
+        &self,
+        servers: &Servers,
+        key: &PoolKey,
+        addresses: &[IpAddr],
+        upgrading: bool,
+        limits: Limits<'_>,
+    ) -> Result<(Connection, Made, bool), FetchError> {
+        let within = || limits.left(limits.connect);
+        let (spec, server) = (&servers.spec, &key.server);
+        let tcp = self.pools.addresses.connect(addresses, server.port, within()).await?;
         let to = tcp.peer_addr().map_err(|_| FetchError::Reset)?.ip();
         let made = Made { at: tokio::time::Instant::now(), to };
         let connection = if server.https {
@@ -339,10 +370,8 @@ impl OriginUpstream {
         } else {
             connect::clear(tcp, upgrading).await?
         };
-        match &connection {
-            Connection::H2(sender) => self.connections.share(key, sender, made),
-            Connection::H1(_) if opening.is_some() => self.connections.shares_none(key),
-            Connection::H1(_) => {}
+        if let Connection::H2(sender) = &connection {
+            self.connections.share(key, sender, made);
         }
         Ok((connection, made, false))
     }
@@ -367,7 +396,7 @@ impl OriginUpstream {
             let upgrading = request.headers().contains_key(header::UPGRADE);
             let (connection, made, kept) = match self.connection(servers, &key, fresh, upgrading, limits).await {
                 Ok(c) => c,
-                Err(error) => return Err(Failed::unsent(error, request)),
+                Err(NoConnection { error, is_anothers }) => return Err(Failed { is_anothers, ..Failed::unsent(error, request) }),
             };
             let is_shared = matches!(connection, Connection::H2(_));
             match self.exchange(servers, &key, health, (connection, made), request, interim.cloned(), limits).await {
@@ -408,7 +437,7 @@ impl OriginUpstream {
         let (upgrading, method, progress) = (offered.is_some(), request.method().clone(), request.body().progress());
         health.in_flight.fetch_add(1, Ordering::Relaxed);
         let counted = InFlight(Arc::clone(health));
-        let sent = |error| Failed { error, line: None, unsent: None };
+        let sent = |error| Failed { error, line: None, unsent: None, is_anothers: false };
         match connection {
             Connection::H1(mut to) => {
                 let usually_has_body = matches!(method, Method::POST | Method::PUT | Method::PATCH);
@@ -422,7 +451,7 @@ impl OriginUpstream {
                     let error = if to.had_too_many_interim() { FetchError::Interim } else { h1_error(e.error()) };
                     // A line number is only useful if the head itself was malformed.
                     let line = to.bad_line().filter(|_| error == FetchError::Malformed);
-                    Failed { error, line, unsent: e.take_message() }
+                    Failed { error, line, unsent: e.take_message(), is_anothers: false }
                 })?;
                 if fields::size(response.headers()) > MAX_HEAD {
                     return Err(sent(FetchError::HeadTooLarge));
@@ -438,7 +467,7 @@ impl OriginUpstream {
                 // so with methods that seldom have one, and when they answer early or with an error.
                 let is_unread =
                     progress.as_ref().is_some_and(|p| !usually_has_body || p.turn() != Turn::Answer || !response.status().is_success());
-                let leaves_bytes = is_unread || framing::leaves_bytes(&response);
+                let leaves_bytes = is_unread || framing::leaves_bytes(&method, &response);
                 let framing::Framing { length, close_delimited } = framing::take(&method, decoded, &mut response).map_err(sent)?;
                 let (pool, key) = (self.connections.clone(), key.clone());
                 let over = Box::new(move |whole: bool| {
@@ -531,11 +560,26 @@ struct Failed {
     /// Which line of a head is not valid HTTP.
     line: Option<u32>,
     unsent: Option<Request<RequestBody>>,
+    /// Another request's connection failed, and counted for the server then.
+    is_anothers: bool,
+}
+
+/// Why there is no connection.
+struct NoConnection {
+    error: FetchError,
+    /// This request waited for one that another request opened.
+    is_anothers: bool,
+}
+
+impl From<FetchError> for NoConnection {
+    fn from(error: FetchError) -> Self {
+        Self { error, is_anothers: false }
+    }
 }
 
 impl Failed {
     fn unsent(error: FetchError, request: Request<RequestBody>) -> Self {
-        Self { error, line: None, unsent: Some(request) }
+        Self { error, line: None, unsent: Some(request), is_anothers: false }
     }
 }
 
@@ -614,7 +658,7 @@ impl Upstream for OriginUpstream {
                     // No server is to blame.
                     return Err(FetchFailed { error, ..failed });
                 }
-                Err(Failed { error, line, unsent }) => {
+                Err(Failed { error, line, unsent, is_anothers }) => {
                     tracing::debug!(site = fetch.site.name(), server = at, %error, "an origin server failed");
                     (failed.error, failed.line) = (limits.reported(error), line);
                     if upgrading && error == FetchError::Tls {
@@ -623,8 +667,9 @@ impl Upstream for OriginUpstream {
                     }
                     // A server that answers with something other than HTTP is no server, one with a bad field may have a bad page.
                     let is_no_http = error == FetchError::Malformed && line == Some(1);
-                    let waits_for_client = progress.as_ref().is_some_and(|p| p.turn() == Turn::Client);
-                    if (limits.speaks_against_server(error) || is_no_http) && !waits_for_client {
+                    // One that grew tired of a slow client is well.
+                    let is_owed = progress.as_ref().is_some_and(|p| p.is_owed());
+                    if (limits.speaks_against_server(error) || is_no_http) && !is_owed && !is_anothers {
                         servers.note_failed(at, self.clock.boot(), &error);
                     }
                     tried.failed(at, error);

@@ -9,6 +9,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
+use tidegate_gateway::FetchError;
 use tidegate_http2::Sender;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -54,8 +55,11 @@ struct Kept {
     speaks_h2: bool,
     /// It said that it takes requests over HTTP/1.1 alone.
     refuses_h2: bool,
-    opening: Rc<Mutex<()>>,
+    opening: Rc<Opening>,
 }
+
+/// Held while a connection is opened; when and why that failed last.
+pub type Opening = Mutex<Option<(Instant, FetchError)>>;
 
 impl Default for Kept {
     fn default() -> Self {
@@ -176,8 +180,14 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
 
     /// The lock for opening a connection to a server that speaks HTTP/2.
     #[must_use]
-    pub fn opening(&self, key: &K) -> Option<Rc<Mutex<()>>> {
+    pub fn opening(&self, key: &K) -> Option<Rc<Opening>> {
         self.kept(key, |k| k.speaks_h2.then(|| Rc::clone(&k.opening)))
+    }
+
+    /// One of HTTP/2 that was just opened, and on which nobody knows yet how many requests the server takes.
+    #[must_use]
+    pub fn unheard(&self, key: &K) -> Option<Sender> {
+        self.kept(key, |k| k.h2.iter().map(|s| &s.sender).find(|s| !s.is_heard()).cloned())
     }
 
     /// Lets other requests use a connection, unless there are enough. Then it ends with the request that opened it.

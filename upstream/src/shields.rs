@@ -72,14 +72,13 @@ impl Shield {
         Self { name, address, tls_name, down_until: AtomicU64::new(0), failures: AtomicU32::new(0), probed: AtomicBool::new(false) }
     }
 
-    /// `None`: it is down, or another request is looking whether it still is. `may_probe`: the request can look; one with a body cannot,
-    /// for its client decides how long it takes.
-    fn turn(&self, now: BootTime, may_probe: bool) -> Option<Turn<'_>> {
+    /// `None`: it is down, or another request is looking whether it still is.
+    fn turn(&self, now: BootTime) -> Option<Turn<'_>> {
         let down_until = self.down_until.load(Ordering::Relaxed);
         if down_until == 0 {
             return Some(Turn { shield: self, is_probe: false });
         }
-        let is_probe = may_probe && now.as_nanos() >= down_until && !self.probed.swap(true, Ordering::Relaxed);
+        let is_probe = now.as_nanos() >= down_until && !self.probed.swap(true, Ordering::Relaxed);
         is_probe.then_some(Turn { shield: self, is_probe })
     }
 }
@@ -189,6 +188,12 @@ impl Http2Shields {
         free.cloned().ok_or_else(|| Rc::clone(&open.opening))
     }
 
+    /// A connection that was just opened, and on which nobody knows yet how many requests the shield takes.
+    fn unheard(&self, shield: &Shield) -> Option<Sender> {
+        let all = self.open.borrow();
+        all.get(&shield.address)?.senders.iter().find(|s| !s.is_heard()).cloned()
+    }
+
     async fn sender(&self, shield: &Shield) -> Result<Sender, FetchError> {
         let config = (self.tls)();
         let opening = match self.kept(shield, &config) {
@@ -197,8 +202,12 @@ impl Http2Shields {
         };
         let opens = async {
             let _one_at_a_time = opening.lock().await;
-            if let Ok(sender) = self.kept(shield, &config) {
-                return Ok(sender);
+            loop {
+                if let Ok(sender) = self.kept(shield, &config) {
+                    return Ok(sender);
+                }
+                let Some(new) = self.unheard(shield) else { break };
+                new.heard().await;
             }
             let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
             socket::prepare(&tcp);
@@ -273,21 +282,18 @@ pub struct EdgeUpstream<W, O> {
 enum Blame {
     /// The shield itself gave no answer.
     Shield(FetchError, Option<Box<Request<RequestBody>>>),
-    /// The shield says that the origin failed, or takes as long as the origin may.
-    Origin(FetchFailed),
+    /// The shield says that the origin failed, or takes as long as the origin may. `is_heard`: an answer of the shield shows it.
+    Origin { failed: FetchFailed, is_heard: bool },
 }
 
 impl Blame {
     /// A shield counts as lost when its connection fails or stops answering pings, never because an answer is slow or is an error.
     /// `attempts`: the most requests that a lost shield may have sent to origins.
     fn of(error: FetchError, attempts: u32, unsent: Option<Request<RequestBody>>) -> Self {
+        let failed = FetchFailed { attempts, ..error.into() };
         match error {
-            FetchError::Timeout
-            | FetchError::Deadline
-            | FetchError::Stalled
-            | FetchError::Malformed
-            | FetchError::Framing
-            | FetchError::Broken => Self::Origin(FetchFailed { attempts, ..error.into() }),
+            FetchError::Timeout | FetchError::Deadline | FetchError::Stalled => Self::Origin { failed, is_heard: false },
+            FetchError::Malformed | FetchError::Framing | FetchError::Broken => Self::Origin { failed, is_heard: true },
             _ => Self::Shield(error, unsent.map(Box::new)),
         }
     }
@@ -325,18 +331,42 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         let number = |name| fields::number(response.headers(), name).and_then(|n| u32::try_from(n).ok());
         let (attempts, line) = (number(&fields::ATTEMPTS), number(&fields::LINE));
         if let Some(error) = own {
-            return Err(Blame::Origin(FetchFailed { error, attempts: attempts.unwrap_or(1), line }));
+            let failed = FetchFailed { error, attempts: attempts.unwrap_or(1), line };
+            return Err(Blame::Origin { failed, is_heard: true });
         }
         let failed_before = attempts.unwrap_or(0);
         // It does not know the site, or this edge, yet: nothing went to the origin.
-        let Some(vouched) = vouched else { return Err(Blame::Origin(FetchError::Shield.into())) };
+        let unknown = || Blame::Origin { failed: FetchError::Shield.into(), is_heard: true };
+        let vouched = vouched.ok_or_else(unknown)?;
         let close_delimited = response.headers().contains_key(fields::UNFRAMED);
         let stands_in = response.headers().contains_key(fields::STANDS_IN);
         let length = response.body().length();
         let framed = framing::take(&method, length, &mut response).map_err(|error| Blame::of(error, failed_before + 1, None))?;
         Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before, close_delimited, upgrade: None })
     }
+
+    /// Whether a shield that was down answers again, on behalf of this request: it is asked for the same target, and only for what it has
+    /// stored.
+    async fn probe(&self, shield: &Shield, request: &Request<RequestBody>, fetch: &Fetch) -> Result<(), FetchError> {
+        let mut probe = Request::new(RequestBody::Empty);
+        *probe.method_mut() = http::Method::HEAD;
+        probe.uri_mut().clone_from(request.uri());
+        if let Some(host) = request.headers().get(header::HOST) {
+            probe.headers_mut().insert(header::HOST, host.clone());
+        }
+        probe.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
+        let fetch = Fetch { interim: None, ..fetch.clone() };
+        match tokio::time::timeout(PROBED_WITHIN, self.ask(shield, probe, &fetch)).await {
+            Ok(Ok(_) | Err(Blame::Origin { is_heard: true, .. })) => Ok(()),
+            Ok(Err(Blame::Origin { failed, .. })) => Err(failed.error),
+            Ok(Err(Blame::Shield(error, _))) => Err(error),
+            Err(_) => Err(FetchError::Timeout),
+        }
+    }
 }
+
+/// Time that a shield which was down has for a small answer of its own.
+const PROBED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The request as a shield takes it: HTTP/2, with what this edge demands.
 fn to_shield(mut request: Request<RequestBody>, fetch: &Fetch, within: Duration) -> Request<RequestBody> {
@@ -381,7 +411,6 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
             return self.origin.fetch(request, fetch).await;
         }
         let progress = request.body().progress();
-        let may_probe = progress.is_none();
         let again = is_repeatable(&request).then(|| copy(&request));
         let mut next = Some(request);
         let mut left = fetch.allowance.attempts;
@@ -393,7 +422,15 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
         };
         let now = self.clock.boot();
         let ranked = ranked(fetch.key_hash, &shields, |s| &s.name);
-        for (shield, turn) in ranked.into_iter().filter_map(|s| Some((s, s.turn(now, may_probe)?))).take(MAX_SHIELDS) {
+        for (shield, turn) in ranked.into_iter().filter_map(|s| Some((s, s.turn(now)?))).take(MAX_SHIELDS) {
+            // A request with a body takes as long as its client does, and is sent once: it is no probe.
+            if let Some(request) = next.as_ref().filter(|_| turn.is_probe && progress.is_some()) {
+                if let Err(error) = self.probe(shield, request, &fetch).await {
+                    turn.failed(self.clock.boot(), error);
+                    continue;
+                }
+                turn.succeeded();
+            }
             while let Some(request) = next.take() {
                 // One attempt is reserved for the case that this shield is lost and the fate of its request unknown.
                 let attempts = if left > 1 { left - 1 } else { left };
@@ -407,8 +444,10 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         // No server is to blame.
                         return Err(FetchFailed { error, ..failed });
                     }
-                    Err(Blame::Origin(of_origin)) => {
-                        turn.succeeded();
+                    Err(Blame::Origin { failed: of_origin, is_heard }) => {
+                        if is_heard {
+                            turn.succeeded();
+                        }
                         spent(&mut failed, &mut left, of_origin);
                         let may_go_on = left > 0 && of_origin.error.is_worth_a_retry() && self.clock.boot() < fetch.allowance.until;
                         if of_origin.error == FetchError::Shield {
@@ -449,14 +488,15 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Method;
     use http_body_util::BodyExt;
     use tidegate_control_types::{Incarnation, Revision, WallTime};
 
-    struct Stopped;
+    struct At(Duration);
 
-    impl Clock for Stopped {
+    impl Clock for At {
         fn boot(&self) -> BootTime {
-            BootTime::default()
+            BootTime::default() + self.0
         }
 
         fn wall(&self) -> WallTime {
@@ -480,17 +520,17 @@ mod tests {
     fn one_request_at_a_time_looks_whether_a_shield_is_still_down() {
         let shield = Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into());
         let at = |seconds| BootTime::default() + Duration::from_secs(seconds);
-        shield.turn(at(100), true).unwrap().failed(at(100), FetchError::Reset);
-        assert!(shield.turn(at(101), true).is_none(), "it is left alone");
-        let probe = shield.turn(at(103), true).unwrap();
-        assert!(shield.turn(at(103), true).is_none(), "one at a time");
+        shield.turn(at(100)).unwrap().failed(at(100), FetchError::Reset);
+        assert!(shield.turn(at(101)).is_none(), "it is left alone");
+        let probe = shield.turn(at(103)).unwrap();
+        assert!(shield.turn(at(103)).is_none(), "one at a time");
         probe.failed(at(103), FetchError::Reset);
         drop(probe);
-        assert!(shield.turn(at(106), true).is_none(), "left alone for longer");
+        assert!(shield.turn(at(106)).is_none(), "left alone for longer");
         // A turn that is dropped without a result changes nothing.
-        drop(shield.turn(at(108), true).unwrap());
-        shield.turn(at(108), true).unwrap().succeeded();
-        let (a, b) = (shield.turn(at(108), true), shield.turn(at(108), true));
+        drop(shield.turn(at(108)).unwrap());
+        shield.turn(at(108)).unwrap().succeeded();
+        let (a, b) = (shield.turn(at(108)), shield.turn(at(108)));
         assert!(a.is_some() && b.is_some());
     }
 
@@ -517,20 +557,59 @@ mod tests {
 
     impl Upstream for Origin {
         async fn fetch(&self, _: Request<RequestBody>, _: Fetch) -> Result<Fetched, FetchFailed> {
-            unreachable!("the shield is well")
+            Err(FetchError::Refused.into())
+        }
+    }
+
+    /// A shield whose connections end, or which answers: with the methods that it was asked with.
+    struct Lost {
+        is_well: bool,
+        asked: RefCell<Vec<Method>>,
+    }
+
+    impl ShieldWay for Lost {
+        async fn send(
+            &self,
+            _: &Shield,
+            request: Request<RequestBody>,
+            _: Option<Interim>,
+            _: Duration,
+            _: Duration,
+        ) -> Result<Response<UpstreamBody>, Unanswered> {
+            self.asked.borrow_mut().push(request.method().clone());
+            let body = UpstreamBody::new(http_body_util::Empty::new().map_err(|e: std::convert::Infallible| match e {}));
+            let vouched = Revision::new(Incarnation(1), 1).to_string();
+            let response = Response::builder().header(fields::VOUCHED, vouched).body(body).unwrap();
+            if self.is_well { Ok(response) } else { Err((FetchError::Reset, None)) }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shield_that_reports_no_attempt_is_asked_no_more_often_than_the_origin_would_be() {
+    async fn an_upload_finds_a_shield_well_again_and_is_no_probe_itself() {
+        let shields = Arc::new(Shields::default());
+        shields.set(vec![Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into())]);
+        shields.get()[0].turn(BootTime::default()).unwrap().failed(BootTime::default(), FetchError::Reset);
+        let clock = Arc::new(At(Duration::from_secs(600)));
+        let mut edge = EdgeUpstream::new(shields, Lost { is_well: false, asked: RefCell::default() }, Origin, clock);
+        let upload =
+            || Request::post("https://h.example/").body(RequestBody::of(http_body_util::Full::new(bytes::Bytes::from("x")), 9)).unwrap();
+        let fetch = |until| Fetch { allowance: Allowance { attempts: 3, until }, ..fetch() };
+        let until = BootTime::default() + Duration::from_secs(660);
+        assert_eq!(edge.fetch(upload(), fetch(until)).await.err().unwrap().error, FetchError::Refused, "it went to the origin");
+        edge.clock = Arc::new(At(Duration::from_secs(1200)));
+        edge.way.is_well = true;
+        let until = BootTime::default() + Duration::from_secs(1260);
+        assert!(edge.fetch(upload(), fetch(until)).await.is_ok());
+        assert!(edge.fetch(upload(), fetch(until)).await.is_ok());
+        assert_eq!(*edge.way.asked.borrow(), [Method::HEAD, Method::HEAD, Method::POST, Method::POST]);
+    }
+
+    fn fetch() -> Fetch {
         let text = "name = \"s\"\nhosts = [\"h.example\"]\n[origin]\nservers = [{ url = \"http://o.example\" }]\n";
         let spec = tidegate_control_types::site_file::read("s.toml", text).unwrap();
         let state = Arc::new(tidegate_control_types::SiteState { spec, revision: 1, created: 1, keys_since: 1, unshown: Vec::new() });
-        let shields = Arc::new(Shields::default());
-        shields.set(vec![Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into())]);
         let until = BootTime::default() + Duration::from_secs(60);
-        let edge = EdgeUpstream::new(shields, Down(std::cell::Cell::new(0)), Origin, Arc::new(Stopped));
-        let fetch = Fetch {
+        Fetch {
             site: Rc::new(tidegate_gateway::Site::new(state, Arc::default())),
             key_hash: 1,
             demand: Revision::new(Incarnation(1), 1),
@@ -539,9 +618,16 @@ mod tests {
             direct: false,
             interim: None,
             allowance: Allowance { attempts: 3, until },
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shield_that_reports_no_attempt_is_asked_no_more_often_than_the_origin_would_be() {
+        let shields = Arc::new(Shields::default());
+        shields.set(vec![Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into())]);
+        let edge = EdgeUpstream::new(shields, Down(std::cell::Cell::new(0)), Origin, Arc::new(At(Duration::ZERO)));
         let request = Request::get("/").body(RequestBody::Empty).unwrap();
-        let failed = edge.fetch(request, fetch).await.err().unwrap();
+        let failed = edge.fetch(request, fetch()).await.err().unwrap();
         assert_eq!((failed.error, failed.attempts), (FetchError::Down, 0));
         assert_eq!(edge.way.0.get(), 3);
     }
@@ -550,10 +636,9 @@ mod tests {
     fn requests_of_one_lost_connection_count_as_one_failure() {
         let shield = Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into());
         let at = |seconds| BootTime::default() + Duration::from_secs(seconds);
-        let turns: Vec<_> = (0..5).map(|_| shield.turn(at(100), true).unwrap()).collect();
+        let turns: Vec<_> = (0..5).map(|_| shield.turn(at(100)).unwrap()).collect();
         turns.iter().for_each(|turn| turn.failed(at(100), FetchError::Reset));
-        assert!(shield.turn(at(101), true).is_none());
-        assert!(shield.turn(at(103), false).is_none(), "its client could take any time");
-        assert!(shield.turn(at(103), true).is_some());
+        assert!(shield.turn(at(101)).is_none());
+        assert!(shield.turn(at(103)).is_some());
     }
 }

@@ -107,7 +107,7 @@ impl Selector {
         match kind {
             PurgeType::Url => {
                 let (host, target) = split_host(text)?;
-                Ok(Self::Url { host, target: if target.starts_with('/') { target.into() } else { format!("/{target}") } })
+                Ok(Self::Url { host, target: if target.starts_with('/') { target } else { format!("/{target}") } })
             }
             PurgeType::Prefix => {
                 let (host, path) = split_host(text)?;
@@ -117,7 +117,7 @@ impl Selector {
                 Ok(Self::Prefix { host, path: path.trim_end_matches('/').into() })
             }
             PurgeType::Host => match split_host(text)? {
-                (host, "" | "/") => Ok(Self::Host { host }),
+                (host, path) if matches!(path.as_str(), "" | "/") => Ok(Self::Host { host }),
                 _ => Err(format!("{text:?} has a path; a host alone is like www.example.com, a path is purged by prefix")),
             },
             PurgeType::Tag if text.is_empty() || text.bytes().any(|b| !b.is_ascii_graphic() || b == b',') => {
@@ -137,8 +137,9 @@ impl Selector {
     }
 }
 
-/// Host (lower-case, no port) and the rest from `/` or `?` on, of a URL with or without scheme.
-fn split_host(text: &str) -> Result<(String, &str), String> {
+/// Host (lower-case, no port) and the rest from `/` or `?` on, of a URL with or without scheme. Other characters than those of ASCII
+/// are encoded as clients encode them (RFC 3987 section 3.1).
+fn split_host(text: &str) -> Result<(String, String), String> {
     let wrong = |why: &str| format!("{text:?} {why}; it should look like https://www.example.com/path or www.example.com/path");
     let rest = match text.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => rest,
@@ -154,6 +155,14 @@ fn split_host(text: &str) -> Result<(String, &str), String> {
         return Err(wrong("has a user in it"));
     }
     let host = without_port(authority).ok_or_else(|| wrong("has no host"))?;
+    let path = path.chars().fold(String::with_capacity(path.len()), |mut out, c| {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| out.push_str(&format!("%{b:02X}")));
+        }
+        out
+    });
     Ok((host, path))
 }
 
@@ -213,6 +222,8 @@ mod tests {
         let url = |h: &str, t: &str| Ok(Selector::Url { host: h.into(), target: t.into() });
         assert_eq!(Selector::parse(PurgeType::Url, "https://WWW.Example.com:8443/a?b=1#c"), url("www.example.com", "/a?b=1"));
         assert_eq!(Selector::parse(PurgeType::Url, "www.example.com"), url("www.example.com", "/"));
+        assert_eq!(Selector::parse(PurgeType::Url, "a.example/caf\u{e9}?q=\u{20ac}"), url("a.example", "/caf%C3%A9?q=%E2%82%AC"));
+        assert!(Selector::parse(PurgeType::Url, "caf\u{e9}.example/").is_err());
         assert_eq!(Selector::parse(PurgeType::Url, "www.example.com?x"), url("www.example.com", "/?x"));
         assert_eq!(Selector::parse(PurgeType::Url, "http://[::1]:80/a://b"), url("[::1]", "/a://b"));
         let prefix = |p: &str| Ok(Selector::Prefix { host: "h".into(), path: p.into() });

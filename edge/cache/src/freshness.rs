@@ -119,7 +119,7 @@ impl Freshness {
         if may_be_used || headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED) {
             return Ok(());
         }
-        Err(if self.by == LifetimeBy::Nothing { NotStorable::NoFreshness } else { NotStorable::NoValidator })
+        Err(if self.by == LifetimeBy::Nothing && !self.no_cache { NotStorable::NoFreshness } else { NotStorable::NoValidator })
     }
 
     /// How many seconds it has been stale for at `now`; `None` while it is fresh.

@@ -2,7 +2,7 @@
 
 use crate::field;
 use http::HeaderValue;
-use http::header::{ACCEPT_RANGES, CONTENT_RANGE, DATE, ETAG, HeaderMap, LAST_MODIFIED};
+use http::header::{ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_RANGE, DATE, ETAG, HeaderMap, LAST_MODIFIED};
 
 /// A Last-Modified is a strong validator only where it is so many seconds older than the response (RFC 9110 section 8.8.2.2 asks
 /// for one; clocks are set).
@@ -23,7 +23,9 @@ pub fn strong_validator(response: &HeaderMap) -> Option<&HeaderValue> {
 pub fn is_part_of(stored: &HeaderMap, part: &HeaderMap) -> bool {
     let Some(validator) = strong_validator(stored) else { return false };
     let name = if stored.contains_key(ETAG) { ETAG } else { LAST_MODIFIED };
-    part.get(name) == Some(validator)
+    let codings = |headers: &HeaderMap| headers.get_all(CONTENT_ENCODING).iter().cloned().collect::<Vec<_>>();
+    // Some servers give all codings of a resource one validator.
+    part.get(name) == Some(validator) && codings(stored) == codings(part)
 }
 
 /// Whether the rest of a response can be asked for later, part by part.
@@ -69,6 +71,7 @@ mod tests {
             (&[("etag", "\"a\"")], &[]),
             (&[("etag", "W/\"a\"")], &[("etag", "W/\"a\"")]),
             (&[("etag", "W/\"a\""), old, later], &[("etag", "W/\"a\""), old]),
+            (&[("etag", "\"a\"")], &[("etag", "\"a\""), ("content-encoding", "gzip")]),
             (&[old, new], &[old]),
             (&[old], &[old]),
             (&[], &[]),

@@ -41,8 +41,16 @@ pub fn confirms(stored: &HeaderMap, not_modified: &HeaderMap) -> bool {
 /// The stored headers with those of the 304 put in their place (section 3.2). What describes the stored bytes stays.
 #[must_use]
 pub fn freshened(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
-    const KEPT: [HeaderName; 5] =
-        [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, TRANSFER_ENCODING, HeaderName::from_static("content-md5")];
+    const KEPT: [HeaderName; 8] = [
+        CONTENT_LENGTH,
+        CONTENT_ENCODING,
+        CONTENT_RANGE,
+        TRANSFER_ENCODING,
+        HeaderName::from_static("content-md5"),
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+        HeaderName::from_static("digest"),
+    ];
     let mut out = stored.clone();
     for name in not_modified.keys().filter(|n| !KEPT.contains(n)) {
         out.remove(name);

@@ -111,6 +111,12 @@ impl VaryKey {
         self.varied.len() == other.varied.len() && self.varied.iter().zip(&other.varied).all(|(a, b)| a.0 == b.0)
     }
 
+    /// Whether the value of this field selects the response. `name` is in lower case.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        self.varied.iter().any(|(varied, _)| &**varied == name)
+    }
+
     /// A number that is the same for all requests with these values, for a table of variants with the same fields.
     #[must_use]
     pub fn hash(&self) -> u64 {

@@ -77,12 +77,6 @@ impl Spent {
         self.since.set(Some(since));
         since
     }
-
-    /// Starts a new count for a later part of a long body.
-    pub fn forget(&self) {
-        self.failed.set(0);
-        self.since.set(None);
-    }
 }
 
 impl Asked {

@@ -89,6 +89,10 @@ fn select(asked: &Asked, status: StatusCode, headers: &HeaderMap, length: Option
 }
 
 fn set_range(headers: &mut HeaderMap, first: u64, last: u64, length: u64) {
+    // They are those of the whole content.
+    for name in ["content-md5", "content-digest"] {
+        headers.remove(name);
+    }
     fields::insert(headers, header::CONTENT_RANGE, &format!("bytes {first}-{last}/{length}"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(last + 1 - first));
 }

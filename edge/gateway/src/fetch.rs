@@ -58,10 +58,11 @@ pub enum Relayed {
     Fields(HeaderMap),
 }
 
-fn relay_own(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap) {
+/// `names`: the fields that are kept for nobody.
+fn relay_own(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap, names: Vec<HeaderName>) {
     let Some(relay) = relay else { return };
     let mut own = HeaderMap::new();
-    for name in unshared(headers) {
+    for name in names {
         if !own.contains_key(&name) {
             for value in headers.get_all(&name) {
                 own.append(name.clone(), value.clone());
@@ -156,14 +157,14 @@ async fn lead<U: Upstream>(
         if status == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
             let Some(v) = validating.take() else { return Err(FetchError::Broken.into()) };
             match confirm(gateway, asked, &v.stored, &received) {
-                Ok(confirmed) => {
+                Ok((confirmed, own)) => {
                     if confirmed.vary != v.stored.vary {
                         gateway.store.drop_response(&asked.key, &v.stored);
                     }
                     let confirmed = Arc::new(confirmed);
                     note_sharing(gateway, asked, &received, &confirmed.freshness);
                     keep(gateway, asked, fill, &confirmed);
-                    relay_own(relay, received.fetched.response.headers());
+                    relay_own(relay, received.fetched.response.headers(), own);
                     fill.stored(confirmed, Some(status));
                     return Ok(());
                 }
@@ -218,7 +219,7 @@ fn wanted<U: Upstream>(gateway: &Gateway<U>, asked: &Asked) -> Wanted {
 /// It cannot be kept.
 fn as_whole<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, received: &mut Received, slice: u64) -> Result<Option<u64>, Instead> {
     let response = &mut received.fetched.response;
-    let length = slices::of_slice(response.headers(), slice);
+    let length = slices::of_slice(response.headers(), received.fetched.length, slice);
     let Some(length) = length.filter(|_| partial::strong_validator(response.headers()).is_some()) else {
         // Parts that nothing ties together, or others than were asked for.
         let is_large = partial::content_range(response.headers()).is_some_and(|(_, _, length)| length > LARGE);
@@ -355,18 +356,19 @@ enum Unconfirmed {
     NotStorable(NotStorable),
 }
 
-/// Combines the stored response with a 304. The result is judged as a complete response would be.
+/// Combines the stored response with a 304. The result is judged by all its fields, as a complete response would be. Also the names of
+/// the fields that are for the client of this request alone.
 fn confirm<U: Upstream>(
     gateway: &Gateway<U>,
     asked: &Asked,
     stored: &StoredResponse,
     received: &Received,
-) -> Result<StoredResponse, Unconfirmed> {
+) -> Result<(StoredResponse, Vec<HeaderName>), Unconfirmed> {
     let mut news = received.fetched.response.headers().clone();
     if !validation::confirms(&stored.headers, &news) {
         return Err(Unconfirmed::Another);
     }
-    let whole = validation::freshened(&stored.headers, &news);
+    let whole = validation::freshened(&stored.received(), &news);
     if !Bug::ConfirmationUnjudged.is_planted() {
         is_storable(asked, stored.status, &whole).map_err(Unconfirmed::NotStorable)?;
     }
@@ -379,8 +381,9 @@ fn confirm<U: Upstream>(
     if gateway.node.tier == Tier::Edge {
         fields::strip_for_client(&mut news);
     }
-    for own in unshared(&news) {
-        news.remove(own);
+    let own = unshared(&whole);
+    for name in &own {
+        news.remove(name);
     }
     news.remove(header::TRAILER);
     // The cache's own additions to the stored head stay as they are.
@@ -390,26 +393,11 @@ fn confirm<U: Upstream>(
         }
     }
     let mut headers = fields::compact(&validation::freshened(&stored.headers, &news));
-    for own in unshared(&whole) {
-        headers.remove(own);
+    for name in &own {
+        headers.remove(name);
     }
-    let age = news.get(header::AGE).cloned();
     headers.remove(header::AGE);
-    let freshness = {
-        let mut dated = headers.clone();
-        dated.extend(age.map(|a| (header::AGE, a)));
-        // Tags and directives that only this network sees were stripped from the stored head; the 304's own count.
-        for name in cache_control::TARGETED.map(HeaderName::from_static) {
-            let lines = received.fetched.response.headers().get_all(&name);
-            if lines.iter().next().is_some() {
-                dated.remove(&name);
-                lines.iter().for_each(|line| {
-                    dated.append(name.clone(), line.clone());
-                });
-            }
-        }
-        freshness(asked, stored.status, &dated, received.times)
-    };
+    let freshness = freshness(asked, stored.status, &whole, received.times);
     if partial::strong_validator(&stored.headers).is_none() {
         // What the bytes came with is what can tell them from others, whatever the 304 says of them by now.
         headers.remove(header::ACCEPT_RANGES);
@@ -422,11 +410,11 @@ fn confirm<U: Upstream>(
         coding::vary(&mut headers);
     }
     let mut confirmed = StoredResponse::new(stored.target.clone(), stored.status, headers, vary, freshness, stored.body.clone());
-    let tags = field::tags(received.fetched.response.headers()).unwrap_or_default();
-    confirmed.tags = if tags.is_empty() { stored.tags.clone() } else { tags };
+    confirmed.tags = field::tags(&whole).unwrap_or_default();
+    confirmed.hidden = hidden(gateway, &whole);
     confirmed.asked_origin_at = asked_origin_at(received);
     confirmed.codings = codable.then(|| Arc::new(stored.codings.as_ref().map(|c| c.anew()).unwrap_or_default()));
-    Ok(confirmed.with_clean_through(received.clean_through))
+    Ok((confirmed.with_clean_through(received.clean_through), own))
 }
 
 /// Whether this node may give it in other codings.
@@ -479,10 +467,13 @@ async fn receive<U: Upstream>(
     let head = Arc::new(head);
     let asked_at = asked_origin_at(&received);
     // Before the head wakes who waits for it.
-    relay_own(relay, received.fetched.response.headers());
+    let received_head = received.fetched.response.headers();
+    relay_own(relay, received_head, unshared(received_head));
+    let hidden = hidden(gateway, received_head);
     let finished = |body| {
         let mut response = StoredResponse::new(asked.target.clone(), status, head.headers.clone(), head.vary.clone(), head.freshness, body);
         response.tags.clone_from(&head.tags);
+        response.hidden.clone_from(&hidden);
         response.asked_origin_at = asked_at;
         response.codings = is_codable(gateway, asked, status, &head.headers, Some(response.body.len())).then(Arc::default);
         Arc::new(response.with_clean_through(head.clean_through))
@@ -522,8 +513,11 @@ async fn receive<U: Upstream>(
 }
 
 fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response: &Arc<StoredResponse>) {
+    if fill.is_forgotten() {
+        return;
+    }
     gateway.store.put(&asked.key, response);
-    // Looked at after it is there: an invalidation forgets the fill first and empties the store then.
+    // Looked at again after it is there: an invalidation forgets the fill first and empties the store then.
     if fill.is_forgotten() {
         gateway.store.drop_response(&asked.key, response);
     }
@@ -620,13 +614,16 @@ fn much_is_held<U: Upstream>(gateway: &Gateway<U>) -> bool {
     gateway.fills.held() > gateway.store.most_body() / PACED_FROM
 }
 
-/// Waits for the readers of a body that passes by, but not for ever; `false`: none is left.
+/// Waits for the readers of a body that passes by, but not for ever; `false`: there are none.
 async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
     loop {
         let before = fill.positions();
         let window = if much_is_held(gateway) { SMALL_WINDOW } else { WINDOW };
         match tokio::time::timeout(LAG, fill.readers_near(window)).await {
-            Ok(any) => return any,
+            Ok(true) => return true,
+            // The first one may be on its way.
+            Ok(false) if tokio::time::timeout(UNREAD_FOR, fill.read()).await.is_err() => return false,
+            Ok(false) => {}
             Err(_) => fill.leave_behind(&before, window),
         }
     }
@@ -717,6 +714,12 @@ pub fn answers_others<U: Upstream>(
         gateway.store.share(&asked.key);
     }
     Err(None)
+}
+
+/// What [`stored_headers`] leaves out at an edge and a later 304 leaves as it was (RFC 9111 section 3.2).
+fn hidden<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> Option<Box<HeaderMap>> {
+    let hidden = if gateway.node.tier == Tier::Edge { fields::hidden(headers) } else { HeaderMap::new() };
+    (!hidden.is_empty()).then(|| Box::new(fields::compact(&hidden)))
 }
 
 /// The head as it is kept: at an edge ready for clients, at a shield with all that edges need.

@@ -164,12 +164,24 @@ pub fn strip_internal(headers: &mut HeaderMap) {
 /// What a client does not see of a stored response: tags, directives for this network alone, and where else the origin is to be found
 /// (RFC 7838), which is not where this network is.
 pub fn strip_for_client(headers: &mut HeaderMap) {
-    for name in field::TAG_FIELDS {
-        headers.remove(name);
+    for name in HIDDEN.into_iter().flatten().chain([&"alt-svc"]) {
+        headers.remove(*name);
     }
-    for name in ["alt-svc", "surrogate-control", cache_control::TARGETED[0]] {
-        headers.remove(name);
+}
+
+/// Tags, and directives for this network alone.
+const HIDDEN: [&[&str]; 2] = [&field::TAG_FIELDS, &["surrogate-control", cache_control::TARGETED[0]]];
+
+/// The fields of a response that clients do not see, and by which this node judges it.
+#[must_use]
+pub fn hidden(headers: &HeaderMap) -> HeaderMap {
+    let mut out = HeaderMap::new();
+    for name in HIDDEN.into_iter().flatten().copied().map(HeaderName::from_static) {
+        for value in headers.get_all(&name) {
+            out.append(name.clone(), value.clone());
+        }
     }
+    out
 }
 
 /// Conditions and ranges of a client's request, and what speaks of a body that a fetch for the store does not have: the request that

@@ -17,6 +17,8 @@ use crate::upstream::{Allowance, Fetch, Fetched, Upstream};
 use http::header::{AUTHORIZATION, COOKIE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,12 +91,15 @@ pub struct Gateway<U> {
     pub(crate) most_selectors: usize,
     pub(crate) incarnation: Cell<Incarnation>,
     pub(crate) advanced: Notify,
+    /// The keys for which one client's own fetch goes on behind the stale response that it got.
+    pub(crate) behind: RefCell<HashSet<CacheKey>>,
 }
 
 /// A shield that is behind what an edge demands waits this long to catch up.
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// Fetches for one request: the first may turn out to have begun before a purge that it must honour.
 const MOST_FETCHES: usize = 3;
+
 /// Why upstream is asked for one client alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OneClient {
@@ -167,6 +172,7 @@ impl<U: Upstream> Gateway<U> {
             most_selectors,
             incarnation: Cell::new(Incarnation(0)),
             advanced: Notify::new(),
+            behind: RefCell::default(),
         })
     }
 
@@ -215,6 +221,7 @@ impl<U: Upstream> Gateway<U> {
     fn from_found(self: &Rc<Self>, asked: Asked, moment: Moment, directives: &RequestDirectives, found: Found) -> Answering<Answer> {
         let mut found = found;
         if let Found::Fresh(stored) | Found::StaleWhileRevalidating(stored) = &found
+            && !directives.only_if_cached
             && !conditional::holds(&asked.headers, &stored.headers)
         {
             // Whether the client's own version is the newest is for the origin to say (RFC 9110 section 13.1.1).
@@ -402,7 +409,15 @@ impl<U: Upstream> Gateway<U> {
     /// From what is stored, and upstream for what of it is missing.
     async fn complete(self: &Rc<Self>, asked: Asked, stored: Arc<StoredResponse>, slice: u64, attachment: Attachment) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(ForwardReason::Partial) };
-        match Slices::new(self, &asked, &stored).fill(slice).arrived().await {
+        let slices = Slices::new(self, &asked, &stored);
+        let mut came = slices.fill(slice);
+        let mut arrived = came.fill.arrived().await;
+        // The fields of the request that began the fetch may have been the cause.
+        if came.is_joined && arrived.as_ref().is_err_and(|failed| failed.error.depends_on_the_request()) {
+            came = slices.fill(slice);
+            arrived = came.fill.arrived().await;
+        }
+        match arrived {
             Ok(_) => {
                 let status = CacheStatus { forward_status: Some(206), stored: true, ..status };
                 deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken.into(), status))
@@ -709,19 +724,25 @@ impl<U: Upstream> Gateway<U> {
 
     /// Waits for the head of a fill, for a short time only if a stale response is at hand. The fill continues.
     async fn arrived(&self, asked: &Asked, fill: &Fill, validating: Option<&Validating>) -> Result<Arrived, FetchFailed> {
+        self.or_stale(asked, validating, fill.arrived()).await.unwrap_or_else(|| {
+            fill.goes_on_behind();
+            Err(FetchError::Timeout.into())
+        })
+    }
+
+    /// Waits for upstream, for a short time only if a stale response is at hand. `None`: that one answers now.
+    pub(crate) async fn or_stale<T>(&self, asked: &Asked, validating: Option<&Validating>, waiting: impl Future<Output = T>) -> Option<T> {
         let may_stand_in = || validating.is_some_and(|v| self.may_stand_in(asked, v, FetchError::Timeout));
+        let mut waiting = std::pin::pin!(waiting);
         if may_stand_in() {
-            match tokio::time::timeout(self.stale_wait(asked), fill.arrived()).await {
-                Ok(arrived) => return arrived,
+            match tokio::time::timeout(self.stale_wait(asked), waiting.as_mut()).await {
+                Ok(out) => return Some(out),
                 // Looked at again: it may have been purged meanwhile.
-                Err(_) if may_stand_in() => {
-                    fill.goes_on_behind();
-                    return Err(FetchError::Timeout.into());
-                }
+                Err(_) if may_stand_in() => return None,
                 Err(_) => {}
             }
         }
-        fill.arrived().await
+        Some(waiting.await)
     }
 
     fn relay(&self, asked: &Asked, own: Own, status: CacheStatus) -> Answer {
@@ -860,11 +881,15 @@ impl<U: Upstream> Gateway<U> {
         let fetched = self.upstream.fetch(request, fetch).await;
         asked.spent.note_failed(fetched.as_ref().map_or_else(|failed| failed.attempts, |fetched| fetched.failed_before));
         let fetched = fetched?;
-        match fetched.response.status() {
-            StatusCode::PARTIAL_CONTENT if !takes_part => Err(FetchFailed { attempts: 1, ..FetchError::Unasked.into() }),
-            StatusCode::NOT_MODIFIED if !takes_304 => Err(FetchFailed { attempts: 1, ..FetchError::Unasked.into() }),
-            _ => Ok(fetched),
+        let is_unasked = match fetched.response.status() {
+            StatusCode::PARTIAL_CONTENT => !takes_part,
+            StatusCode::NOT_MODIFIED => !takes_304,
+            _ => false,
+        };
+        if is_unasked {
+            return Err(FetchFailed { attempts: fetched.failed_before + 1, ..FetchError::Unasked.into() });
         }
+        Ok(fetched)
     }
 
     pub(crate) fn fetch_to(&self, asked: &Asked, demand: Revision, end_to_end: bool) -> Fetch {

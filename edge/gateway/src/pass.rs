@@ -4,17 +4,51 @@
 use crate::answering::Answering;
 use crate::asked::{Asked, Outgoing, Purpose};
 use crate::deliver;
-use crate::fetch::{self, Own, Validating};
-use crate::fetch_error::FetchError;
-use crate::fill::Watched;
+use crate::fetch::{self, Own, Relayed, Validating};
+use crate::fetch_error::{FetchError, FetchFailed};
+use crate::fill::{Fill, Watched};
 use crate::gateway::{Answer, Gateway, MaxIndex, STALE_AT_SHIELD};
 use crate::request_body::RequestBody;
 use crate::site::Counters;
 use crate::upstream::{Fetch, Fetched, Upstream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use std::rc::Rc;
+use std::sync::Arc;
 use tidegate_cache::reuse::Attachment;
 use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, cache_control, storable};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// What upstream brought for one client's request.
+struct Brought {
+    code: StatusCode,
+    /// It is a shield's stale response.
+    stands_in: bool,
+    what: Kept,
+}
+
+#[allow(clippy::large_enum_variant)] // The common one is the large one.
+enum Kept {
+    /// A fill, which others share.
+    ForAll(Arc<Fill>, oneshot::Receiver<Relayed>),
+    /// The response, and for a 101 the upstream's side of the tunnel.
+    ForOne(Own, Option<hyper::upgrade::OnUpgrade>),
+}
+
+/// A fetch in a task of its own, which ends with this.
+struct AbortOnDrop(JoinHandle<Result<Brought, FetchFailed>>);
+
+impl AbortOnDrop {
+    async fn ended(&mut self) -> Result<Brought, FetchFailed> {
+        (&mut self.0).await.unwrap_or(Err(FetchError::Broken.into()))
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 impl<U: Upstream> Gateway<U> {
     /// Upstream is asked as the client asks, and its response streams to this client; the request's body streams the other way.
@@ -37,6 +71,63 @@ impl<U: Upstream> Gateway<U> {
         reason: ForwardReason,
     ) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(reason) };
+        let (asked, validating) = (Rc::new(asked), validating.as_ref());
+        let brings = Rc::clone(&self).bring(Rc::clone(&asked), body);
+        let brought = if validating.is_some_and(|v| self.may_stand_in(&asked, v, FetchError::Timeout)) {
+            // A task of its own, which can go on behind the stale response.
+            let mut task = AbortOnDrop(tokio::task::spawn_local(brings));
+            match self.or_stale(&asked, validating, task.ended()).await {
+                Some(brought) => brought,
+                None => {
+                    self.goes_on_behind(&asked.key, task);
+                    Err(FetchError::Timeout.into())
+                }
+            }
+        } else {
+            brings.await
+        };
+        let Brought { code, stands_in, what } = match brought {
+            Ok(brought) => brought,
+            Err(error) => return self.failed(&asked, validating, error, status),
+        };
+        let mut status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
+        if stands_in {
+            Counters::add(&asked.site.counters.stale, 1);
+            status.detail = Some(STALE_AT_SHIELD);
+        }
+        let (own, tunnel) = match what {
+            Kept::ForAll(fill, relayed) => {
+                let answer = self.answer_alone(&asked, validating, fill, relayed, status).await;
+                return answer.unwrap_or_else(|| deliver::failed(&self, FetchError::Broken.into(), status));
+            }
+            Kept::ForOne(own, tunnel) => (own, tunnel),
+        };
+        let mut answer = deliver::relay(&self, &asked, own, status);
+        if let (Some(_), Some(protocol)) = (&tunnel, &asked.upgrade) {
+            answer.response.headers_mut().insert(http::header::UPGRADE, protocol.clone());
+            answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        answer.tunnel = tunnel;
+        answer
+    }
+
+    /// Lets a fetch end behind the stale response that its client got, so that what it brings is there for the next one. Of each key
+    /// one at a time does so: else a slow origin would get one for each request.
+    fn goes_on_behind(self: &Rc<Self>, key: &CacheKey, mut task: AbortOnDrop) {
+        if !self.behind.borrow_mut().insert(key.clone()) {
+            return;
+        }
+        let (this, key) = (Rc::clone(self), key.clone());
+        tokio::task::spawn_local(async move {
+            if let Ok(Brought { what: Kept::ForAll(fill, _), .. }) = task.ended().await {
+                fill.goes_on_behind();
+            }
+            this.behind.borrow_mut().remove(&key);
+        });
+    }
+
+    /// Asks upstream as the client asks. What answers others too is stored from then on.
+    async fn bring(self: Rc<Self>, asked: Rc<Asked>, body: RequestBody) -> Result<Brought, FetchFailed> {
         let mut request = Outgoing::new(&asked, &self.node, Purpose::OneClient).request(&asked.method);
         let has_body = !matches!(body, RequestBody::Empty);
         *request.body_mut() = body;
@@ -57,54 +148,25 @@ impl<U: Upstream> Gateway<U> {
         // The key does not show a body on GET, an offer of another protocol, or another form of the target.
         let is_plain = !has_body && asked.upgrade.is_none() && asked.target_as_sent.is_none();
         let watched = is_watched.then(|| self.fills.watch(&asked.key, self.fills.new_fill(demand, sent.1, end_to_end, false)));
-        let fetched = {
-            let mut fetching = std::pin::pin!(self.ask_upstream(&asked, request, fetch));
-            let may_stand_in = || validating.as_ref().is_some_and(|v| self.may_stand_in(&asked, v, FetchError::Timeout));
-            if may_stand_in() {
-                match tokio::time::timeout(self.stale_wait(&asked), fetching.as_mut()).await {
-                    Ok(fetched) => fetched,
-                    // Looked at again: it may have been purged meanwhile.
-                    Err(_) if may_stand_in() => Err(FetchError::Timeout.into()),
-                    Err(_) => fetching.await,
-                }
-            } else {
-                fetching.await
-            }
-        };
-        let mut fetched = match fetched {
-            Err(error) => return self.failed(&asked, validating.as_ref(), error, status),
-            Ok(fetched) => fetched,
-        };
-        let code = fetched.response.status();
-        let mut status = CacheStatus { forward_status: Some(code.as_u16()), ..status };
-        if fetched.stands_in {
-            Counters::add(&asked.site.counters.stale, 1);
-            status.detail = Some(STALE_AT_SHIELD);
-        }
+        let mut fetched = self.ask_upstream(&asked, request, fetch).await?;
+        let (code, stands_in) = (fetched.response.status(), fetched.stands_in);
         let was_invalidated = watched.as_ref().is_some_and(Watched::is_forgotten);
         if storable::invalidates(&asked.method, code) {
             self.invalidate(&asked, fetched.response.headers());
         }
         let for_others = if is_plain { fetch::answers_others(&self, &asked, &fetched, sent.0) } else { Err(None) };
         if !was_invalidated && (for_others.is_ok() || self.answers_get(&asked, &fetched)) {
-            let (asked, clean) = (Rc::new(asked), fetched.vouched.unwrap_or(before));
+            let clean = fetched.vouched.unwrap_or(before);
             // A POST has just made its own fill invalid, as all others of the key.
             let fill = watched.and_then(Watched::take).filter(|_| asked.method == Method::GET);
             let (fill, relayed) = fetch::keep_answer(&self, &asked, fetched, sent, clean, fill);
-            let answer = self.answer_alone(&asked, validating.as_ref(), fill, relayed, status).await;
-            return answer.unwrap_or_else(|| deliver::failed(&self, FetchError::Broken.into(), status));
+            return Ok(Brought { code, stands_in, what: Kept::ForAll(fill, relayed) });
         }
         let tunnel = fetched.upgrade.take().filter(|_| code == StatusCode::SWITCHING_PROTOCOLS);
         let Fetched { response, length, vouched, close_delimited, .. } = fetched;
         let why = for_others.err().flatten();
         let own = Own { clean_through: vouched.unwrap_or(before), length, unframed: close_delimited, why, response };
-        let mut answer = deliver::relay(&self, &asked, own, status);
-        if let (Some(_), Some(protocol)) = (&tunnel, &asked.upgrade) {
-            answer.response.headers_mut().insert(http::header::UPGRADE, protocol.clone());
-            answer.response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-        }
-        answer.tunnel = tunnel;
-        answer
+        Ok(Brought { code, stands_in, what: Kept::ForOne(own, tunnel) })
     }
 
     /// Whether the answer to a POST may be kept for a GET of the same target.

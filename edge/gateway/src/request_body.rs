@@ -34,6 +34,8 @@ pub struct Progress {
     /// Goes up with each step.
     steps: Cell<u64>,
     client_fault: Cell<Option<FetchError>>,
+    /// The client had to act next when the body was given up.
+    was_owed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -47,6 +49,12 @@ impl Progress {
     #[must_use]
     pub fn client_fault(&self) -> Option<FetchError> {
         self.client_fault.get()
+    }
+
+    /// Whether the client has to send more of the body, or had to when upstream ended the request.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        self.turn() == Turn::Client || self.was_owed.get()
     }
 
     fn step(&self, turn: Turn) {
@@ -158,6 +166,7 @@ impl RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if let Self::Client { progress, .. } = self {
+            progress.was_owed.set(progress.turn() == Turn::Client);
             progress.step(Turn::Answer);
         }
     }

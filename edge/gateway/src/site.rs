@@ -58,7 +58,8 @@ impl Site {
     /// Keeps a failure for `tidegate explain`, and logs it if its cause was not logged just before. Requests that failed by their own
     /// clients, and fetches that were ended on purpose, are not failures of the site. `key`: a hash of it.
     pub fn note_failure(&self, target: &str, key: u64, at: WallTime, failed: FetchFailed) {
-        if matches!(failed.error, FetchError::Abandoned | FetchError::Changed | FetchError::ServerError | FetchError::Client) {
+        let is_of_the_client = matches!(failed.error, FetchError::Client | FetchError::TooLarge);
+        if is_of_the_client || matches!(failed.error, FetchError::Abandoned | FetchError::Changed | FetchError::ServerError) {
             return;
         }
         if self.counters.failures.note(key, at, failed) {

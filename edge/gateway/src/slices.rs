@@ -14,7 +14,8 @@ use crate::upstream::{Upstream, UpstreamBody};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -50,21 +51,30 @@ pub fn range(slice: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("bytes={first}-{}", first.saturating_add(SLICE - 1))).unwrap_or(HeaderValue::from_static("bytes=0-"))
 }
 
-/// The length of the whole, where the head of a 206 is that of this slice.
-pub fn of_slice(part: &HeaderMap, slice: u64) -> Option<u64> {
+/// The length of the whole, where the head of a 206 is that of this slice. `sent`: the length of its body, where the framing gives it.
+pub fn of_slice(part: &HeaderMap, sent: Option<u64>, slice: u64) -> Option<u64> {
     let (first, last, length) = partial::content_range(part)?;
     let fits = first == slice.checked_mul(SLICE)? && last == first.checked_add(SLICE)?.min(length).checked_sub(1)?;
-    fits.then_some(length)
+    // A part that was coded on its way has another length than its range.
+    let is_whole = sent.map_or(!part.contains_key(header::CONTENT_ENCODING), |sent| sent == last - first + 1);
+    (fits && is_whole).then_some(length)
 }
 
 fn key(body: &Body, slice: u64) -> Option<CacheKey> {
     if let Body::Chunked { object, .. } = body { Some(CacheKey::chunk(*object, slice)) } else { None }
 }
 
+/// A slice on its way.
+pub struct Coming {
+    pub fill: Arc<Fill>,
+    /// Another request began it.
+    pub is_joined: bool,
+}
+
 /// Where the slices of one response come from that are not here.
 pub trait Source {
     /// The slice on its way: somebody else's, or one that begins now.
-    fn fill(&self, slice: u64) -> Arc<Fill>;
+    fn fill(&self, slice: u64) -> Coming;
 
     /// Whether a slice is fetched by itself, as far as is known: else the next one comes with the one before.
     fn gives_parts(&self) -> bool;
@@ -74,11 +84,20 @@ pub struct Slices<U> {
     gateway: Rc<Gateway<U>>,
     asked: Rc<Asked>,
     stored: Arc<StoredResponse>,
+    /// The requests for the last slices. Each slice has an allowance of attempts of its own, which all its fetches share.
+    slices: RefCell<BTreeMap<u64, Rc<Asked>>>,
 }
 
 impl<U: Upstream> Slices<U> {
     pub fn new(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>) -> Self {
-        Self { gateway: Rc::clone(gateway), asked: Rc::new(asked.again()), stored: Arc::clone(stored) }
+        Self { gateway: Rc::clone(gateway), asked: Rc::new(asked.again()), stored: Arc::clone(stored), slices: RefCell::default() }
+    }
+
+    fn asked(&self, slice: u64) -> Rc<Asked> {
+        let mut slices = self.slices.borrow_mut();
+        // A body has at most two on their way.
+        slices.retain(|known, _| slice.abs_diff(*known) <= 1);
+        Rc::clone(slices.entry(slice).or_insert_with(|| Rc::new(self.asked.again())))
     }
 }
 
@@ -106,26 +125,26 @@ impl<U: Upstream> Source for Slices<U> {
         self.gateway.store.ranges(&self.asked.key) != Ranges::Whole
     }
 
-    fn fill(&self, slice: u64) -> Arc<Fill> {
+    fn fill(&self, slice: u64) -> Coming {
         let gateway = &self.gateway;
         let (demand, clean, end_to_end) = (gateway.demand(&self.asked), self.stored.clean_through(), gateway.past_caches(&self.asked));
         // From no cache that knows less of purges than what it is to be a part of.
         let demand = if clean.reaches(demand) { clean } else { demand };
         let new = || gateway.new_fill(demand, end_to_end);
-        let Some(key) = key(&self.stored.body, slice) else { return new() };
+        let Some(key) = key(&self.stored.body, slice) else { return Coming { fill: new(), is_joined: false } };
         match gateway.fills.join(&key, |fill| !fill.has_failed(), new) {
             Joined::Joined(fill) => {
                 fill.want();
-                fill
+                Coming { fill, is_joined: true }
             }
             Joined::Began(fill, _) => {
                 fill.want();
                 if self.is_here(slice, &fill) {
                     gateway.fills.remove(&key, &fill);
-                    return fill;
+                    return Coming { fill, is_joined: false };
                 }
                 let (gateway, asked, stored, of_task) =
-                    (Rc::clone(gateway), Rc::clone(&self.asked), Arc::clone(&self.stored), Arc::clone(&fill));
+                    (Rc::clone(gateway), self.asked(slice), Arc::clone(&self.stored), Arc::clone(&fill));
                 tokio::task::spawn_local(async move {
                     let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end);
                     if let Err(error) = run.await {
@@ -135,7 +154,7 @@ impl<U: Upstream> Source for Slices<U> {
                         gateway.fills.remove(&key, &of_task);
                     }
                 });
-                fill
+                Coming { fill, is_joined: false }
             }
         }
     }
@@ -155,14 +174,17 @@ async fn fetch_slice<U: Upstream>(
     if let Some(validator) = partial::strong_validator(&stored.headers) {
         request.headers_mut().insert(header::IF_RANGE, validator.clone());
     }
+    if !stored.vary.names(header::ACCEPT_ENCODING.as_str()) {
+        // The coding that this client prefers is another response. What is stored in a coding varies by this field.
+        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
     Counters::add(&asked.site.counters.fetches, 1);
-    asked.spent.forget();
     let mut fetched = gateway.ask_upstream(asked, request, gateway.fetch_to(asked, demand, end_to_end)).await?;
     let (status, headers) = (fetched.response.status(), fetched.response.headers());
     if status.is_server_error() {
         return Err(FetchError::ServerError.into());
     }
-    let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, slice) == Some(stored.body.len());
+    let is_part = status == StatusCode::PARTIAL_CONTENT && of_slice(headers, fetched.length, slice) == Some(stored.body.len());
     // A body without a length that ends early is an error. Bytes behind the stored length are not read.
     let is_long = fetched.length.is_none_or(|length| length == stored.body.len());
     // All of the same, of which this slice is near enough to the beginning.
@@ -365,15 +387,22 @@ pub struct SlicedBody {
     end: u64,
     doing: Doing,
     /// The slice after the one that comes now, asked for already.
-    ahead: Option<(u64, FillReader)>,
+    ahead: Option<(u64, Reading)>,
     /// The slice that was asked for once more after it had failed.
     again: Option<u64>,
 }
 
 enum Doing {
     Nothing,
-    Reading(oneshot::Receiver<Bytes>, Pin<Box<Sleep>>),
-    Filling(FillReader),
+    Loading(oneshot::Receiver<Bytes>, Pin<Box<Sleep>>),
+    Reading(Reading),
+}
+
+/// A slice that this body reads while it comes.
+struct Reading {
+    from: FillReader,
+    /// Another request began it, or some of it has come: where it fails, this request has attempts left.
+    may_ask_again: bool,
 }
 
 impl SlicedBody {
@@ -393,8 +422,8 @@ impl SlicedBody {
         while self.left() > 0 {
             let came = match &mut self.doing {
                 Doing::Nothing => self.begin(),
-                Doing::Reading(reading, too_late) => {
-                    let read = match Pin::new(reading).poll(cx) {
+                Doing::Loading(loading, too_late) => {
+                    let read = match Pin::new(loading).poll(cx) {
                         Poll::Ready(read) => read.ok(),
                         Poll::Pending => {
                             ready!(too_late.as_mut().poll(cx));
@@ -405,10 +434,14 @@ impl SlicedBody {
                     self.doing = if read.is_some() { Doing::Nothing } else { self.fetch() };
                     read
                 }
-                Doing::Filling(reader) => match ready!(reader.poll_data(cx)) {
-                    Some(Ok(bytes)) => Some(bytes),
+                Doing::Reading(reading) => match ready!(reading.from.poll_data(cx)) {
+                    Some(Ok(bytes)) => {
+                        reading.may_ask_again = true;
+                        Some(bytes)
+                    }
                     Some(Err(error)) => {
-                        if let Err(error) = self.try_again(error) {
+                        let may_ask_again = reading.may_ask_again;
+                        if !may_ask_again || !self.asks_again(error) {
                             return Poll::Ready(Some(Err(error)));
                         }
                         None
@@ -433,7 +466,7 @@ impl SlicedBody {
         match self.store.piece(&self.body, self.at, self.end - 1) {
             Some(Piece::Here(bytes)) => return Some(bytes),
             Some(Piece::OnDisk(piece)) => {
-                self.doing = Doing::Reading(self.store.read(piece), Box::pin(tokio::time::sleep(READ_WITHIN)));
+                self.doing = Doing::Loading(self.store.read(piece), Box::pin(tokio::time::sleep(READ_WITHIN)));
             }
             None => self.doing = self.fetch(),
         }
@@ -442,32 +475,34 @@ impl SlicedBody {
 
     fn fetch(&mut self) -> Doing {
         let slice = self.at / SLICE;
-        let reader = match self.ahead.take() {
-            Some((ahead, reader)) if ahead == slice && self.at == slice * SLICE => reader,
-            _ => self.reader(slice),
+        let reading = match self.ahead.take() {
+            Some((ahead, reading)) if ahead == slice && self.at == slice * SLICE => reading,
+            _ => self.reading(slice),
         };
         // The next one is on its way before it is needed.
         let behind = (slice + 1) * SLICE;
         if behind < self.end && self.source.gives_parts() && self.store.piece(&self.body, behind, behind).is_none() {
-            self.ahead = Some((slice + 1, self.reader(slice + 1)));
+            self.ahead = Some((slice + 1, self.reading(slice + 1)));
         }
-        Doing::Filling(reader)
+        Doing::Reading(reading)
     }
 
     /// Of what this body needs of a slice.
-    fn reader(&self, slice: u64) -> FillReader {
+    fn reading(&self, slice: u64) -> Reading {
         let (begin, behind) = (slice * SLICE, (slice + 1) * SLICE);
-        FillReader::new(self.source.fill(slice), self.at.max(begin) - begin, Some(self.end.min(behind) - begin))
+        let Coming { fill, is_joined } = self.source.fill(slice);
+        let from = FillReader::new(fill, self.at.max(begin) - begin, Some(self.end.min(behind) - begin));
+        Reading { from, may_ask_again: is_joined }
     }
 
-    /// A slice that breaks off is asked for once more, from where it ended for this reader.
-    fn try_again(&mut self, error: FetchError) -> Result<(), FetchError> {
+    /// Asks once more for a slice that broke off, from where it ended for this reader; `false`: that has been done.
+    fn asks_again(&mut self, error: FetchError) -> bool {
         let slice = self.at / SLICE;
         if error == FetchError::Changed || self.again.replace(slice) == Some(slice) {
-            return Err(error);
+            return false;
         }
         self.ahead = None;
         self.doing = self.fetch();
-        Ok(())
+        true
     }
 }

@@ -112,8 +112,10 @@ impl Codings {
 pub struct StoredResponse {
     pub target: Target,
     pub status: StatusCode,
-    /// End to end, as they came, tags among them.
+    /// End to end, as clients get them; at a shield all of them.
     pub headers: HeaderMap,
+    /// Those that clients do not see, at an edge: tags, and directives for this network alone.
+    pub hidden: Option<Box<HeaderMap>>,
     pub tags: Vec<Box<str>>,
     pub vary: VaryKey,
     pub freshness: Freshness,
@@ -203,6 +205,7 @@ impl StoredResponse {
             target,
             status,
             headers,
+            hidden: None,
             tags,
             vary,
             freshness,
@@ -227,6 +230,7 @@ impl StoredResponse {
             target: self.target.clone(),
             status: self.status,
             headers: self.headers.clone(),
+            hidden: self.hidden.clone(),
             tags: self.tags.clone(),
             vary: self.vary.clone(),
             freshness: self.freshness,
@@ -250,10 +254,19 @@ impl StoredResponse {
         std::ptr::eq(self, other) || (self.codings.is_some() && begun(self) == begun(other))
     }
 
+    /// All of its fields, as upstream gave them.
+    #[must_use]
+    pub fn received(&self) -> HeaderMap {
+        let mut all = self.headers.clone();
+        all.extend(self.hidden.iter().flat_map(|h| h.iter()).map(|(name, value)| (name.clone(), value.clone())));
+        all
+    }
+
     /// About how many bytes it takes beside its key, chunks apart.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 32).sum();
+        let all = self.headers.iter().chain(self.hidden.iter().flat_map(|h| h.iter()));
+        let headers: usize = all.map(|(n, v)| n.as_str().len() + v.len() + 32).sum();
         let tags: usize = self.tags.iter().map(|t| t.len() + 16).sum();
         let body = self.body.weight() + self.codings.iter().flat_map(|c| c.iter()).map(|(_, body)| body.weight()).sum::<usize>();
         std::mem::size_of::<Self>() + headers + tags + self.vary.weight() + self.target.host.len() + self.target.path_and_query.len() + body

@@ -16,7 +16,7 @@
 
 use twox_hash::XxHash3_64;
 
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 pub const SEGMENT_HEADER: usize = 16;
 pub const HEAD: usize = 32;
 const SUM_AT: usize = 24;

@@ -20,6 +20,8 @@ struct Head<'a> {
     status: u16,
     #[serde(borrow)]
     headers: Vec<(&'a str, &'a [u8])>,
+    #[serde(borrow)]
+    hidden: Vec<(&'a str, &'a [u8])>,
     tags: Vec<Box<str>>,
     vary: VaryKey,
     freshness: Freshness,
@@ -66,6 +68,7 @@ pub fn encode(key: &CacheKey, response: &StoredResponse) -> Vec<u8> {
         target: response.target.clone(),
         status: response.status.as_u16(),
         headers: response.headers.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect(),
+        hidden: response.hidden.iter().flat_map(|h| h.iter()).map(|(n, v)| (n.as_str(), v.as_bytes())).collect(),
         tags: response.tags.clone(),
         vary: response.vary.clone(),
         freshness: response.freshness,
@@ -83,6 +86,14 @@ pub fn encode(key: &CacheKey, response: &StoredResponse) -> Vec<u8> {
     out
 }
 
+fn fields(lines: &[(&str, &[u8])]) -> Option<HeaderMap> {
+    let mut out = HeaderMap::with_capacity(lines.len());
+    for (n, v) in lines {
+        out.append(HeaderName::from_bytes(n.as_bytes()).ok()?, HeaderValue::from_bytes(v).ok()?);
+    }
+    Some(out)
+}
+
 /// The response under `key` that a payload holds; `None` for another key's, or one that is damaged.
 #[must_use]
 pub fn decode(key: &CacheKey, payload: &Bytes) -> Option<StoredResponse> {
@@ -92,10 +103,7 @@ pub fn decode(key: &CacheKey, payload: &Bytes) -> Option<StoredResponse> {
     if head.key != key.as_bytes() {
         return None;
     }
-    let mut headers = HeaderMap::with_capacity(head.headers.len());
-    for (n, v) in &head.headers {
-        headers.append(HeaderName::from_bytes(n.as_bytes()).ok()?, HeaderValue::from_bytes(v).ok()?);
-    }
+    let headers = fields(&head.headers)?;
     let mut rest = payload.slice(4 + length..);
     let mut take = |at: At| match at {
         At::Chunked(object, length) => Some(Body::Chunked { object, length, on_disk: true }),
@@ -109,6 +117,7 @@ pub fn decode(key: &CacheKey, payload: &Bytes) -> Option<StoredResponse> {
     let status = StatusCode::from_u16(head.status).ok()?;
     let mut response = StoredResponse::new(head.target, status, headers, head.vary, head.freshness, body);
     response.tags = head.tags;
+    response.hidden = if head.hidden.is_empty() { None } else { Some(Box::new(fields(&head.hidden)?)) };
     response.codings = codings.map(Arc::new);
     response.from_disk = true;
     let mut response = response.with_clean_through(Revision::new(Incarnation(head.incarnation), head.clean_through));
