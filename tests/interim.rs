@@ -381,3 +381,20 @@ fn trailers_go_both_ways_with_what_is_not_shared() {
         });
     }
 }
+
+/// No purge by URL could name them.
+#[test]
+fn bytes_that_no_uri_has_are_refused_over_every_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Hinting::start();
+    let dev = Dev::start(dir.path(), &["--origin", &origin.url, "--shields", "0"]);
+    let refused = support::get(dev.http[0], "localhost", "/caf\u{e9}?q=\u{e9}");
+    assert_eq!(refused.status, 400);
+    on_runtime(async {
+        let sender = connect_h2(&dev).await;
+        for path in ["/caf\u{e9}", "/?q=\u{e9}"] {
+            let refused = ask_h2(&sender, get_h2(path), None, || ()).await;
+            assert_eq!(refused.head.status, 400, "{path}");
+        }
+    });
+}

@@ -110,6 +110,11 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
         if bad == "slow" {
             std::thread::sleep(Duration::from_millis(700));
         }
+        if bad == "gone" {
+            std::thread::sleep(Duration::from_millis(20));
+            write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").ok()?;
+            return Some(());
+        }
         write!(stream, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").ok()?;
         return Some(());
     }
@@ -379,9 +384,8 @@ fn a_refused_part_costs_others_nothing() {
         right(edge, &path, length, 0, 9, 0);
         wait_for("its first slice", || right(edge, &path, length, 0, 9, 0).is_hit().then_some(()));
         let range = format!("bytes={}-{}", 3 * MIB, 3 * MIB + 9);
-        // It hears of it one way or the other.
-        let bad = Http::connect(edge).unwrap().ask("GET", HOST, &path, &[("Range", &range), ("X-Bad", "1")]);
-        assert!(bad.is_err() || bad.is_ok_and(|r| r.status >= 400));
+        let bad = get_with(edge, HOST, &path, &[("Range", &range), ("X-Bad", "1")]);
+        assert_eq!(bad.status, 400, "the origin's own words");
         right(edge, &path, length, MIB / 2, length - 1, 0);
         assert!(right(edge, &path, length, 0, 9, 0).is_hit());
 
@@ -398,6 +402,57 @@ fn a_refused_part_costs_others_nothing() {
             assert!(bad.join().unwrap().map_or(true, |r| r.status >= 400));
         });
     }
+}
+
+/// The same while others go on asking for parts that the origin refuses them, before and behind who downloads all of it.
+#[test]
+fn a_download_is_whole_beside_many_refused_parts() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    for (shields, bad) in [(0, "gone"), (0, "1"), (1, "gone"), (0, "closes")] {
+        let dir = dir.path().join(format!("{shields}{bad}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let network = network(&dir, &origin, shields, "");
+        let edge = network.edges()[0].address();
+        let (length, path) = (16 * MIB, format!("/{}/ranges/{shields}/{bad}", 16 * MIB));
+        right(edge, &path, length, 0, 9, 0);
+        wait_for("its first slice", || right(edge, &path, length, 0, 9, 0).is_hit().then_some(()));
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for n in 0..4_u64 {
+                let (over, path) = (&over, &path);
+                scope.spawn(move || {
+                    for at in (1..16).cycle().skip(usize::try_from(n * 4).unwrap()) {
+                        if over.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let range = format!("bytes={}-{}", at * MIB, at * MIB + 9);
+                        let _ = Http::connect(edge).unwrap().ask("GET", HOST, path, &[("Range", &range), ("X-Bad", bad)]);
+                    }
+                });
+            }
+            let answer = std::panic::catch_unwind(|| get(edge, HOST, &path));
+            over.store(true, Ordering::Relaxed);
+            assert!(answer.unwrap().body == content(0, 0, length), "{bad}");
+        });
+        assert!(right(edge, &path, length, 0, 9, 0).is_hit(), "{bad}");
+    }
+}
+
+#[test]
+fn a_head_request_draws_no_long_body() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    origin.state.framing.store(1, Ordering::Relaxed);
+    let network = network(dir.path(), &origin, 0, "");
+    let mut http = Http::connect(network.edges()[0].address()).unwrap();
+    assert_eq!(http.ask("HEAD", HOST, &format!("/{}/whole/a", 4096 * MIB), &[]).unwrap().status, 200);
+    let sent = wait_for("the origin to be left alone", || {
+        let before = origin.state.sent.load(Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(700));
+        (origin.state.sent.load(Ordering::Relaxed) == before).then_some(before)
+    });
+    println!("HEAD of 4 GiB: the origin gave {sent} bytes");
+    // What is under way in the buffers of sockets counts.
+    assert!(sent < 24 * MIB, "{sent}");
 }
 
 /// Some frameworks code each part by itself, under the validator of the whole.

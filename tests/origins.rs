@@ -274,6 +274,83 @@ fn a_site_is_known_to_no_edge_before_its_origin_is() {
     });
 }
 
+/// An origin that drops the connections of some clients, a while after they asked.
+fn choosy_origin() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                loop {
+                    let head = support::request_head(&mut stream);
+                    std::thread::sleep(Duration::from_millis(150));
+                    let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok";
+                    if head.is_empty() || head.contains("evil") || stream.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+/// Whose own request the origin answers gets that answer, whoever else asks for the same.
+#[test]
+fn what_fails_for_some_clients_fails_for_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::planned(dir.path(), Plan { shields: 1, ..Plan::default() });
+    let edge = network.edges()[0].address();
+    apply(&network, &format!("servers = [{{ url = \"{}\" }}]\nallow_private = true\nejection = {{ after = 1000 }}", choosy_origin()));
+    wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
+    for round in 0..5 {
+        let path = format!("/page/{round}");
+        std::thread::scope(|scope| {
+            let ask = |agent: &str| Http::connect(edge).unwrap().ask("GET", "o.example", &path, &[("User-Agent", agent)]).unwrap();
+            let evil: Vec<_> = (0..4).map(|n| scope.spawn(move || ask(&format!("evil{n}")))).collect();
+            std::thread::sleep(Duration::from_millis(30));
+            let honest: Vec<_> = (0..5).map(|n| scope.spawn(move || ask(&format!("honest{n}")))).collect();
+            for answer in honest.into_iter().map(|t| t.join().unwrap()) {
+                assert_eq!(answer.status, 200, "round {round}: {}", answer.text());
+            }
+            evil.into_iter().for_each(|t| drop(t.join().unwrap()));
+        });
+    }
+}
+
+/// Each 304 brings fields that no answer before had.
+#[test]
+fn the_fields_of_many_304s_do_not_add_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let count = std::sync::Arc::clone(&count);
+            std::thread::spawn(move || {
+                loop {
+                    let head = support::request_head(&mut stream);
+                    let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let is_conditional = head.to_ascii_lowercase().contains("if-none-match");
+                    let more: String = (0..if is_conditional { 200 } else { 0 }).map(|f| format!("X{n}-{f}: v\r\n")).collect();
+                    let (status, body) = if is_conditional { ("304 Not Modified", "") } else { ("200 OK", "Content-Length: 2\r\n\r\nok") };
+                    let end = if is_conditional { "\r\n" } else { "" };
+                    let answer = format!("HTTP/1.1 {status}\r\nETag: \"a\"\r\nCache-Control: no-cache\r\n{more}{end}{body}");
+                    if head.is_empty() || stream.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let dev = support::Dev::start(dir.path(), &["--origin", &format!("http://127.0.0.1:{port}"), "--shields", "1"]);
+    for _ in 0..6 {
+        let answer = get(dev.http[0], "localhost", "/page");
+        assert!(answer.status == 200 && answer.headers.len() < 270, "{} fields", answer.headers.len());
+    }
+}
+
 /// A server that ends slow uploads is well, and the site's other requests go on.
 #[test]
 fn an_upload_that_the_origin_grew_tired_of_ejects_nobody() {

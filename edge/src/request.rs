@@ -215,8 +215,12 @@ impl Worker {
             if fields::size(request.headers()) > limits.head {
                 return Err((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the head of the request is too large"));
             }
-            if request.uri().path_and_query().is_some_and(|p| p.as_str().len() > limits.uri) {
+            let target = request.uri().path_and_query().map_or("", |p| p.as_str());
+            if target.len() > limits.uri {
                 return Err((StatusCode::URI_TOO_LONG, "the target is too long"));
+            }
+            if !target.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
+                return Err(bad("the target has a character that no URI has: it has to be written as % and two digits"));
             }
             if http_body::Body::size_hint(request.body()).lower() > limits.body {
                 return Err((StatusCode::PAYLOAD_TOO_LARGE, "the body of the request is too large"));

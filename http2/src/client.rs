@@ -9,16 +9,17 @@ use h2::Reason;
 use h2::client::{Builder, SendRequest};
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body::Body;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tidegate_gateway::RequestBody;
-use tidegate_gateway::interim::Interim;
+use tidegate_gateway::interim::{self, Interim};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ClientSettings {
@@ -41,6 +42,10 @@ struct ConnectionState {
     is_over: Cell<bool>,
     /// The server's settings have come: they are the first that it sends.
     is_heard: Cell<bool>,
+    /// It was ended because of too many interim responses to one request.
+    had_too_many_interim: Cell<bool>,
+    /// The task that drives it.
+    task: OnceCell<AbortHandle>,
     open: Cell<usize>,
     waiting: Cell<usize>,
     /// A request is over, or all of them, or the settings have come.
@@ -106,7 +111,8 @@ where
     let shared = Rc::clone(&state);
     let windows = settings.windows;
     let mut window = windows.few;
-    tokio::task::spawn_local(async move {
+    let of_task = Rc::clone(&shared);
+    let task = tokio::task::spawn_local(async move {
         let ended = std::future::poll_fn(|cx| {
             if pinger.as_mut().is_some_and(|p| p.poll_gone(cx, state.open.get() > 0).is_ready()) {
                 tracing::debug!("a server answers no ping");
@@ -130,7 +136,17 @@ where
         state.is_over.set(true);
         state.freed.notify_waiters();
     });
+    let _ = of_task.task.set(task.abort_handle());
     Ok(Sender { to, state: shared })
+}
+
+impl ConnectionState {
+    /// Ends the connection, with all its requests.
+    fn end(&self) {
+        self.is_over.set(true);
+        self.task.get().into_iter().for_each(AbortHandle::abort);
+        self.freed.notify_waiters();
+    }
 }
 
 impl Sender {
@@ -151,6 +167,12 @@ impl Sender {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.state.open.get() == 0
+    }
+
+    /// Whether the connection was ended because of too many interim responses to one request.
+    #[must_use]
+    pub fn had_too_many_interim(&self) -> bool {
+        self.state.had_too_many_interim.get()
     }
 
     /// Whether the server takes one more request now. Before its settings have come it takes one: nobody knows of more.
@@ -219,8 +241,16 @@ impl Sender {
             tokio::task::spawn_local(send_body(Pipe::new(body, to, Reason::CANCEL), ended));
             goes_on
         });
+        let mut count = 0;
         let response = std::future::poll_fn(|cx| {
             while let Poll::Ready(Some(Ok(early))) = coming.poll_informational(cx) {
+                count += interim::cost(early.headers());
+                if count > interim::MOST_RECEIVED {
+                    // To reset the stream would not keep the server from sending.
+                    self.state.had_too_many_interim.set(true);
+                    self.state.end();
+                    return Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into()));
+                }
                 interim.iter().for_each(|i| i.pass(early.status(), early.headers()));
             }
             Pin::new(&mut coming).poll(cx)

@@ -133,6 +133,23 @@ fn a_connection_that_the_server_drains_takes_no_more_requests() {
 }
 
 #[test]
+fn interim_responses_without_end_end_their_connection() {
+    on_worker(async {
+        let (sender, mut accepted, _server) = client(10).await;
+        let response = begin(&sender);
+        let (_, mut respond) = accepted.recv().await.unwrap();
+        tokio::task::spawn_local(async move {
+            for _ in 0..20_000 {
+                let early = Response::builder().status(StatusCode::EARLY_HINTS).body(()).unwrap();
+                respond.send_informational(early).unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(response.await.unwrap().is_err() && sender.had_too_many_interim());
+    });
+}
+
+#[test]
 fn a_reset_is_never_the_end_of_a_body() {
     for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
         on_worker(async {

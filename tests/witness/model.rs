@@ -521,16 +521,17 @@ impl<'a> Judge<'a> {
     pub fn endless(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for answer in self.world.answers.iter().filter(|a| a.framing == Framing::Endless && a.status == 200 && a.head_sent.is_some()) {
-            let readers = self.asked_of_path.get(&(&*answer.host, &*answer.path)).map_or(&[][..], Vec::as_slice);
+            let of_path = self.asked_of_path.get(&(&*answer.host, &*answer.path)).map_or(&[][..], Vec::as_slice);
             let ended = answer.ended.unwrap_or(self.world.over);
-            let last = readers.iter().filter(|a| a.started <= ended).map(|a| a.ended).fold(0.0, f64::max);
+            let by = of_path.iter().find(|a| Some(a.id) == answer.caused_by);
+            let readers = || of_path.iter().filter(|a| a.answer() == Some(answer.serial));
+            let last = readers().chain(by).map(|a| a.ended).fold(answer.arrived, f64::max);
             // A fetch behind a stale answer has a time limit of its own while it has no readers.
-            let was_read = readers.iter().any(|a| a.answer() == Some(answer.serial));
-            let behind = if was_read { 0.0 } else { readers.first().map_or(0.0, |a| a.settings.total_timeout) };
+            let is_behind = readers().next().is_none() && by.is_some_and(|a| a.answer().is_some());
+            let behind = by.filter(|_| is_behind).map_or(0.0, |a| a.settings.total_timeout);
             if ended - last > NOTHING + behind {
                 let what = format!("answer {} to {} went on for {:.2} s without readers", answer.serial, answer.path, ended - last);
-                let reader = readers.iter().find(|a| Some(a.id) == answer.caused_by).map(|a| self.told(a));
-                wrong.push(format!("{what}\n{}", reader.unwrap_or_default()));
+                wrong.push(format!("{what}\n{}", by.map(|a| self.told(a)).unwrap_or_default()));
             }
         }
         wrong

@@ -23,7 +23,7 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_control_types::site::OriginTls;
-use tidegate_gateway::{FetchError, RequestBody};
+use tidegate_gateway::{FetchError, RequestBody, interim};
 use tidegate_http2::{ClientSettings, KeepAlive, Sender, Windows};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -37,9 +37,6 @@ pub struct Http1 {
     bad_line: Rc<Cell<Option<u32>>>,
     interim: Arc<AtomicUsize>,
 }
-
-/// Interim responses before one final one.
-const MOST_INTERIM: usize = 10_000;
 
 impl Http1 {
     /// The malformed line of the last response's head, if there is one.
@@ -57,7 +54,7 @@ impl Http1 {
 
     #[must_use]
     pub fn had_too_many_interim(&self) -> bool {
-        self.interim.load(Ordering::Relaxed) > MOST_INTERIM
+        self.interim.load(Ordering::Relaxed) > interim::MOST_RECEIVED
     }
 }
 
@@ -281,7 +278,7 @@ pin_project_lite::pin_project! {
 impl<I: AsyncRead> AsyncRead for Bounded<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         let this = self.project();
-        if this.interim.load(Ordering::Relaxed) > MOST_INTERIM {
+        if this.interim.load(Ordering::Relaxed) > interim::MOST_RECEIVED {
             return Poll::Ready(Err(std::io::Error::other("too many interim responses")));
         }
         this.io.poll_read(cx, to)

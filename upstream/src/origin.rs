@@ -22,7 +22,7 @@ use std::time::Duration;
 use tidegate_control_types::planted::Bug;
 use tidegate_control_types::site::{Balance, HostPattern, OriginHost, OriginServer, OriginSpec, OriginTls};
 use tidegate_control_types::{BootTime, Clock, SiteName, SiteSpec};
-use tidegate_gateway::interim::Interim;
+use tidegate_gateway::interim::{self, Interim};
 use tidegate_gateway::{Fetch, FetchError, FetchFailed, Fetched, RequestBody, Turn, Upstream, UpstreamBody, fields};
 
 /// A retry costs ten requests' worth of budget: retries stay under 10 % of requests, beyond a few at the start.
@@ -31,8 +31,6 @@ const BUDGET_START: i64 = 200;
 const BUDGET_MOST: i64 = 2000;
 /// A resolver gives up before.
 const MOST_RESOLVING: Duration = Duration::from_secs(60);
-/// Maximum size of a response's head, in bytes.
-const MAX_HEAD: usize = 256 << 10;
 /// Maximum number of shared connections that one request finds drained before it opens one for itself.
 const MAX_DRAINED: usize = 3;
 
@@ -443,7 +441,7 @@ impl OriginUpstream {
                 let usually_has_body = matches!(method, Method::POST | Method::PUT | Method::PATCH);
                 let count = to.count_interim();
                 hyper::ext::on_informational(&mut request, move |early| {
-                    count.fetch_add(1, Ordering::Relaxed);
+                    count.fetch_add(interim::cost(early.headers()), Ordering::Relaxed);
                     interim.iter().for_each(|i| i.pass(early.status(), early.headers()));
                 });
                 let answered = limits.patience().wait(to.sender.try_send_request(request), progress.as_deref()).await.map_err(sent)?;
@@ -453,7 +451,7 @@ impl OriginUpstream {
                     let line = to.bad_line().filter(|_| error == FetchError::Malformed);
                     Failed { error, line, unsent: e.take_message(), is_anothers: false }
                 })?;
-                if fields::size(response.headers()) > MAX_HEAD {
+                if fields::is_too_large(response.headers()) {
                     return Err(sent(FetchError::HeadTooLarge));
                 }
                 let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
@@ -488,8 +486,9 @@ impl OriginUpstream {
                     Err(_) => return Err(Failed::unsent(FetchError::NoStream, request)),
                 };
                 let answered = limits.patience().wait(sender.send(slot, request, interim), progress.as_deref()).await.map_err(sent)?;
-                let mut response = answered.map_err(|error| sent(h2_error(&error)))?;
-                if fields::size(response.headers()) > MAX_HEAD {
+                let why = |error| if sender.had_too_many_interim() { FetchError::Interim } else { h2_error(&error) };
+                let mut response = answered.map_err(|error| sent(why(error)))?;
+                if fields::is_too_large(response.headers()) {
                     return Err(sent(FetchError::HeadTooLarge));
                 }
                 let decoded = response.body().size_hint().exact();

@@ -63,11 +63,23 @@ impl Target {
     }
 }
 
+/// Whether an ASCII character stands in no URI (RFC 3986), though some clients send it as it is and others as an escape.
+fn is_of_no_uri(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
+}
+
+fn push_escape(out: &mut String, byte: u8) {
+    out.push('%');
+    for digit in [byte >> 4, byte & 15] {
+        out.extend(char::from_digit(u32::from(digit), 16).map(|d| d.to_ascii_uppercase()));
+    }
+}
+
 /// Removes dot segments, decodes unreserved characters, writes the other escapes with upper-case digits
-/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3). A `%` that begins no escape is written as `%25`: left as it is, it could become one
+/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3), and what stands in no URI as an escape. A `%` that begins no escape is written as `%25`: left as it is, it could become one
 /// with what is decoded behind it.
 fn push_path(out: &mut String, path: &str) {
-    let plain = !path.contains('%') && !path.contains("/.");
+    let plain = !path.bytes().any(|b| b == b'%' || is_of_no_uri(b)) && !path.contains("/.");
     if plain && path.starts_with('/') {
         out.push_str(path);
         return;
@@ -105,9 +117,9 @@ fn push_escapes(out: &mut String, text: &str) {
     let mut rest = text.char_indices();
     while let Some((at, c)) = rest.next() {
         let (Some(high), Some(low), '%') = (hex(at + 1), hex(at + 2), c) else {
-            out.push(c);
-            if c == '%' {
-                out.push_str("25");
+            match u8::try_from(c) {
+                Ok(byte) if byte == b'%' || is_of_no_uri(byte) => push_escape(out, byte),
+                _ => out.push(c),
             }
             continue;
         };
@@ -115,10 +127,7 @@ fn push_escapes(out: &mut String, text: &str) {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            out.push('%');
-            for digit in [high, low] {
-                out.extend(char::from_digit(u32::from(digit), 16).map(|d| d.to_ascii_uppercase()));
-            }
+            push_escape(out, byte);
         }
         rest.next();
         rest.next();
@@ -195,6 +204,12 @@ mod tests {
 
     fn normal(text: &str) -> String {
         Target::new(true, "h", text, None).path_and_query
+    }
+
+    #[test]
+    fn what_stands_in_no_uri_is_an_escape() {
+        assert_eq!(normal("/a{b}|\\^`<\">?x={|}"), "/a%7Bb%7D%7C%5C%5E%60%3C%22%3E?x=%7B%7C%7D");
+        assert_eq!(normal("/a%7bb"), "/a%7Bb");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request};
 use smallvec::SmallVec;
 use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -137,6 +138,16 @@ impl Asked {
             ClientReload::Revalidate => asked,
             ClientReload::Ignore => asked.satisfied(),
         }
+    }
+
+    /// A hash of the fields that reach the origin with a fetch for all, with those of the client's own way left out.
+    pub(crate) fn fields_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let is_of_the_way = |name: &str| fields::is_selection(name) || name.starts_with("x-forwarded-") || name.starts_with("tidegate-");
+        for (name, value) in self.headers.iter().filter(|(name, _)| !is_of_the_way(name.as_str())) {
+            (name.as_str(), value.as_bytes()).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The same request once more, as its client sent it.

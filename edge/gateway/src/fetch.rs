@@ -3,7 +3,7 @@
 use crate::asked::{Asked, Outgoing, Purpose};
 use crate::fetch_error::{FetchError, FetchFailed};
 use crate::fields;
-use crate::fill::{Fill, FillHead, SMALL_WINDOW, WINDOW};
+use crate::fill::{Ends, Fill, FillHead, SMALL_WINDOW, WINDOW};
 use crate::gateway::{Gateway, Tier, hash};
 use crate::slices::{self, LARGE, SLICE};
 use crate::upstream::{Fetched, Upstream, UpstreamBody};
@@ -122,6 +122,7 @@ pub async fn run<U: Upstream>(
     validating: Option<Validating>,
     relay: Option<oneshot::Sender<Relayed>>,
 ) {
+    let _ends = Ends::new(&gateway.fills, Some(asked.key.clone()), &fill);
     if let Some(after) = after {
         // However that one ends.
         let _ = after.arrived().await;
@@ -134,7 +135,6 @@ pub async fn run<U: Upstream>(
         gateway.note_failure(&asked, error);
         fill.fail(error);
     }
-    gateway.fills.remove(&asked.key, &fill);
 }
 
 async fn lead<U: Upstream>(
@@ -323,11 +323,11 @@ pub fn keep_answer<U: Upstream>(
     let (relay, relayed) = oneshot::channel();
     let (gateway, asked, of_task) = (Rc::clone(gateway), Rc::clone(asked), Arc::clone(&fill));
     tokio::task::spawn_local(async move {
+        let _ends = Ends::new(&gateway.fills, Some(asked.key.clone()), &of_task);
         if let Err(error) = receive(&gateway, &asked, Purpose::OneClient, &of_task, received, Some(relay), None).await {
             gateway.note_failure(&asked, error);
             of_task.fail(error);
         }
-        gateway.fills.remove(&asked.key, &of_task);
     });
     (fill, relayed)
 }
@@ -350,7 +350,7 @@ fn asked_origin_at(received: &Received) -> Option<BootTime> {
 
 /// Why a 304 does not make a stored response good again.
 enum Unconfirmed {
-    /// It speaks of another response.
+    /// It speaks of another response, or adds more than one response may have.
     Another,
     /// The response that a 304 makes of the stored one may not be stored.
     NotStorable(NotStorable),
@@ -369,6 +369,10 @@ fn confirm<U: Upstream>(
         return Err(Unconfirmed::Another);
     }
     let whole = validation::freshened(&stored.received(), &news);
+    if fields::is_too_large(&whole) {
+        // With the fields that each 304 adds, the head of a response would grow for ever.
+        return Err(Unconfirmed::Another);
+    }
     if !Bug::ConfirmationUnjudged.is_planted() {
         is_storable(asked, stored.status, &whole).map_err(Unconfirmed::NotStorable)?;
     }
@@ -542,6 +546,7 @@ async fn stream<U: Upstream>(
     length: Option<u64>,
     most: u64,
 ) -> Result<bool, FetchFailed> {
+    let rule = &asked.site.state.spec.cache;
     let (mut total, mut passing) = (0, false);
     let mut abandoned = pin!(is_not_worth_its_end(asked, fill, length));
     loop {
@@ -565,6 +570,15 @@ async fn stream<U: Upstream>(
         if passing && !keep_pace(gateway, fill).await {
             // Whoever still comes to it gets an error rather than silence.
             return Err(FetchError::Abandoned.into());
+        }
+        let missing = length.map(|l| l.saturating_sub(total));
+        let is_behind = fill.is_behind() && !fill.was_read();
+        if total > rule.finish_size && missing.is_none_or(|m| m > rule.finish_size) && !is_behind && !fill.is_read() {
+            tokio::select! {
+                biased;
+                () = &mut abandoned => return Err(FetchError::Abandoned.into()),
+                () = fill.read() => {}
+            }
         }
         if !passing && much_is_held(gateway) {
             tokio::select! {

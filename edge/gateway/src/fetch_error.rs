@@ -48,7 +48,7 @@ fetch_errors! {
     Chunk "chunk" "the origin's answer has an invalid chunk"
     Switched "switched" "the origin switched to another protocol, or sent an interim status as its final one, without being asked to"
     Unasked "unasked" "the origin answered with a part (206) or \"not modified\" (304), which the request did not ask for"
-    Interim "interim" "the origin sent more than 10,000 interim answers (1xx)"
+    Interim "interim" "the origin sent more than 10,000 interim answers (1xx), or more than 1.2 MB of them"
     Changed "changed" "the origin has a newer version of what it began to send"
     PartRefused "part-refused" "the origin refused a further part of what it began to send (a redirect, or an error such as 403 or 429)"
     Broken "broken" "the connection ended in the middle of the answer"

@@ -151,6 +151,16 @@ pub fn size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
+/// Fields, and bytes of them, that the head of a response from an origin may have.
+pub const MAX_FIELDS: usize = 256;
+const MAX_HEAD: usize = 256 << 10;
+
+/// Whether a head is larger than that.
+#[must_use]
+pub fn is_too_large(headers: &HeaderMap) -> bool {
+    headers.len() > MAX_FIELDS || size(headers) > MAX_HEAD
+}
+
 /// The fields of nodes among themselves, and the one for this network's caches that an origin may send.
 const INTERNAL: &str = "tidegate-";
 

@@ -81,6 +81,8 @@ pub struct Fill {
     is_reload: bool,
     /// It is one client's, as far as anybody knows: others do not join it.
     is_private: AtomicBool,
+    /// A hash of the fields of the request that brings it.
+    asked_with: AtomicU64,
     /// It begins once another one's head is here.
     awaits_turn: AtomicBool,
     /// Bytes of its body in memory, and those of all fills of the node.
@@ -126,6 +128,7 @@ impl Fill {
             end_to_end,
             is_reload,
             is_private: AtomicBool::new(false),
+            asked_with: AtomicU64::new(0),
             awaits_turn: AtomicBool::new(false),
             held: AtomicU64::new(0),
             of_all: Arc::clone(of_all),
@@ -134,6 +137,20 @@ impl Fill {
             is_behind: AtomicBool::new(false),
             state: Mutex::new(state),
         })
+    }
+
+    /// It is brought by a request with these fields.
+    #[must_use]
+    pub fn asked_with(self: Arc<Self>, fields: u64) -> Arc<Self> {
+        self.asked_with.store(fields, Ordering::Relaxed);
+        self
+    }
+
+    /// Whether no other fields than these can be the cause of its failure: it is brought by a request with the same ones, or its head is
+    /// here.
+    #[must_use]
+    pub fn is_as_asked_with(&self, fields: u64) -> bool {
+        self.asked_with.load(Ordering::Relaxed) == fields || matches!(self.state.lock().phase, Phase::Head(_) | Phase::Stored(..))
     }
 
     /// Its response turned out to be for others too.
@@ -263,6 +280,17 @@ impl Fill {
             s.chunks.clear();
             s.tail = Vec::new();
         });
+    }
+
+    /// Fails, unless it has come to its end.
+    fn end(&self) {
+        let is_open = {
+            let s = self.state.lock();
+            matches!(s.phase, Phase::Waiting) || (matches!(s.phase, Phase::Head(_)) && !s.done)
+        };
+        if is_open {
+            self.fail(FetchError::Broken);
+        }
     }
 
     /// Appends what came in. Returns the length so far.
@@ -598,6 +626,29 @@ impl Drop for Watched {
     }
 }
 
+/// Ends a fill with the task that brings it, however that task ends: all who wait for it are told, and nobody joins it any more.
+pub struct Ends {
+    fills: Arc<Fills>,
+    key: Option<CacheKey>,
+    pub fill: Arc<Fill>,
+}
+
+impl Ends {
+    #[must_use]
+    pub fn new(fills: &Arc<Fills>, key: Option<CacheKey>, fill: &Arc<Fill>) -> Self {
+        Self { fills: Arc::clone(fills), key, fill: Arc::clone(fill) }
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.fill.end();
+        if let Some(key) = &self.key {
+            self.fills.remove(key, &self.fill);
+        }
+    }
+}
+
 /// Whether a request got a fill to share, or begins one itself: at once, or once the head of another one is here.
 pub enum Joined {
     Joined(Arc<Fill>),
@@ -782,6 +833,27 @@ mod tests {
         f.leave_behind(&f.positions(), WINDOW);
         assert_eq!(f.positions(), [(0, 0)].into(), "how long is up to its client's time limit");
         drop(reader);
+    }
+
+    #[test]
+    fn who_waits_for_a_fill_whose_task_ends_is_told() {
+        let (fills, key) = (Arc::<Fills>::default(), CacheKey::chunk(1, 1));
+        for begins in [false, true] {
+            let f = fills.add(&key, fill());
+            let ends = Ends::new(&fills, Some(key.clone()), &f);
+            if begins {
+                f.head(head(None));
+            }
+            drop(ends);
+            assert!(f.has_failed() && fills.is_empty());
+        }
+        let f = fills.add(&key, fill());
+        let ends = Ends::new(&fills, Some(key), &f);
+        f.head(head(None));
+        f.push(b"page");
+        f.done();
+        drop(ends);
+        assert!(!f.has_failed() && fills.is_empty());
     }
 
     #[test]

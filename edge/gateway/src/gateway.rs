@@ -410,12 +410,11 @@ impl<U: Upstream> Gateway<U> {
     async fn complete(self: &Rc<Self>, asked: Asked, stored: Arc<StoredResponse>, slice: u64, attachment: Attachment) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(ForwardReason::Partial) };
         let slices = Slices::new(self, &asked, &stored);
-        let mut came = slices.fill(slice);
+        let came = slices.fill(slice, false);
         let mut arrived = came.fill.arrived().await;
         // The fields of the request that began the fetch may have been the cause.
         if came.is_joined && arrived.as_ref().is_err_and(|failed| failed.error.depends_on_the_request()) {
-            came = slices.fill(slice);
-            arrived = came.fill.arrived().await;
+            arrived = slices.fill(slice, true).fill.arrived().await;
         }
         match arrived {
             Ok(_) => {
@@ -423,6 +422,10 @@ impl<U: Upstream> Gateway<U> {
                 deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken.into(), status))
             }
             Err(FetchFailed { error: FetchError::Changed, .. }) => self.fetch(asked, None, ForwardReason::Partial, attachment).await,
+            // The origin's own words are for this client alone.
+            Err(FetchFailed { error: FetchError::PartRefused, .. }) => {
+                Rc::clone(self).passed(asked, RequestBody::Empty, None, ForwardReason::Partial).await
+            }
             Err(error) => self.failed(&asked, None, error, status),
         }
     }
@@ -438,7 +441,7 @@ impl<U: Upstream> Gateway<U> {
         let end_to_end = self.past_caches(asked);
         let now = self.clock.wall();
         let usable = |vary: &VaryKey, freshness: &Freshness| vary.matches(&self.shared_head(asked)) && freshness.stale_for(now).is_none();
-        if let Joined::Began(fill, _) = self.join(asked, demand, end_to_end, false, usable) {
+        if let Joined::Began(fill, _) = self.join(asked, demand, end_to_end, false, false, usable) {
             fill.goes_on_behind();
             let asked = Rc::new(asked.again());
             tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, None, demand, end_to_end, Some(validating), None));
@@ -469,7 +472,7 @@ impl<U: Upstream> Gateway<U> {
             let joined = if passed {
                 Joined::Began(self.own_fill(&asked, demand, end_to_end), None)
             } else {
-                self.join(&asked, demand, end_to_end, reload, |vary, freshness| {
+                self.join(&asked, demand, end_to_end, reload, !asks_again, |vary, freshness| {
                     vary.matches(&self.shared_head(&asked)) && self.answers(freshness, &directives, reload)
                 })
             };
@@ -507,7 +510,15 @@ impl<U: Upstream> Gateway<U> {
             };
             Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
             let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
-            let arrived = match self.arrived(&asked, &fill, validating.as_ref()).await {
+            let arriving = self.arrived(&asked, &fill, validating.as_ref());
+            let arrived = if collapsed && asks_again && !fill.is_as_asked_with(asked.fields_hash()) {
+                // It leaves another client's fetch while it has time for its own.
+                let most = asked.site.state.spec.origin.total_timeout / 2;
+                tokio::time::timeout(most, arriving).await.unwrap_or(Err(FetchError::Timeout.into()))
+            } else {
+                arriving.await
+            };
+            let arrived = match arrived {
                 // The error answers those requests for which no stale response is at hand.
                 Err(error)
                     if error.error == FetchError::ServerError
@@ -823,7 +834,8 @@ impl<U: Upstream> Gateway<U> {
         self.fills.add(&asked.key, self.new_fill(demand, end_to_end))
     }
 
-    /// `reload`: the client wants a response newer than its request. `usable`: whether a response with a known head answers the
+    /// `reload`: the client wants a response newer than its request. `as_asked`: it joins no fetch that other fields than its own may let
+    /// fail. `usable`: whether a response with a known head answers the
     /// request.
     fn join(
         &self,
@@ -831,8 +843,10 @@ impl<U: Upstream> Gateway<U> {
         demand: Revision,
         end_to_end: bool,
         reload: bool,
+        as_asked: bool,
         usable: impl Fn(&VaryKey, &Freshness) -> bool,
     ) -> Joined {
+        let fields = asked.fields_hash();
         let now = self.clock.boot();
         // An edge counts its second from when it asked: at a shield it joins nothing that began before.
         let window = if asked.end_to_end && !Bug::SecondPerTier.is_planted() { Duration::ZERO } else { CONFIRMED_FOR };
@@ -845,9 +859,10 @@ impl<U: Upstream> Gateway<U> {
                 Some(Arrived::Stored(stored, _)) => usable(&stored.vary, &stored.freshness),
                 Some(Arrived::Unshared) => false,
             };
-            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && recent)) && is_new && answers
+            let may_fail = as_asked && !fill.is_as_asked_with(fields);
+            fill.begun.reaches(demand) && (!end_to_end || (fill.end_to_end && recent)) && is_new && answers && !may_fail
         };
-        let new = || self.fills.new_fill(demand, now, end_to_end, reload);
+        let new = || self.fills.new_fill(demand, now, end_to_end, reload).asked_with(fields);
         self.fills.join(&asked.key, fits, new)
     }
 

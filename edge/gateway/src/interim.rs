@@ -11,6 +11,15 @@ pub const MOST_INTERIM: u32 = 16;
 /// So are larger ones: clients that take much in a response's head may take less here.
 const MOST_BYTES: usize = 16 << 10;
 
+/// Interim responses from upstream to one request, of 128 bytes each: larger ones count for several. More of them are an error.
+pub const MOST_RECEIVED: usize = 10_000;
+
+/// How many an interim response counts for.
+#[must_use]
+pub fn cost(headers: &HeaderMap) -> usize {
+    1 + fields::size(headers) / 128
+}
+
 /// A client's connection, or stream, that takes interim responses for as long as its request has no response.
 pub trait TakesInterim: Send + Sync {
     /// Dropped where `request`, by the connection's own count, has its response by now, or where they come too fast.

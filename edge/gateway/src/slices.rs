@@ -7,7 +7,7 @@
 use crate::asked::Asked;
 use crate::fetch;
 use crate::fetch_error::{FetchError, FetchFailed};
-use crate::fill::{Fill, FillHead, FillReader, Joined};
+use crate::fill::{Ends, Fill, FillHead, FillReader, Joined};
 use crate::gateway::Gateway;
 use crate::site::Counters;
 use crate::upstream::{Upstream, UpstreamBody};
@@ -73,8 +73,8 @@ pub struct Coming {
 
 /// Where the slices of one response come from that are not here.
 pub trait Source {
-    /// The slice on its way: somebody else's, or one that begins now.
-    fn fill(&self, slice: u64) -> Coming;
+    /// The slice on its way: somebody else's, or one that begins now. `as_asked`: none that other fields than this request's may let fail.
+    fn fill(&self, slice: u64, as_asked: bool) -> Coming;
 
     /// Whether a slice is fetched by itself, as far as is known: else the next one comes with the one before.
     fn gives_parts(&self) -> bool;
@@ -125,14 +125,16 @@ impl<U: Upstream> Source for Slices<U> {
         self.gateway.store.ranges(&self.asked.key) != Ranges::Whole
     }
 
-    fn fill(&self, slice: u64) -> Coming {
+    fn fill(&self, slice: u64, as_asked: bool) -> Coming {
         let gateway = &self.gateway;
         let (demand, clean, end_to_end) = (gateway.demand(&self.asked), self.stored.clean_through(), gateway.past_caches(&self.asked));
         // From no cache that knows less of purges than what it is to be a part of.
         let demand = if clean.reaches(demand) { clean } else { demand };
-        let new = || gateway.new_fill(demand, end_to_end);
+        let fields = self.asked.fields_hash();
+        let new = || gateway.new_fill(demand, end_to_end).asked_with(fields);
         let Some(key) = key(&self.stored.body, slice) else { return Coming { fill: new(), is_joined: false } };
-        match gateway.fills.join(&key, |fill| !fill.has_failed(), new) {
+        let fits = |fill: &Fill| !fill.has_failed() && (!as_asked || fill.is_as_asked_with(fields));
+        match gateway.fills.join(&key, fits, new) {
             Joined::Joined(fill) => {
                 fill.want();
                 Coming { fill, is_joined: true }
@@ -146,12 +148,12 @@ impl<U: Upstream> Source for Slices<U> {
                 let (gateway, asked, stored, of_task) =
                     (Rc::clone(gateway), self.asked(slice), Arc::clone(&self.stored), Arc::clone(&fill));
                 tokio::task::spawn_local(async move {
+                    let _ends = Ends::new(&gateway.fills, Some(key), &of_task);
                     let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end);
                     if let Err(error) = run.await {
                         gateway.note_failure(&asked, error);
                         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, slice, %error, "a slice failed");
                         of_task.fail(error);
-                        gateway.fills.remove(&key, &of_task);
                     }
                 });
                 Coming { fill, is_joined: false }
@@ -189,9 +191,8 @@ async fn fetch_slice<U: Upstream>(
     let is_long = fetched.length.is_none_or(|length| length == stored.body.len());
     // All of the same, of which this slice is near enough to the beginning.
     let is_whole = status == StatusCode::OK && is_long && slice * SLICE <= MOST_LEFT_OUT;
-    let is_gone = matches!(status.as_u16(), 404 | 410 | 416);
-    if (status.is_redirection() || status.is_client_error()) && !is_gone {
-        // The origin refuses this client's request, or refuses it for now.
+    if status.is_redirection() || status.is_client_error() {
+        // The origin refuses this client's request, or refuses it for now: other clients may get the same part.
         return Err(FetchError::PartRefused.into());
     }
     let is_same = partial::is_part_of(&stored.headers, headers);
@@ -207,9 +208,10 @@ async fn fetch_slice<U: Upstream>(
     }
     let length = SLICE.min(stored.body.len());
     fill.head(Arc::new(head_of_slice(demand, length)));
+    let ends = Ends::new(&gateway.fills, key(&stored.body, slice), fill);
     let from = fetched.response.body_mut();
     if is_part {
-        take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, Bytes::new()), None).await?;
+        take_in(gateway, asked, &stored.body, slice, ends, (from, Bytes::new()), None).await?;
         // Reads to the end, so that the connection can be used again.
         let _ = from.data().await;
     } else {
@@ -222,7 +224,7 @@ async fn fetch_slice<U: Upstream>(
         // If another fetch brings the next slice already, that one goes on.
         let on = !key(&stored.body, slice + 1).is_some_and(|next| gateway.fills.has(&next));
         // A failure of the later slices does not count for this one.
-        let _ = take_in(gateway, asked, &stored.body, slice, Arc::clone(fill), (from, rest), on.then_some(WHOLE_LINGER)).await;
+        let _ = take_in(gateway, asked, &stored.body, slice, ends, (from, rest), on.then_some(WHOLE_LINGER)).await;
     }
     Ok(())
 }
@@ -242,13 +244,12 @@ fn head_of_slice(clean_through: Revision, length: u64) -> FillHead {
 }
 
 /// Registers a slice that comes without having been asked for by itself.
-pub fn coming<U: Upstream>(gateway: &Gateway<U>, body: &Body, slice: u64, begun: Revision) -> Arc<Fill> {
+pub fn coming<U: Upstream>(gateway: &Gateway<U>, body: &Body, slice: u64, begun: Revision) -> Ends {
     let fill = gateway.new_fill(begun, false);
     fill.head(Arc::new(head_of_slice(begun, SLICE)));
-    match key(body, slice) {
-        Some(key) => gateway.fills.add(&key, fill),
-        None => fill,
-    }
+    let key = key(body, slice);
+    key.iter().for_each(|key| drop(gateway.fills.add(key, Arc::clone(&fill))));
+    Ends::new(&gateway.fills, key, &fill)
 }
 
 /// Reads `bytes` bytes and drops them. Returns the rest of the last piece.
@@ -272,29 +273,29 @@ pub async fn take_in<U: Upstream>(
     asked: &Asked,
     body: &Body,
     mut slice: u64,
-    mut fill: Arc<Fill>,
+    mut fill: Ends,
     (from, mut rest): (&mut UpstreamBody, Bytes),
     linger: Option<Duration>,
 ) -> Result<(), FetchError> {
     let slices = body.len().div_ceil(SLICE);
     let mut recent = Recent { gateway, body, fills: VecDeque::new() };
-    let mut upcoming = VecDeque::new();
+    let mut upcoming: VecDeque<Ends> = VecDeque::new();
     let ended = loop {
         // Those who read the next slice ask for the one behind it already.
         while linger.is_some() && upcoming.len() < 2 && slice + 1 + (upcoming.len() as u64) < slices {
-            upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.begun));
+            upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.fill.begun));
         }
         let length = SLICE.min(body.len() - slice * SLICE);
         let whole = tokio::select! {
             biased;
-            whole = fill_slice(&fill, length, &mut rest, from) => whole,
-            () = fetch::is_not_worth_its_end(asked, &fill, Some(length)) => Err(FetchError::Abandoned),
+            whole = fill_slice(&fill.fill, length, &mut rest, from) => whole,
+            () = fetch::is_not_worth_its_end(asked, &fill.fill, Some(length)) => Err(FetchError::Abandoned),
         };
         match whole {
-            Err(error) => fill.fail(error),
+            Err(error) => fill.fill.fail(error),
             Ok(()) => {
                 let first = slice * (SLICE / CHUNK as u64);
-                for (n, piece) in (first..).zip(fill.done()) {
+                for (n, piece) in (first..).zip(fill.fill.done()) {
                     gateway.store.keep_piece(&asked.key, body, n, piece);
                 }
             }
@@ -303,10 +304,10 @@ pub async fn take_in<U: Upstream>(
         let Some(next) = upcoming.pop_front() else { break whole };
         recent.leave_all_but(MOST_RECENT, LEAVE_WITHIN).await;
         (slice, fill) = (slice + 1, next);
-        if whole.is_err() || !recent.is_followed_by(&fill, linger.unwrap_or_default()).await {
+        if whole.is_err() || !recent.is_followed_by(&fill.fill, linger.unwrap_or_default()).await {
             // Whoever came to these meanwhile asks for them by itself.
             for (slice, fill) in (slice..).zip(std::iter::once(fill).chain(upcoming)) {
-                fill.fail(FetchError::Broken);
+                fill.fill.fail(FetchError::Broken);
                 recent.fills.push_back((slice, fill));
             }
             break whole;
@@ -320,7 +321,7 @@ pub async fn take_in<U: Upstream>(
 struct Recent<'a, U> {
     gateway: &'a Gateway<U>,
     body: &'a Body,
-    fills: VecDeque<(u64, Arc<Fill>)>,
+    fills: VecDeque<(u64, Ends)>,
 }
 
 impl<U: Upstream> Recent<'_, U> {
@@ -330,7 +331,7 @@ impl<U: Upstream> Recent<'_, U> {
             let mut looks = 0;
             while looks < 2 {
                 tokio::time::sleep(fetch::UNREAD_FOR / 2).await;
-                looks = if self.fills.iter().any(|(_, fill)| fill.is_read()) { 0 } else { looks + 1 };
+                looks = if self.fills.iter().any(|(_, fill)| fill.fill.is_read()) { 0 } else { looks + 1 };
             }
         };
         tokio::select! {
@@ -349,14 +350,11 @@ impl<U: Upstream> Recent<'_, U> {
         while self.fills.len() > most {
             let Some((slice, fill)) = self.fills.pop_front() else { return };
             let first = slice * SLICE;
-            if !fill.has_failed() && self.gateway.store.piece(self.body, first, first).is_none() {
+            if !fill.fill.has_failed() && self.gateway.store.piece(self.body, first, first).is_none() {
                 tokio::select! {
-                    () = fill.unread() => {}
+                    () = fill.fill.unread() => {}
                     () = &mut too_late => {}
                 }
-            }
-            if let Some(key) = key(self.body, slice) {
-                self.gateway.fills.remove(&key, &fill);
             }
         }
     }
@@ -431,7 +429,7 @@ impl SlicedBody {
                         }
                     };
                     // What the disk cannot give is fetched.
-                    self.doing = if read.is_some() { Doing::Nothing } else { self.fetch() };
+                    self.doing = if read.is_some() { Doing::Nothing } else { self.fetch(false) };
                     read
                 }
                 Doing::Reading(reading) => match ready!(reading.from.poll_data(cx)) {
@@ -468,29 +466,29 @@ impl SlicedBody {
             Some(Piece::OnDisk(piece)) => {
                 self.doing = Doing::Loading(self.store.read(piece), Box::pin(tokio::time::sleep(READ_WITHIN)));
             }
-            None => self.doing = self.fetch(),
+            None => self.doing = self.fetch(false),
         }
         None
     }
 
-    fn fetch(&mut self) -> Doing {
+    fn fetch(&mut self, as_asked: bool) -> Doing {
         let slice = self.at / SLICE;
         let reading = match self.ahead.take() {
             Some((ahead, reading)) if ahead == slice && self.at == slice * SLICE => reading,
-            _ => self.reading(slice),
+            _ => self.reading(slice, as_asked),
         };
         // The next one is on its way before it is needed.
         let behind = (slice + 1) * SLICE;
         if behind < self.end && self.source.gives_parts() && self.store.piece(&self.body, behind, behind).is_none() {
-            self.ahead = Some((slice + 1, self.reading(slice + 1)));
+            self.ahead = Some((slice + 1, self.reading(slice + 1, false)));
         }
         Doing::Reading(reading)
     }
 
     /// Of what this body needs of a slice.
-    fn reading(&self, slice: u64) -> Reading {
+    fn reading(&self, slice: u64, as_asked: bool) -> Reading {
         let (begin, behind) = (slice * SLICE, (slice + 1) * SLICE);
-        let Coming { fill, is_joined } = self.source.fill(slice);
+        let Coming { fill, is_joined } = self.source.fill(slice, as_asked);
         let from = FillReader::new(fill, self.at.max(begin) - begin, Some(self.end.min(behind) - begin));
         Reading { from, may_ask_again: is_joined }
     }
@@ -502,7 +500,7 @@ impl SlicedBody {
             return false;
         }
         self.ahead = None;
-        self.doing = self.fetch();
+        self.doing = self.fetch(true);
         true
     }
 }
