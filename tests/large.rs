@@ -451,7 +451,7 @@ fn a_head_request_draws_no_long_body() {
         (origin.state.sent.load(Ordering::Relaxed) == before).then_some(before)
     });
     println!("HEAD of 4 GiB: the origin gave {sent} bytes");
-    // What is under way in the buffers of sockets counts.
+    // Bytes in the buffers of sockets count too.
     assert!(sent < 24 * MIB, "{sent}");
 }
 

@@ -295,7 +295,7 @@ fn choosy_origin() -> String {
     url
 }
 
-/// Whose own request the origin answers gets that answer, whoever else asks for the same.
+/// A client whose own request the origin answers gets that answer, whatever other clients ask for.
 #[test]
 fn what_fails_for_some_clients_fails_for_no_others() {
     let dir = tempfile::tempdir().unwrap();

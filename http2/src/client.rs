@@ -175,7 +175,7 @@ impl Sender {
         self.state.had_too_many_interim.get()
     }
 
-    /// Whether the server takes one more request now. Before its settings have come it takes one: nobody knows of more.
+    /// Whether the server takes one more request now. Until its settings have come, it takes one.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.state.open.get() < if self.is_heard() { self.to.current_max_send_streams() } else { 1 }

@@ -148,7 +148,7 @@ mod tests {
                 for _ in 0..bytes {
                     request.frame().await;
                 }
-                // Upstream takes no more, though the client has more.
+                // Upstream stops reading, although the client has more data.
                 std::future::pending::<()>().await;
             });
             assert_eq!(response.collect().await.unwrap_err(), FetchError::Idle);

@@ -184,7 +184,7 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
         self.kept(key, |k| k.speaks_h2.then(|| Rc::clone(&k.opening)))
     }
 
-    /// One of HTTP/2 that was just opened, and on which nobody knows yet how many requests the server takes.
+    /// An HTTP/2 connection that was just opened, and whose server has not said yet how many requests it takes.
     #[must_use]
     pub fn unheard(&self, key: &K) -> Option<Sender> {
         self.kept(key, |k| k.h2.iter().map(|s| &s.sender).find(|s| !s.is_heard()).cloned())

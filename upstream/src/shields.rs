@@ -188,7 +188,7 @@ impl Http2Shields {
         free.cloned().ok_or_else(|| Rc::clone(&open.opening))
     }
 
-    /// A connection that was just opened, and on which nobody knows yet how many requests the shield takes.
+    /// A connection that was just opened, and whose shield has not said yet how many requests it takes.
     fn unheard(&self, shield: &Shield) -> Option<Sender> {
         let all = self.open.borrow();
         all.get(&shield.address)?.senders.iter().find(|s| !s.is_heard()).cloned()
@@ -345,8 +345,8 @@ impl<W: ShieldWay, O: Upstream> EdgeUpstream<W, O> {
         Ok(Fetched { response, length: framed.length, vouched: Some(vouched), stands_in, failed_before, close_delimited, upgrade: None })
     }
 
-    /// Whether a shield that was down answers again, on behalf of this request: it is asked for the same target, and only for what it has
-    /// stored.
+    /// Asks a shield that was down for the target of this request, but only for a stored response: if the shield answers at all, it is
+    /// well again.
     async fn probe(&self, shield: &Shield, request: &Request<RequestBody>, fetch: &Fetch) -> Result<(), FetchError> {
         let mut probe = Request::new(RequestBody::Empty);
         *probe.method_mut() = http::Method::HEAD;

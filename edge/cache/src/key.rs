@@ -63,7 +63,7 @@ impl Target {
     }
 }
 
-/// Whether an ASCII character stands in no URI (RFC 3986), though some clients send it as it is and others as an escape.
+/// Whether no URI may have this ASCII character (RFC 3986). Some clients send it unescaped, and others as an escape.
 fn is_of_no_uri(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
@@ -76,7 +76,7 @@ fn push_escape(out: &mut String, byte: u8) {
 }
 
 /// Removes dot segments, decodes unreserved characters, writes the other escapes with upper-case digits
-/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3), and what stands in no URI as an escape. A `%` that begins no escape is written as `%25`: left as it is, it could become one
+/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3), and characters that no URI may have as escapes. A `%` that begins no escape is written as `%25`: left as it is, it could become one
 /// with what is decoded behind it.
 fn push_path(out: &mut String, path: &str) {
     let plain = !path.bytes().any(|b| b == b'%' || is_of_no_uri(b)) && !path.contains("/.");

@@ -58,7 +58,7 @@ pub enum Relayed {
     Fields(HeaderMap),
 }
 
-/// `names`: the fields that are kept for nobody.
+/// `names`: the fields that are not stored.
 fn relay_own(relay: Option<oneshot::Sender<Relayed>>, headers: &HeaderMap, names: Vec<HeaderName>) {
     let Some(relay) = relay else { return };
     let mut own = HeaderMap::new();
@@ -370,7 +370,7 @@ fn confirm<U: Upstream>(
     }
     let whole = validation::freshened(&stored.received(), &news);
     if fields::is_too_large(&whole) {
-        // With the fields that each 304 adds, the head of a response would grow for ever.
+        // Each 304 may add fields, so the head of a response could grow without limit.
         return Err(Unconfirmed::Another);
     }
     if !Bug::ConfirmationUnjudged.is_planted() {
@@ -628,7 +628,7 @@ fn much_is_held<U: Upstream>(gateway: &Gateway<U>) -> bool {
     gateway.fills.held() > gateway.store.most_body() / PACED_FROM
 }
 
-/// Waits for the readers of a body that passes by, but not for ever; `false`: there are none.
+/// Waits for the readers of a body that passes by, but not for ever. `false`: it has no readers.
 async fn keep_pace<U: Upstream>(gateway: &Gateway<U>, fill: &Fill) -> bool {
     loop {
         let before = fill.positions();
@@ -730,7 +730,7 @@ pub fn answers_others<U: Upstream>(
     Err(None)
 }
 
-/// What [`stored_headers`] leaves out at an edge and a later 304 leaves as it was (RFC 9111 section 3.2).
+/// The fields that [`stored_headers`] leaves out at an edge. A later 304 does not change them unless it has them (RFC 9111 section 3.2).
 fn hidden<U: Upstream>(gateway: &Gateway<U>, headers: &HeaderMap) -> Option<Box<HeaderMap>> {
     let hidden = if gateway.node.tier == Tier::Edge { fields::hidden(headers) } else { HeaderMap::new() };
     (!hidden.is_empty()).then(|| Box::new(fields::compact(&hidden)))

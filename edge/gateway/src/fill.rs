@@ -626,7 +626,7 @@ impl Drop for Watched {
     }
 }
 
-/// Ends a fill with the task that brings it, however that task ends: all who wait for it are told, and nobody joins it any more.
+/// Ends a fill together with its task, however that task ends: all waiters get an error, and no request joins the fill after that.
 pub struct Ends {
     fills: Arc<Fills>,
     key: Option<CacheKey>,

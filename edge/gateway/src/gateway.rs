@@ -834,8 +834,8 @@ impl<U: Upstream> Gateway<U> {
         self.fills.add(&asked.key, self.new_fill(demand, end_to_end))
     }
 
-    /// `reload`: the client wants a response newer than its request. `as_asked`: it joins no fetch that other fields than its own may let
-    /// fail. `usable`: whether a response with a known head answers the
+    /// `reload`: the client wants a response newer than its request. `as_asked`: it joins no fetch that another request's fields may cause
+    /// to fail. `usable`: whether a response with a known head answers the
     /// request.
     fn join(
         &self,

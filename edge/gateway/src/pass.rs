@@ -19,7 +19,7 @@ use tidegate_cache::{CacheKey, CacheStatus, ForwardReason, cache_control, storab
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// What upstream brought for one client's request.
+/// The result of a fetch for one client's request.
 struct Brought {
     code: StatusCode,
     /// It is a shield's stale response.
@@ -111,8 +111,8 @@ impl<U: Upstream> Gateway<U> {
         answer
     }
 
-    /// Lets a fetch end behind the stale response that its client got, so that what it brings is there for the next one. Of each key
-    /// one at a time does so: else a slow origin would get one for each request.
+    /// Lets a fetch continue although a stale response has answered its client, so that the next request finds its result. Only one fetch
+    /// per key does so at a time: otherwise a slow origin would get one for each request.
     fn goes_on_behind(self: &Rc<Self>, key: &CacheKey, mut task: AbortOnDrop) {
         if !self.behind.borrow_mut().insert(key.clone()) {
             return;

@@ -73,7 +73,7 @@ pub struct Coming {
 
 /// Where the slices of one response come from that are not here.
 pub trait Source {
-    /// The slice on its way: somebody else's, or one that begins now. `as_asked`: none that other fields than this request's may let fail.
+    /// A fill of the slice: another request's, or a new one. `as_asked`: only one that no other request's fields can cause to fail.
     fn fill(&self, slice: u64, as_asked: bool) -> Coming;
 
     /// Whether a slice is fetched by itself, as far as is known: else the next one comes with the one before.
@@ -177,7 +177,7 @@ async fn fetch_slice<U: Upstream>(
         request.headers_mut().insert(header::IF_RANGE, validator.clone());
     }
     if !stored.vary.names(header::ACCEPT_ENCODING.as_str()) {
-        // The coding that this client prefers is another response. What is stored in a coding varies by this field.
+        // This client may prefer a coding, which would be another response. A stored response that has a coding varies by this field.
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     Counters::add(&asked.site.counters.fetches, 1);

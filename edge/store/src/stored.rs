@@ -114,7 +114,7 @@ pub struct StoredResponse {
     pub status: StatusCode,
     /// End to end, as clients get them; at a shield all of them.
     pub headers: HeaderMap,
-    /// Those that clients do not see, at an edge: tags, and directives for this network alone.
+    /// At an edge the fields that clients do not get: tags, and directives for this network only.
     pub hidden: Option<Box<HeaderMap>>,
     pub tags: Vec<Box<str>>,
     pub vary: VaryKey,
