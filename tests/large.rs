@@ -28,6 +28,8 @@ struct State {
     whole_from: AtomicU64,
     /// How complete responses are framed: 0 by their length, 1 in chunks, 2 by the end of the connection.
     framing: AtomicU64,
+    /// Not 0: there is nothing here any more.
+    gone: AtomicU64,
     /// Milliseconds between two pieces of a body.
     slow: AtomicU64,
 }
@@ -103,6 +105,10 @@ fn answer(mut stream: &TcpStream, state: &State) -> Option<()> {
     let gives_parts = kind != "whole" && (whole_from == 0 || request < whole_from);
     let fields =
         format!("ETag: {etag}\r\nCache-Control: {}\r\nSurrogate-Key: big\r\n", if kind == "private" { "private" } else { "max-age=1000" });
+    if state.gone.load(Ordering::Relaxed) > 0 {
+        write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").ok()?;
+        return Some(());
+    }
     if let Some(bad) = field("x-bad") {
         if bad == "closes" {
             return None;
@@ -435,6 +441,28 @@ fn a_download_is_whole_beside_many_refused_parts() {
             assert!(answer.unwrap().body == content(0, 0, length), "{bad}");
         });
         assert!(right(edge, &path, length, 0, 9, 0).is_hit(), "{bad}");
+    }
+}
+
+/// The first client who misses a part of it gets a torn body; the next ones learn that it is gone.
+#[test]
+fn an_object_that_was_deleted_is_given_no_longer() {
+    let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+    for shields in [0, 1] {
+        let dir = dir.path().join(shields.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        let network = network(&dir, &origin, shields, "");
+        let edge = network.edges()[0].address();
+        let (length, path) = (18 * MIB, format!("/{}/ranges/{shields}", 18 * MIB));
+        let first = || right(edge, &path, length, 0, 17 * MIB - 1, 0);
+        first();
+        wait_for("the first slices", || first().is_hit().then_some(()));
+        origin.state.gone.store(1, Ordering::Relaxed);
+        wait_for("its end", || {
+            let answer = Http::connect(edge).unwrap().ask("GET", HOST, &path, &[]);
+            answer.is_ok_and(|a| a.status == 404).then_some(())
+        });
+        origin.state.gone.store(0, Ordering::Relaxed);
     }
 }
 

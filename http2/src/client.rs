@@ -42,8 +42,6 @@ struct ConnectionState {
     is_over: Cell<bool>,
     /// The server's settings have come: they are the first that it sends.
     is_heard: Cell<bool>,
-    /// It was ended because of too many interim responses to one request.
-    had_too_many_interim: Cell<bool>,
     /// The task that drives it.
     task: OnceCell<AbortHandle>,
     open: Cell<usize>,
@@ -169,12 +167,6 @@ impl Sender {
         self.state.open.get() == 0
     }
 
-    /// Whether the connection was ended because of too many interim responses to one request.
-    #[must_use]
-    pub fn had_too_many_interim(&self) -> bool {
-        self.state.had_too_many_interim.get()
-    }
-
     /// Whether the server takes one more request now. Until its settings have come, it takes one.
     #[must_use]
     pub fn has_room(&self) -> bool {
@@ -216,7 +208,8 @@ impl Sender {
     /// ends the request wherever it is.
     ///
     /// # Errors
-    /// The connection is over, or the server refuses or resets the request.
+    /// The connection is over, or the server refuses or resets the request. ENHANCE_YOUR_CALM of this end: it sent too many interim
+    /// responses.
     pub async fn send(
         &mut self,
         slot: Slot,
@@ -247,7 +240,6 @@ impl Sender {
                 count += interim::cost(early.headers());
                 if count > interim::MOST_RECEIVED {
                     // To reset the stream would not keep the server from sending.
-                    self.state.had_too_many_interim.set(true);
                     self.state.end();
                     return Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into()));
                 }

@@ -268,7 +268,9 @@ impl<'a> Judge<'a> {
         // A node may leave an answer that hangs before it can see the fault: a purge came, or the part cannot be shared.
         let unseen = |a: &Answer| {
             let hangs = matches!(a.fault, Fault::Hangs | Fault::HangsInBody(_));
-            hangs && a.was_left && a.ended.is_some_and(|end| end - a.arrived < asked.settings.first_byte_timeout - 0.3)
+            let left = hangs && a.was_left && a.ended.is_some_and(|end| end - a.arrived < asked.settings.first_byte_timeout - 0.3);
+            // The head of a part shows that it cannot be shared, and each client then asks for its own.
+            left || (a.status == 206 && a.head_sent.is_some() && matches!(a.fault, Fault::Cut(_)))
         };
         for answer in all.iter().filter(|a| a.fault != Fault::None && !unseen(a)) {
             *failed.entry(value_of(&answer.asked, "range")).or_default() += 1;

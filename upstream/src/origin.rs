@@ -298,7 +298,7 @@ impl OriginUpstream {
             return Ok((connection, made, true));
         }
         // On the heap: most requests find a connection, and would carry the size of a handshake.
-        Box::pin(self.open(servers, key, kept, upgrading, limits)).await
+        Box::pin(self.open(servers, key, kept, fresh, upgrading, limits)).await
     }
 
     async fn open(
@@ -306,6 +306,7 @@ impl OriginUpstream {
         servers: &Servers,
         key: &PoolKey,
         kept: impl Fn() -> Option<(Connection, Made)>,
+        fresh: bool,
         upgrading: bool,
         limits: Limits<'_>,
     ) -> Result<(Connection, Made, bool), NoConnection> {
@@ -330,7 +331,8 @@ impl OriginUpstream {
             if let Some((connection, made)) = kept() {
                 return Ok((connection, made, true));
             }
-            let Some(new) = self.connections.unheard(key) else { break };
+            let new = if fresh { None } else { self.connections.unheard(key) };
+            let Some(new) = new else { break };
             tokio::time::timeout(limits.left(limits.connect), new.heard()).await.map_err(late)?;
         }
         // All who waited for a connection that failed share its error: one after the other would wait as long each.
@@ -486,8 +488,7 @@ impl OriginUpstream {
                     Err(_) => return Err(Failed::unsent(FetchError::NoStream, request)),
                 };
                 let answered = limits.patience().wait(sender.send(slot, request, interim), progress.as_deref()).await.map_err(sent)?;
-                let why = |error| if sender.had_too_many_interim() { FetchError::Interim } else { h2_error(&error) };
-                let mut response = answered.map_err(|error| sent(why(error)))?;
+                let mut response = answered.map_err(|error| sent(h2_error(&error)))?;
                 if fields::is_too_large(response.headers()) {
                     return Err(sent(FetchError::HeadTooLarge));
                 }
@@ -534,6 +535,8 @@ fn h2_error(error: &tidegate_http2::Error) -> FetchError {
         // A server that stops names the last request that it answers (RFC 9113 section 6.8). This one came after that.
         Some(tidegate_http2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => FetchError::Unprocessed,
         _ if error.is_library() => FetchError::Malformed,
+        // This end gave the request up.
+        Some(tidegate_http2::Reason::ENHANCE_YOUR_CALM) if !error.is_remote() => FetchError::Interim,
         _ => FetchError::Reset,
     }
 }

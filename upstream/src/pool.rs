@@ -187,7 +187,10 @@ impl<K: Hash + Eq + Clone + 'static> Pool<K> {
     /// An HTTP/2 connection that was just opened, and whose server has not said yet how many requests it takes.
     #[must_use]
     pub fn unheard(&self, key: &K) -> Option<Sender> {
-        self.kept(key, |k| k.h2.iter().map(|s| &s.sender).find(|s| !s.is_heard()).cloned())
+        self.kept(key, |k| {
+            k.h2.retain_mut(|s| !s.sender.is_closed());
+            k.h2.iter().map(|s| &s.sender).find(|s| !s.is_heard()).cloned()
+        })
     }
 
     /// Lets other requests use a connection, unless there are enough. Then it ends with the request that opened it.

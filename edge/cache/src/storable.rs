@@ -148,7 +148,9 @@ pub fn answers_get(method: &Method, status: StatusCode, response: &HeaderMap, sa
     let location = response.get(CONTENT_LOCATION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<http::Uri>().ok());
     let same = location.is_some_and(|uri| {
         let host = uri.host().is_none_or(|h| h.eq_ignore_ascii_case(&target.host));
-        host && uri.path_and_query().is_some_and(|p| p.as_str() == target.path_and_query)
+        host && uri
+            .path_and_query()
+            .is_some_and(|p| Target::new(false, &target.host, p.as_str(), None).path_and_query == target.path_and_query)
     });
     method == Method::POST && status == StatusCode::OK && explicit && same
 }

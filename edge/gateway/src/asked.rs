@@ -140,7 +140,7 @@ impl Asked {
         }
     }
 
-    /// A hash of the fields that reach the origin with a fetch for all, with those of the client's own way left out.
+    /// A hash of the fields that reach the origin with a fetch for all. The client's address does not count.
     pub(crate) fn fields_hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let is_of_the_way = |name: &str| fields::is_selection(name) || name.starts_with("x-forwarded-") || name.starts_with("tidegate-");

@@ -146,7 +146,7 @@ impl Fill {
         self
     }
 
-    /// Whether no other fields than these can be the cause of its failure: it is brought by a request with the same ones, or its head is
+    /// Whether no other fields than these can cause it to fail before its head: a request with the same ones brings it, or its head is
     /// here.
     #[must_use]
     pub fn is_as_asked_with(&self, fields: u64) -> bool {
@@ -690,6 +690,12 @@ impl Fills {
         fill.is_private.store(true, Ordering::Release);
         let fill = self.add(key, fill);
         Watched { fills: Arc::clone(self), key: key.clone(), fill: Some(fill) }
+    }
+
+    /// Number of fetches whose heads are not here.
+    #[must_use]
+    pub fn under_way(&self, key: &CacheKey) -> usize {
+        self.table.lock().get(key).map_or(0, |fills| fills.iter().filter(|f| f.arrived_so_far().is_none()).count())
     }
 
     /// Whether anything is under way for it that has not failed.

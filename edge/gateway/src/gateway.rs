@@ -12,7 +12,7 @@ use crate::fill::{Arrived, Fill, Fills, Joined};
 use crate::hot::Hot;
 use crate::request_body::RequestBody;
 use crate::site::{Counters, Site};
-use crate::slices::{Slices, Source};
+use crate::slices::Slices;
 use crate::upstream::{Allowance, Fetch, Fetched, Upstream};
 use http::header::{AUTHORIZATION, COOKIE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -99,6 +99,8 @@ pub struct Gateway<U> {
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// Fetches for one request: the first may turn out to have begun before a purge that it must honour.
 const MOST_FETCHES: usize = 3;
+/// Fetches of one key at a time, for requests that differ in their fields after one of them has failed.
+const MOST_OF_ONE_KEY: usize = 16;
 
 /// Why upstream is asked for one client alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -410,11 +412,14 @@ impl<U: Upstream> Gateway<U> {
     async fn complete(self: &Rc<Self>, asked: Asked, stored: Arc<StoredResponse>, slice: u64, attachment: Attachment) -> Answer {
         let status = CacheStatus { detail: self.detail(), ..CacheStatus::forwarded(ForwardReason::Partial) };
         let slices = Slices::new(self, &asked, &stored);
-        let came = slices.fill(slice, false);
-        let mut arrived = came.fill.arrived().await;
+        let (relay, mut relayed) = oneshot::channel();
+        let came = slices.begin(slice, false, Some(relay));
+        let mut arrived = if came.is_joined { self.before_half_time(&asked, came.fill.arrived()).await } else { came.fill.arrived().await };
         // The fields of the request that began the fetch may have been the cause.
         if came.is_joined && arrived.as_ref().is_err_and(|failed| failed.error.depends_on_the_request()) {
-            arrived = slices.fill(slice, true).fill.arrived().await;
+            let (relay, again) = oneshot::channel();
+            relayed = again;
+            arrived = slices.begin(slice, true, Some(relay)).fill.arrived().await;
         }
         match arrived {
             Ok(_) => {
@@ -422,11 +427,11 @@ impl<U: Upstream> Gateway<U> {
                 deliver::stored(self, &asked, &stored, status).unwrap_or_else(|| deliver::failed(self, FetchError::Broken.into(), status))
             }
             Err(FetchFailed { error: FetchError::Changed, .. }) => self.fetch(asked, None, ForwardReason::Partial, attachment).await,
-            // The origin's own words are for this client alone.
-            Err(FetchFailed { error: FetchError::PartRefused, .. }) => {
-                Rc::clone(self).passed(asked, RequestBody::Empty, None, ForwardReason::Partial).await
-            }
-            Err(error) => self.failed(&asked, None, error, status),
+            // The origin's own answer, which is for this client alone.
+            Err(error) => match relayed.try_recv() {
+                Ok(Relayed::Whole(own)) => self.relay(&asked, own, status),
+                _ => self.failed(&asked, None, error, status),
+            },
         }
     }
 
@@ -511,13 +516,8 @@ impl<U: Upstream> Gateway<U> {
             Counters::add(if collapsed { &asked.site.counters.collapsed } else { &asked.site.counters.fetches }, 1);
             let status = CacheStatus { collapsed, detail: self.detail(), ..CacheStatus::forwarded(reason) };
             let arriving = self.arrived(&asked, &fill, validating.as_ref());
-            let arrived = if collapsed && asks_again && !fill.is_as_asked_with(asked.fields_hash()) {
-                // It leaves another client's fetch while it has time for its own.
-                let most = asked.site.state.spec.origin.total_timeout / 2;
-                tokio::time::timeout(most, arriving).await.unwrap_or(Err(FetchError::Timeout.into()))
-            } else {
-                arriving.await
-            };
+            let is_anothers = collapsed && asks_again && !fill.is_as_asked_with(asked.fields_hash());
+            let arrived = if is_anothers { self.before_half_time(&asked, arriving).await } else { arriving.await };
             let arrived = match arrived {
                 // The error answers those requests for which no stale response is at hand.
                 Err(error)
@@ -733,6 +733,12 @@ impl<U: Upstream> Gateway<U> {
             && deliver::missing(self, asked, &validating.stored).is_none()
     }
 
+    /// Waits for a fill that another client's request brings, and leaves it while there is time for a fetch of this request's own.
+    async fn before_half_time<T>(&self, asked: &Asked, arriving: impl Future<Output = Result<T, FetchFailed>>) -> Result<T, FetchFailed> {
+        let left = self.allowance(asked).until.since(self.clock.boot());
+        tokio::time::timeout(left / 2, arriving).await.unwrap_or(Err(FetchError::Timeout.into()))
+    }
+
     /// Waits for the head of a fill, for a short time only if a stale response is at hand. The fill continues.
     async fn arrived(&self, asked: &Asked, fill: &Fill, validating: Option<&Validating>) -> Result<Arrived, FetchFailed> {
         self.or_stale(asked, validating, fill.arrived()).await.unwrap_or_else(|| {
@@ -847,6 +853,8 @@ impl<U: Upstream> Gateway<U> {
         usable: impl Fn(&VaryKey, &Freshness) -> bool,
     ) -> Joined {
         let fields = asked.fields_hash();
+        // An origin that fails for all gets no more requests than this at once.
+        let as_asked = as_asked && self.fills.under_way(&asked.key) < MOST_OF_ONE_KEY;
         let now = self.clock.boot();
         // An edge counts its second from when it asked: at a shield it joins nothing that began before.
         let window = if asked.end_to_end && !Bug::SecondPerTier.is_planted() { Duration::ZERO } else { CONFIRMED_FOR };

@@ -5,12 +5,12 @@
 //! its way is a [`Fill`] of its own, which all who need it share.
 
 use crate::asked::Asked;
-use crate::fetch;
+use crate::fetch::{self, Own, Relayed};
 use crate::fetch_error::{FetchError, FetchFailed};
 use crate::fill::{Ends, Fill, FillHead, FillReader, Joined};
 use crate::gateway::Gateway;
 use crate::site::Counters;
-use crate::upstream::{Upstream, UpstreamBody};
+use crate::upstream::{Fetched, Upstream, UpstreamBody};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
@@ -126,6 +126,13 @@ impl<U: Upstream> Source for Slices<U> {
     }
 
     fn fill(&self, slice: u64, as_asked: bool) -> Coming {
+        self.begin(slice, as_asked, None)
+    }
+}
+
+impl<U: Upstream> Slices<U> {
+    /// As [`Source::fill`]. `relay` gets the origin's answer if it refuses a slice that begins now.
+    pub fn begin(&self, slice: u64, as_asked: bool, relay: Option<oneshot::Sender<Relayed>>) -> Coming {
         let gateway = &self.gateway;
         let (demand, clean, end_to_end) = (gateway.demand(&self.asked), self.stored.clean_through(), gateway.past_caches(&self.asked));
         // From no cache that knows less of purges than what it is to be a part of.
@@ -149,7 +156,7 @@ impl<U: Upstream> Source for Slices<U> {
                     (Rc::clone(gateway), self.asked(slice), Arc::clone(&self.stored), Arc::clone(&fill));
                 tokio::task::spawn_local(async move {
                     let _ends = Ends::new(&gateway.fills, Some(key), &of_task);
-                    let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end);
+                    let run = fetch_slice(&gateway, &asked, &stored, slice, &of_task, demand, end_to_end, relay);
                     if let Err(error) = run.await {
                         gateway.note_failure(&asked, error);
                         tracing::debug!(site = asked.site.name(), target = asked.target.path_and_query, slice, %error, "a slice failed");
@@ -162,6 +169,7 @@ impl<U: Upstream> Source for Slices<U> {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn fetch_slice<U: Upstream>(
     gateway: &Rc<Gateway<U>>,
     asked: &Asked,
@@ -170,6 +178,7 @@ async fn fetch_slice<U: Upstream>(
     fill: &Arc<Fill>,
     demand: Revision,
     end_to_end: bool,
+    relay: Option<oneshot::Sender<Relayed>>,
 ) -> Result<(), FetchFailed> {
     let mut request = gateway.shared_head(asked).request(&Method::GET);
     request.headers_mut().insert(header::RANGE, range(slice));
@@ -193,6 +202,14 @@ async fn fetch_slice<U: Upstream>(
     let is_whole = status == StatusCode::OK && is_long && slice * SLICE <= MOST_LEFT_OUT;
     if status.is_redirection() || status.is_client_error() {
         // The origin refuses this client's request, or refuses it for now: other clients may get the same part.
+        if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+            look_whether_it_is_gone(gateway, asked, stored);
+        }
+        if let Some(relay) = relay {
+            let clean_through = fetched.vouched.unwrap_or(demand);
+            let Fetched { response, length, close_delimited, .. } = fetched;
+            let _ = relay.send(Relayed::Whole(Own { response, clean_through, length, unframed: close_delimited, why: None }));
+        }
         return Err(FetchError::PartRefused.into());
     }
     let is_same = partial::is_part_of(&stored.headers, headers);
@@ -227,6 +244,23 @@ async fn fetch_slice<U: Upstream>(
         let _ = take_in(gateway, asked, &stored.body, slice, ends, (from, rest), on.then_some(WHOLE_LINGER)).await;
     }
     Ok(())
+}
+
+/// Asks the origin for the head of a stored response, without any client's fields, and drops what does not exist any more. One at a time
+/// does so for each key.
+fn look_whether_it_is_gone<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>) {
+    if !gateway.behind.borrow_mut().insert(asked.key.clone()) {
+        return;
+    }
+    let (gateway, asked, stored) = (Rc::clone(gateway), Asked { headers: HeaderMap::new(), ..asked.again() }, Arc::clone(stored));
+    tokio::task::spawn_local(async move {
+        let request = gateway.shared_head(&asked).request(&Method::HEAD);
+        let fetched = gateway.ask_upstream(&asked, request, gateway.fetch_to(&asked, gateway.demand(&asked), true)).await;
+        if fetched.is_ok_and(|f| matches!(f.response.status(), StatusCode::NOT_FOUND | StatusCode::GONE)) {
+            gateway.store.drop_response(&asked.key, &stored);
+        }
+        gateway.behind.borrow_mut().remove(&asked.key);
+    });
 }
 
 /// For who waits until a slice has begun to come.
