@@ -853,7 +853,7 @@ impl<U: Upstream> Gateway<U> {
         usable: impl Fn(&VaryKey, &Freshness) -> bool,
     ) -> Joined {
         let fields = asked.fields_hash();
-        // An origin that fails for all gets no more requests than this at once.
+        // An origin that fails for all clients gets at most this many requests at once.
         let as_asked = as_asked && self.fills.under_way(&asked.key) < MOST_OF_ONE_KEY;
         let now = self.clock.boot();
         // An edge counts its second from when it asked: at a shield it joins nothing that began before.
