@@ -444,19 +444,26 @@ fn a_download_is_whole_beside_many_refused_parts() {
     }
 }
 
+/// A network in a folder of its own, which holds all of an object but its last slice. The object is so long that the head of a response
+/// goes out before that slice is known to be missing.
+fn without_its_end(dir: &std::path::Path, origin: &Origin, shields: usize) -> (Network, u64, String) {
+    let dir = dir.join(shields.to_string());
+    std::fs::create_dir_all(&dir).unwrap();
+    let network = network(&dir, origin, shields, "");
+    let (length, path) = (18 * MIB, format!("/{}/ranges/{shields}", 18 * MIB));
+    let first = || right(network.edges()[0].address(), &path, length, 0, 17 * MIB - 1, 0);
+    first();
+    wait_for("the first slices", || first().is_hit().then_some(()));
+    (network, length, path)
+}
+
 /// The first client who misses a part of it gets a torn body; the next ones learn that it is gone.
 #[test]
 fn an_object_that_was_deleted_is_given_no_longer() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
     for shields in [0, 1] {
-        let dir = dir.path().join(shields.to_string());
-        std::fs::create_dir_all(&dir).unwrap();
-        let network = network(&dir, &origin, shields, "");
+        let (network, _, path) = without_its_end(dir.path(), &origin, shields);
         let edge = network.edges()[0].address();
-        let (length, path) = (18 * MIB, format!("/{}/ranges/{shields}", 18 * MIB));
-        let first = || right(edge, &path, length, 0, 17 * MIB - 1, 0);
-        first();
-        wait_for("the first slices", || first().is_hit().then_some(()));
         origin.state.gone.store(1, Ordering::Relaxed);
         wait_for("its end", || {
             let answer = Http::connect(edge).unwrap().ask("GET", HOST, &path, &[]);
@@ -506,15 +513,8 @@ fn parts_in_a_coding_are_not_put_together() {
 fn a_part_costs_as_many_requests_as_are_allowed() {
     let (dir, origin) = (tempfile::tempdir().unwrap(), Origin::start());
     for shields in [0, 1] {
-        let dir = dir.path().join(shields.to_string());
-        std::fs::create_dir_all(&dir).unwrap();
-        let network = network(&dir, &origin, shields, "");
+        let (network, _, path) = without_its_end(dir.path(), &origin, shields);
         let edge = network.edges()[0].address();
-        // So long that the head goes out before its last slice is known to be missing.
-        let (length, path) = (18 * MIB, format!("/{}/ranges/{shields}", 18 * MIB));
-        let first = || right(edge, &path, length, 0, 17 * MIB - 1, 0);
-        first();
-        wait_for("the first slices", || first().is_hit().then_some(()));
         origin.gave();
         let torn = Http::connect(edge).unwrap().ask("GET", HOST, &path, &[("Range", "bytes=5-"), ("X-Bad", "closes")]);
         assert!(torn.is_err(), "{torn:?}");

@@ -9,6 +9,8 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use support::network::{Network, Plan};
 use support::{Http, Nginx, Process, error_of, free_port, get, wait_for};
@@ -159,26 +161,35 @@ fn origins_over_tls_and_http2_by_names_that_move() {
     assert!(unknown.status == 502 && unknown.cache_status().contains("detail=resolve"), "{unknown:?}");
 }
 
-/// An origin that reads no bodies takes one for the next request on its connection, which could be another client's.
-#[test]
-fn a_body_that_the_origin_does_not_read_is_no_request_of_the_next_client() {
+/// An origin that answers each head, without reading a body, with this status and what follows it; `None`: it closes the connection.
+fn raw_origin(answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (url, answer) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(answer));
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
+            let answer = Arc::clone(&answer);
             std::thread::spawn(move || {
                 loop {
                     let head = support::request_head(&mut stream);
-                    let Some(first) = head.lines().next().filter(|l| !l.is_empty()) else { return };
-                    let (status, body) =
-                        (if first.starts_with("POST") { "405 Method Not Allowed" } else { "200 OK" }, format!("answer to {first}"));
-                    let answer = format!("HTTP/1.1 {status}\r\nCache-Control: no-store\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-                    if stream.write_all(answer.as_bytes()).is_err() {
+                    let Some(answer) = Some(&head).filter(|h| !h.is_empty()).and_then(|h| answer(h)) else { return };
+                    if write!(stream, "HTTP/1.1 {answer}").is_err() {
                         return;
                     }
                 }
             });
         }
+    });
+    url
+}
+
+/// An origin that reads no bodies takes one for the next request on its connection, which could be another client's.
+#[test]
+fn a_body_that_the_origin_does_not_read_is_no_request_of_the_next_client() {
+    let url = raw_origin(|head| {
+        let first = head.lines().next().unwrap_or_default();
+        let status = if first.starts_with("POST") { "405 Method Not Allowed" } else { "200 OK" };
+        let body = format!("answer to {first}");
+        Some(format!("{status}\r\nCache-Control: no-store\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
     });
     for shields in [0, 1] {
         let dir = tempfile::tempdir().unwrap();
@@ -274,34 +285,18 @@ fn a_site_is_known_to_no_edge_before_its_origin_is() {
     });
 }
 
-/// An origin that drops the connections of some clients, a while after they asked.
-fn choosy_origin() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                loop {
-                    let head = support::request_head(&mut stream);
-                    std::thread::sleep(Duration::from_millis(150));
-                    let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok";
-                    if head.is_empty() || head.contains("evil") || stream.write_all(answer.as_bytes()).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    url
-}
-
 /// A client whose own request the origin answers gets that answer, whatever other clients ask for.
 #[test]
 fn what_fails_for_some_clients_fails_for_no_others() {
+    // It drops the connections of some clients, a while after they asked.
+    let url = raw_origin(|head| {
+        std::thread::sleep(Duration::from_millis(150));
+        (!head.contains("evil")).then(|| "200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok".to_owned())
+    });
     let dir = tempfile::tempdir().unwrap();
     let network = Network::planned(dir.path(), Plan { shields: 1, ..Plan::default() });
     let edge = network.edges()[0].address();
-    apply(&network, &format!("servers = [{{ url = \"{}\" }}]\nallow_private = true\nejection = {{ after = 1000 }}", choosy_origin()));
+    apply(&network, &format!("servers = [{{ url = \"{url}\" }}]\nallow_private = true\nejection = {{ after = 1000 }}"));
     wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
     for round in 0..5 {
         let path = format!("/page/{round}");
@@ -321,30 +316,18 @@ fn what_fails_for_some_clients_fails_for_no_others() {
 /// Each 304 brings fields that no answer before had.
 #[test]
 fn the_fields_of_many_304s_do_not_add_up() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let count = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            let count = std::sync::Arc::clone(&count);
-            std::thread::spawn(move || {
-                loop {
-                    let head = support::request_head(&mut stream);
-                    let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    let is_conditional = head.to_ascii_lowercase().contains("if-none-match");
-                    let more: String = (0..if is_conditional { 200 } else { 0 }).map(|f| format!("X{n}-{f}: v\r\n")).collect();
-                    let (status, body) = if is_conditional { ("304 Not Modified", "") } else { ("200 OK", "Content-Length: 2\r\n\r\nok") };
-                    let end = if is_conditional { "\r\n" } else { "" };
-                    let answer = format!("HTTP/1.1 {status}\r\nETag: \"a\"\r\nCache-Control: no-cache\r\n{more}{end}{body}");
-                    if head.is_empty() || stream.write_all(answer.as_bytes()).is_err() {
-                        return;
-                    }
-                }
-            });
+    let count = AtomicU32::new(0);
+    let url = raw_origin(move |head| {
+        let n = count.fetch_add(1, Ordering::Relaxed);
+        let fields = "ETag: \"a\"\r\nCache-Control: no-cache\r\n";
+        if !head.to_ascii_lowercase().contains("if-none-match") {
+            return Some(format!("200 OK\r\n{fields}Content-Length: 2\r\n\r\nok"));
         }
+        let more: String = (0..200).map(|f| format!("X{n}-{f}: v\r\n")).collect();
+        Some(format!("304 Not Modified\r\n{fields}{more}\r\n"))
     });
     let dir = tempfile::tempdir().unwrap();
-    let dev = support::Dev::start(dir.path(), &["--origin", &format!("http://127.0.0.1:{port}"), "--shields", "1"]);
+    let dev = support::Dev::start(dir.path(), &["--origin", &url, "--shields", "1"]);
     for _ in 0..6 {
         let answer = get(dev.http[0], "localhost", "/page");
         assert!(answer.status == 200 && answer.headers.len() < 270, "{} fields", answer.headers.len());
@@ -354,25 +337,17 @@ fn the_fields_of_many_304s_do_not_add_up() {
 /// A server that ends slow uploads is well, and the site's other requests go on.
 #[test]
 fn an_upload_that_the_origin_grew_tired_of_ejects_nobody() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                while support::request_head(&mut stream).starts_with("GET") {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\nok");
-                }
-                std::thread::sleep(Duration::from_millis(300));
-            });
+    let url = raw_origin(|head| {
+        if head.starts_with("POST") {
+            std::thread::sleep(Duration::from_millis(300));
+            return None;
         }
+        Some("200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\nok".to_owned())
     });
     let dir = tempfile::tempdir().unwrap();
     let network = Network::planned(dir.path(), Plan::default());
     let edge = network.edges()[0].address();
-    apply(
-        &network,
-        &format!("servers = [{{ url = \"http://127.0.0.1:{port}\" }}]\nallow_private = true\nejection = {{ after = 1, time = \"1h\" }}"),
-    );
+    apply(&network, &format!("servers = [{{ url = \"{url}\" }}]\nallow_private = true\nejection = {{ after = 1, time = \"1h\" }}"));
     wait_for("the site", || (get(edge, "o.example", "/n").status == 200).then_some(()));
     for _ in 0..2 {
         let mut slow = Http::connect(edge).unwrap();

@@ -379,7 +379,8 @@ impl Dev {
             "--dns",
             "127.0.0.1:0",
         ]);
-        command.args(more).env("TIDEGATE_LOG", "info").stdin(Stdio::null());
+        // A process that is killed leaves its folder behind: it lies in the test's own.
+        command.args(more).env("TIDEGATE_LOG", "info").env("TMPDIR", dir).stdin(Stdio::null());
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let child = command.stdout(std::fs::File::create(&out).unwrap()).stderr(stderr).spawn().unwrap();
         let mut process = Process { child, log };
