@@ -23,7 +23,7 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tidegate_control_types::site::OriginTls;
-use tidegate_gateway::{FetchError, RequestBody, interim};
+use tidegate_gateway::{FetchError, RequestBody, fields, interim};
 use tidegate_http2::{ClientSettings, KeepAlive, Sender, Windows};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -242,7 +242,7 @@ where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(256 << 10).max_headers(256).allow_spaces_after_header_name_in_responses(true);
+    builder.max_buf_size(fields::MAX_HEAD).max_headers(fields::MAX_FIELDS).allow_spaces_after_header_name_in_responses(true);
     let interim = Arc::<AtomicUsize>::default();
     let io = Bounded { io, interim: Arc::clone(&interim) };
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(|_| FetchError::Reset)?;

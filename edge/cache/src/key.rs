@@ -75,9 +75,9 @@ fn push_escape(out: &mut String, byte: u8) {
     }
 }
 
-/// Removes dot segments, decodes unreserved characters, writes the other escapes with upper-case digits
-/// (RFC 3986 sections 6.2.2.1 to 6.2.2.3), and characters that no URI may have as escapes. A `%` that begins no escape is written as `%25`: left as it is, it could become one
-/// with what is decoded behind it.
+/// Removes dot segments, decodes unreserved characters, writes the other escapes with upper-case digits (RFC 3986 sections 6.2.2.1 to
+/// 6.2.2.3), and characters that no URI may have as escapes. A `%` that begins no escape is written as `%25`: unchanged, it could become
+/// one with what is decoded after it.
 fn push_path(out: &mut String, path: &str) {
     let plain = !path.bytes().any(|b| b == b'%' || is_of_no_uri(b)) && !path.contains("/.");
     if plain && path.starts_with('/') {

@@ -572,8 +572,7 @@ async fn stream<U: Upstream>(
             return Err(FetchError::Abandoned.into());
         }
         let missing = length.map(|l| l.saturating_sub(total));
-        let is_behind = fill.is_behind() && !fill.was_read();
-        if total > rule.finish_size && missing.is_none_or(|m| m > rule.finish_size) && !is_behind && !fill.is_read() {
+        if total > rule.finish_size && missing.is_none_or(|m| m > rule.finish_size) && !fill.is_read() && !fill.is_for_later() {
             tokio::select! {
                 biased;
                 () = &mut abandoned => return Err(FetchError::Abandoned.into()),
@@ -606,7 +605,7 @@ pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64
         if tokio::time::timeout(UNREAD_FOR, fill.read()).await.is_ok() {
             continue;
         }
-        if fill.is_behind() && !fill.was_read() {
+        if fill.is_for_later() {
             // A fill without a reader from the start is for later requests, which would start it again and again.
             if tokio::time::timeout(asked.site.state.spec.origin.total_timeout, fill.read()).await.is_err() {
                 return;

@@ -67,7 +67,7 @@ impl FetchError {
         Self::ALL.iter().copied().find(|e| e.token() == token)
     }
 
-    /// What the client gets.
+    /// The status of the answer to the client.
     #[must_use]
     pub fn status(self) -> http::StatusCode {
         match self {

@@ -153,7 +153,7 @@ pub fn size(headers: &HeaderMap) -> usize {
 
 /// Fields, and bytes of them, that the head of a response from an origin may have.
 pub const MAX_FIELDS: usize = 256;
-const MAX_HEAD: usize = 256 << 10;
+pub const MAX_HEAD: usize = 256 << 10;
 
 /// Whether a head is larger than that.
 #[must_use]

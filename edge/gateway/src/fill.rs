@@ -168,9 +168,10 @@ impl Fill {
         self.is_behind.store(true, Ordering::Release);
     }
 
+    /// Whether it is for later requests: its own is answered, and it has had no reader yet.
     #[must_use]
-    pub fn is_behind(&self) -> bool {
-        self.is_behind.load(Ordering::Acquire)
+    pub fn is_for_later(&self) -> bool {
+        self.is_behind.load(Ordering::Acquire) && self.state.lock().joined == 0
     }
 
     #[must_use]
@@ -373,12 +374,6 @@ impl Fill {
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.state.lock().is_read()
-    }
-
-    /// Whether anybody has read it, up to now.
-    #[must_use]
-    pub fn was_read(&self) -> bool {
-        self.state.lock().joined > 0
     }
 
     /// Resolves once the fill has a reader.
@@ -630,7 +625,15 @@ impl Drop for Watched {
 pub struct Ends {
     fills: Arc<Fills>,
     key: Option<CacheKey>,
-    pub fill: Arc<Fill>,
+    fill: Arc<Fill>,
+}
+
+impl std::ops::Deref for Ends {
+    type Target = Fill;
+
+    fn deref(&self) -> &Fill {
+        &self.fill
+    }
 }
 
 impl Ends {

@@ -91,8 +91,8 @@ pub struct Gateway<U> {
     pub(crate) most_selectors: usize,
     pub(crate) incarnation: Cell<Incarnation>,
     pub(crate) advanced: Notify,
-    /// The keys for which one client's own fetch goes on behind the stale response that it got.
-    pub(crate) behind: RefCell<HashSet<CacheKey>>,
+    /// The keys for which [`Gateway::in_background`] does something.
+    in_background: RefCell<HashSet<CacheKey>>,
 }
 
 /// A shield that is behind what an edge demands waits this long to catch up.
@@ -174,7 +174,7 @@ impl<U: Upstream> Gateway<U> {
             most_selectors,
             incarnation: Cell::new(Incarnation(0)),
             advanced: Notify::new(),
-            behind: RefCell::default(),
+            in_background: RefCell::default(),
         })
     }
 
@@ -450,6 +450,18 @@ impl<U: Upstream> Gateway<U> {
             fill.goes_on_behind();
             let asked = Rc::new(asked.again());
             tokio::task::spawn_local(fetch::run(Rc::clone(self), asked, fill, None, demand, end_to_end, Some(validating), None));
+        }
+    }
+
+    /// Does some work for a key that no request waits for, one at a time for each key. Otherwise each request could begin more of it, while
+    /// the origin is slow.
+    pub(crate) fn in_background(self: &Rc<Self>, key: &CacheKey, work: impl Future<Output = ()> + 'static) {
+        if self.in_background.borrow_mut().insert(key.clone()) {
+            let ends = InBackground { gateway: Rc::clone(self), key: key.clone() };
+            tokio::task::spawn_local(async move {
+                work.await;
+                drop(ends);
+            });
         }
     }
 
@@ -841,8 +853,7 @@ impl<U: Upstream> Gateway<U> {
     }
 
     /// `reload`: the client wants a response newer than its request. `as_asked`: it joins no fetch that another request's fields may cause
-    /// to fail. `usable`: whether a response with a known head answers the
-    /// request.
+    /// to fail. `usable`: whether a response with a known head answers the request.
     fn join(
         &self,
         asked: &Asked,
@@ -931,6 +942,17 @@ impl<U: Upstream> Gateway<U> {
     /// Lets go of what the store no longer holds; to be called a few times a second.
     pub fn sweep(&self) {
         self.hot.sweep();
+    }
+}
+
+struct InBackground<U> {
+    gateway: Rc<Gateway<U>>,
+    key: CacheKey,
+}
+
+impl<U> Drop for InBackground<U> {
+    fn drop(&mut self) {
+        self.gateway.in_background.borrow_mut().remove(&self.key);
     }
 }
 

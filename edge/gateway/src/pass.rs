@@ -50,6 +50,13 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Lets a fetch continue although a stale response has answered its client.
+async fn goes_on_behind(mut task: AbortOnDrop) {
+    if let Ok(Brought { what: Kept::ForAll(fill, _), .. }) = task.ended().await {
+        fill.goes_on_behind();
+    }
+}
+
 impl<U: Upstream> Gateway<U> {
     /// Upstream is asked as the client asks, and its response streams to this client; the request's body streams the other way.
     /// `validating`: the stored response that may be served if upstream fails.
@@ -79,7 +86,8 @@ impl<U: Upstream> Gateway<U> {
             match self.or_stale(&asked, validating, task.ended()).await {
                 Some(brought) => brought,
                 None => {
-                    self.goes_on_behind(&asked.key, task);
+                    // The next request finds its result.
+                    self.in_background(&asked.key, goes_on_behind(task));
                     Err(FetchError::Timeout.into())
                 }
             }
@@ -109,21 +117,6 @@ impl<U: Upstream> Gateway<U> {
         }
         answer.tunnel = tunnel;
         answer
-    }
-
-    /// Lets a fetch continue although a stale response has answered its client, so that the next request finds its result. Only one fetch
-    /// per key does so at a time: otherwise a slow origin would get one for each request.
-    fn goes_on_behind(self: &Rc<Self>, key: &CacheKey, mut task: AbortOnDrop) {
-        if !self.behind.borrow_mut().insert(key.clone()) {
-            return;
-        }
-        let (this, key) = (Rc::clone(self), key.clone());
-        tokio::task::spawn_local(async move {
-            if let Ok(Brought { what: Kept::ForAll(fill, _), .. }) = task.ended().await {
-                fill.goes_on_behind();
-            }
-            this.behind.borrow_mut().remove(&key);
-        });
     }
 
     /// Asks upstream as the client asks. What answers others too is stored from then on.

@@ -203,7 +203,8 @@ async fn fetch_slice<U: Upstream>(
     if status.is_redirection() || status.is_client_error() {
         // The origin refuses this client's request, or refuses it for now: other clients may get the same part.
         if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
-            look_whether_it_is_gone(gateway, asked, stored);
+            let neutral = Asked { headers: HeaderMap::new(), ..asked.again() };
+            gateway.in_background(&asked.key, drop_if_gone(Rc::clone(gateway), neutral, Arc::clone(stored)));
         }
         if let Some(relay) = relay {
             let clean_through = fetched.vouched.unwrap_or(demand);
@@ -246,21 +247,13 @@ async fn fetch_slice<U: Upstream>(
     Ok(())
 }
 
-/// Asks the origin for the head of a stored response, without any client's fields, and drops what does not exist any more. One at a time
-/// does so for each key.
-fn look_whether_it_is_gone<U: Upstream>(gateway: &Rc<Gateway<U>>, asked: &Asked, stored: &Arc<StoredResponse>) {
-    if !gateway.behind.borrow_mut().insert(asked.key.clone()) {
-        return;
+/// Asks the origin for the head of a stored response, without any client's fields, and drops the response if it does not exist any more.
+async fn drop_if_gone<U: Upstream>(gateway: Rc<Gateway<U>>, asked: Asked, stored: Arc<StoredResponse>) {
+    let request = gateway.shared_head(&asked).request(&Method::HEAD);
+    let fetched = gateway.ask_upstream(&asked, request, gateway.fetch_to(&asked, gateway.demand(&asked), true)).await;
+    if fetched.is_ok_and(|f| matches!(f.response.status(), StatusCode::NOT_FOUND | StatusCode::GONE)) {
+        gateway.store.drop_response(&asked.key, &stored);
     }
-    let (gateway, asked, stored) = (Rc::clone(gateway), Asked { headers: HeaderMap::new(), ..asked.again() }, Arc::clone(stored));
-    tokio::task::spawn_local(async move {
-        let request = gateway.shared_head(&asked).request(&Method::HEAD);
-        let fetched = gateway.ask_upstream(&asked, request, gateway.fetch_to(&asked, gateway.demand(&asked), true)).await;
-        if fetched.is_ok_and(|f| matches!(f.response.status(), StatusCode::NOT_FOUND | StatusCode::GONE)) {
-            gateway.store.drop_response(&asked.key, &stored);
-        }
-        gateway.behind.borrow_mut().remove(&asked.key);
-    });
 }
 
 /// For who waits until a slice has begun to come.
@@ -317,19 +310,19 @@ pub async fn take_in<U: Upstream>(
     let ended = loop {
         // Those who read the next slice ask for the one behind it already.
         while linger.is_some() && upcoming.len() < 2 && slice + 1 + (upcoming.len() as u64) < slices {
-            upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.fill.begun));
+            upcoming.push_back(coming(gateway, body, slice + 1 + upcoming.len() as u64, fill.begun));
         }
         let length = SLICE.min(body.len() - slice * SLICE);
         let whole = tokio::select! {
             biased;
-            whole = fill_slice(&fill.fill, length, &mut rest, from) => whole,
-            () = fetch::is_not_worth_its_end(asked, &fill.fill, Some(length)) => Err(FetchError::Abandoned),
+            whole = fill_slice(&fill, length, &mut rest, from) => whole,
+            () = fetch::is_not_worth_its_end(asked, &fill, Some(length)) => Err(FetchError::Abandoned),
         };
         match whole {
-            Err(error) => fill.fill.fail(error),
+            Err(error) => fill.fail(error),
             Ok(()) => {
                 let first = slice * (SLICE / CHUNK as u64);
-                for (n, piece) in (first..).zip(fill.fill.done()) {
+                for (n, piece) in (first..).zip(fill.done()) {
                     gateway.store.keep_piece(&asked.key, body, n, piece);
                 }
             }
@@ -338,10 +331,10 @@ pub async fn take_in<U: Upstream>(
         let Some(next) = upcoming.pop_front() else { break whole };
         recent.leave_all_but(MOST_RECENT, LEAVE_WITHIN).await;
         (slice, fill) = (slice + 1, next);
-        if whole.is_err() || !recent.is_followed_by(&fill.fill, linger.unwrap_or_default()).await {
+        if whole.is_err() || !recent.is_followed_by(&fill, linger.unwrap_or_default()).await {
             // Whoever came to these meanwhile asks for them by itself.
             for (slice, fill) in (slice..).zip(std::iter::once(fill).chain(upcoming)) {
-                fill.fill.fail(FetchError::Broken);
+                fill.fail(FetchError::Broken);
                 recent.fills.push_back((slice, fill));
             }
             break whole;
@@ -365,7 +358,7 @@ impl<U: Upstream> Recent<'_, U> {
             let mut looks = 0;
             while looks < 2 {
                 tokio::time::sleep(fetch::UNREAD_FOR / 2).await;
-                looks = if self.fills.iter().any(|(_, fill)| fill.fill.is_read()) { 0 } else { looks + 1 };
+                looks = if self.fills.iter().any(|(_, fill)| fill.is_read()) { 0 } else { looks + 1 };
             }
         };
         tokio::select! {
@@ -384,9 +377,9 @@ impl<U: Upstream> Recent<'_, U> {
         while self.fills.len() > most {
             let Some((slice, fill)) = self.fills.pop_front() else { return };
             let first = slice * SLICE;
-            if !fill.fill.has_failed() && self.gateway.store.piece(self.body, first, first).is_none() {
+            if !fill.has_failed() && self.gateway.store.piece(self.body, first, first).is_none() {
                 tokio::select! {
-                    () = fill.fill.unread() => {}
+                    () = fill.unread() => {}
                     () = &mut too_late => {}
                 }
             }
