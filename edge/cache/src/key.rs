@@ -76,8 +76,8 @@ fn push_escape(out: &mut String, byte: u8) {
 }
 
 /// Removes dot segments, decodes unreserved characters, writes the other escapes with upper-case digits (RFC 3986 sections 6.2.2.1 to
-/// 6.2.2.3), and characters that no URI may have as escapes. A `%` that begins no escape is written as `%25`: unchanged, it could become
-/// one with what is decoded after it.
+/// 6.2.2.3), and characters that no URI may have as escapes. A `%` that begins no escape is written as `%25`: unchanged, it and the
+/// characters decoded after it could become one.
 fn push_path(out: &mut String, path: &str) {
     let plain = !path.bytes().any(|b| b == b'%' || is_of_no_uri(b)) && !path.contains("/.");
     if plain && path.starts_with('/') {
