@@ -293,7 +293,6 @@ fn purge(shared: &Shared, network: &'static str, api: SocketAddr, token: &str, m
 }
 
 #[test]
-#[ignore = "tests/long runs it: it has not yet run for an hour without finding anything"]
 fn every_answer_is_for_whom_it_went_to() {
     let number = |name: &str| std::env::var(name).ok().map(|v| v.parse::<u64>().unwrap());
     let seed =
