@@ -11,6 +11,10 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 use support::network::{Network, Node, Plan};
 use support::{Http, Nginx, text, wait_for};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+type H2Connection = h2::client::Connection<tokio_rustls::client::TlsStream<tokio::net::TcpStream>, bytes::Bytes>;
 
 const SHORT: &str = "head_timeout = \"2s\"\nbody_timeout = \"3s\"\nidle_timeout = \"2s\"\ndrain = \"1s\"";
 const LARGE: usize = 24 << 20;
@@ -78,23 +82,29 @@ fn a_client_that_keeps_the_edge_waiting_is_let_go() {
     assert!(read + slow.rest().len() > LARGE);
 }
 
-/// Speaks HTTP/2 to the edge over TLS, with a window that is never opened again.
-fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: &AtomicBool) -> u64 {
-    use std::sync::Arc;
-    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+fn tls(ca: &std::path::Path, protocol: &[u8]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
     let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
+    config
+}
+
+/// Windows of so many bytes for each stream.
+const SMALL_WINDOW: u32 = 10_000;
+
+async fn over_http2(edge: &Node, ca: &std::path::Path) -> (h2::client::SendRequest<bytes::Bytes>, H2Connection) {
+    let tcp = tokio::net::TcpStream::connect(("127.0.0.1", edge.https)).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(tls(ca, b"h2")));
+    let tls = connector.connect(ServerName::try_from("s.example").unwrap(), tcp).await.unwrap();
+    h2::client::Builder::new().initial_window_size(SMALL_WINDOW).handshake(tls).await.unwrap()
+}
+
+/// Speaks HTTP/2 to the edge over TLS, with a window that is never opened again.
+fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: &AtomicBool) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", edge.https)).await.unwrap();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let tls = connector.connect(ServerName::try_from("s.example").unwrap(), tcp).await.unwrap();
-        let (mut sender, connection) =
-            h2::client::Builder::new().initial_window_size(10_000).handshake::<_, bytes::Bytes>(tls).await.unwrap();
-        let mut connection = connection;
+        let (mut sender, mut connection) = over_http2(edge, ca).await;
         let mut pings = connection.ping_pong().unwrap();
         let driven = tokio::spawn(connection);
         let request = http::Request::get("https://s.example/large.bin").body(()).unwrap();
@@ -108,6 +118,70 @@ fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: &AtomicBool) -> u64
         }
         first
     })
+}
+
+fn request(path: &str) -> http::Request<()> {
+    http::Request::get(format!("https://s.example{path}")).body(()).unwrap()
+}
+
+/// Whatever else goes on, no response waits without end for a client that does not take it.
+#[test]
+fn a_response_that_nobody_takes_ends_beside_others_that_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, _nginx) = short_limits(dir.path());
+    let edge = network.edges()[0];
+    let pause = || tokio::time::sleep(Duration::from_millis(100));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (mut sender, connection) = over_http2(edge, &network.ca).await;
+        let driven = tokio::spawn(connection);
+        let (stalled, _) = sender.send_request(request("/large.bin"), true).unwrap();
+        let mut stalled = stalled.await.unwrap().into_body();
+        let ended = tokio::spawn(async move { while stalled.data().await.unwrap().is_ok() {} });
+        // The stalled response is reset after four times `body_timeout` at most.
+        let mut asked = 0;
+        while !ended.is_finished() {
+            asked += 1;
+            assert!(asked < 400, "it waits without end");
+            let (small, _) = sender.send_request(request("/small.txt"), true).unwrap();
+            assert_eq!(small.await.unwrap().status(), 200);
+            pause().await;
+        }
+        ended.await.unwrap();
+        assert!(!driven.is_finished());
+    });
+    runtime.block_on(async {
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls(&network.ca, b"h3")).unwrap();
+        let (mut settings, mut transport) = (quinn::ClientConfig::new(Arc::new(crypto)), quinn::TransportConfig::default());
+        transport.stream_receive_window(SMALL_WINDOW.into());
+        settings.transport_config(Arc::new(transport));
+        let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], edge.https));
+        let connection = endpoint.connect_with(settings, address, "s.example").unwrap().await.unwrap();
+        let (mut driver, mut sender) = h3::client::new(h3_quinn::Connection::new(connection.clone())).await.unwrap();
+        let driven = tokio::spawn(async move { std::future::poll_fn(|cx| driver.poll_close(cx)).await });
+        // Over QUIC the window opens as a stream is read, and this one is not read.
+        let mut stalled = sender.send_request(request("/large.bin")).await.unwrap();
+        stalled.finish().await.unwrap();
+        assert_eq!(stalled.recv_response().await.unwrap().status(), 200);
+        let reset = || stalled_streams(&connection);
+        let mut asked = 0;
+        while reset() == 0 {
+            asked += 1;
+            assert!(asked < 400, "it waits without end");
+            let mut small = sender.send_request(request("/small.txt")).await.unwrap();
+            small.finish().await.unwrap();
+            assert_eq!(small.recv_response().await.unwrap().status(), 200);
+            while small.recv_data().await.unwrap().is_some() {}
+            pause().await;
+        }
+        assert!(!driven.is_finished());
+    });
+}
+
+/// Number of streams that the edge has reset.
+fn stalled_streams(connection: &quinn::Connection) -> u64 {
+    connection.stats().frame_rx.reset_stream
 }
 
 #[test]

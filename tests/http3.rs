@@ -201,6 +201,7 @@ fn bodies_trailers_and_early_hints_go_both_ways() {
         { "path": "/cookies", "headers": [["cookie", "a=b"], ["cookie", "c=d"], te] },
         { "method": "POST", "path": "/short", "body": "hello", "headers": [["content-length", "6"]] },
         { "method": "POST", "path": "/long", "body": "hello", "headers": [["content-length", "4"]] },
+        { "method": "POST", "path": "/none", "body": "hello", "headers": [["content-length", "0"]] },
     ]));
     // A client that waits gets 100 Continue; this one sends no body all the same.
     let headers = json!([["expect", "100-continue"], ["content-length", "4"]]);

@@ -129,6 +129,7 @@ where
         provoked_resets: MOST_PROVOKED_RESETS,
         extended_connect: true,
         drain: limits.drain,
+        untaken: Some(limits.body_timeout * 2),
     };
     let service = |request: http::Request<tidegate_http2::Received>, interim| {
         let request = request.map(|body| RequestBody::of(body, worker.most_body()));
@@ -159,7 +160,8 @@ pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unprove
     });
     let state = worker.watch_connection(true);
     let client = Client { ip: address.ip().to_canonical(), https: true, server_name };
-    let settings = tidegate_http3::ServerSettings { head, head_timeout: limits.head_timeout, drain: limits.drain };
+    let (head_timeout, drain, untaken) = (limits.head_timeout, limits.drain, limits.body_timeout * 2);
+    let settings = tidegate_http3::ServerSettings { head, head_timeout, drain, untaken };
     let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
     let service = move |mut request: http::Request<tidegate_http3::Received>, interim| {
         let is_early = request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some();

@@ -15,8 +15,8 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tidegate_gateway::RequestBody;
 use tidegate_gateway::interim::{self, Interim};
+use tidegate_gateway::{RequestBody, Untaken};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
@@ -231,7 +231,7 @@ impl Sender {
         let (mut coming, to) = self.to.send_request(Request::from_parts(head, ()), bodiless)?;
         let sending = (!bodiless).then(|| {
             let (goes_on, ended) = oneshot::channel();
-            tokio::task::spawn_local(send_body(Pipe::new(body, to, Reason::CANCEL), ended));
+            tokio::task::spawn_local(send_body(Pipe::new(body, to, Reason::CANCEL, Untaken::new(None)), ended));
             goes_on
         });
         let mut count = 0;

@@ -6,6 +6,7 @@ use http_body::Body;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use tidegate_gateway::Untaken;
 
 /// Sends a body to its end, or resets the stream where the body fails. It ends early where the peer has reset the stream.
 pub struct Pipe<B> {
@@ -15,11 +16,12 @@ pub struct Pipe<B> {
     held: Option<(Bytes, bool)>,
     /// What the peer is told where the body fails.
     failure: Reason,
+    untaken: Untaken,
 }
 
 impl<B> Pipe<B> {
-    pub fn new(body: B, to: SendStream<Bytes>, failure: Reason) -> Self {
-        Self { body, to, held: None, failure }
+    pub fn new(body: B, to: SendStream<Bytes>, failure: Reason, untaken: Untaken) -> Self {
+        Self { body, to, held: None, failure, untaken }
     }
 
     /// The stream, once the body is over.
@@ -50,10 +52,14 @@ where
                         Poll::Ready(None) => return Poll::Ready(Ok(())),
                         Poll::Pending => {
                             self.held = Some((data, last));
-                            return Poll::Pending;
+                            ready!(self.untaken.poll(cx));
+                            tracing::debug!("a peer takes nothing of a body");
+                            self.to.send_reset(Reason::CANCEL);
+                            return Poll::Ready(Ok(()));
                         }
                     }
                 }
+                self.untaken.taken();
                 self.to.send_data(data, last)?;
                 if last {
                     return Poll::Ready(Ok(()));

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use tidegate_gateway::interim::{Interim, MOST_INTERIM, TakesInterim};
-use tidegate_gateway::{Answering, OneInFlight, ResponseBody};
+use tidegate_gateway::{Answering, OneInFlight, ResponseBody, Untaken};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
@@ -116,9 +116,10 @@ where
 {
     pub fn new(shared: Rc<Shared<S>>, send: SendStream, receive: RecvStream, alive: mpsc::Sender<Infallible>) -> Self {
         let stream = Stream::new(receive, shared.settings.head * READ_BEYOND);
+        let untaken = Untaken::new(Some(shared.settings.untaken));
         Self {
             shared,
-            to: Sending { stream: send, waiting: Vec::new(), is_of_head: false, over: false },
+            to: Sending { stream: send, waiting: Vec::new(), is_of_head: false, over: false, untaken },
             phase: Phase::Head(stream),
             interim: Arc::default(),
             late: None,
@@ -220,8 +221,10 @@ where
         self.to.prioritise(request.headers());
         self.to.is_of_head = *request.method() == Method::HEAD;
         // Of these the cache has to know whether there is a body, which they have none of mostly.
-        let has_to_be_known = matches!(*request.method(), Method::GET | Method::HEAD);
+        let mut has_to_be_known = matches!(*request.method(), Method::GET | Method::HEAD);
         let body = Received::new(stream, self.shared.connection.clone(), request.headers(), settings.head);
+        // A body that is said to be empty is not read, so its bytes would not be seen.
+        has_to_be_known |= body.size_hint().exact() == Some(0);
         self.phase = Phase::Body { asked: Box::new((request, body)), has_to_be_known };
         Ok(())
     }
@@ -279,13 +282,18 @@ struct Sending {
     /// The response is to HEAD: its body is dropped.
     is_of_head: bool,
     over: bool,
+    untaken: Untaken,
 }
 
 impl Sending {
-    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WriteError>> {
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         while !self.waiting.is_empty() {
-            ready!(pin!(self.stream.write_chunks(&mut self.waiting)).poll(cx))?;
+            let Poll::Ready(written) = pin!(self.stream.write_chunks(&mut self.waiting)).poll(cx) else {
+                return self.untaken.poll(cx).map(|()| Err(Ended::Reset(Code::REQUEST_CANCELLED)));
+            };
+            written?;
             self.waiting.retain(|bytes| !bytes.is_empty());
+            self.untaken.taken();
         }
         Poll::Ready(Ok(()))
     }

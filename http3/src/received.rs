@@ -96,6 +96,8 @@ pub struct Received {
     most: usize,
 }
 
+const LONGER: ReceiveError = ReceiveError::Malformed("the body is longer than Content-Length says");
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Data,
@@ -115,6 +117,7 @@ impl Received {
             match ready!(self.stream.poll_frame(cx))? {
                 None => self.end()?,
                 Some(frame::Frame::Data(data)) if data.is_empty() => {}
+                Some(frame::Frame::Data(_)) if self.left == Some(0) => return Poll::Ready(Err(LONGER)),
                 frame => self.held = frame,
             }
         }
@@ -142,9 +145,7 @@ impl Received {
                 (None, _) => self.end()?,
                 (Some(frame::Frame::Data(data)), Phase::Data) => {
                     if let Some(left) = &mut self.left {
-                        *left = left
-                            .checked_sub(data.len() as u64)
-                            .ok_or(ReceiveError::Malformed("the body is longer than Content-Length says"))?;
+                        *left = left.checked_sub(data.len() as u64).ok_or(LONGER)?;
                     }
                     if !data.is_empty() {
                         return Poll::Ready(Ok(Some(http_body::Frame::data(data))));

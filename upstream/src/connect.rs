@@ -148,7 +148,7 @@ impl Addresses {
                         Ok(stream) => return Some((address, stream)),
                         Err(error) => {
                             tried.retain(|(a, _)| *a != address);
-                            last = if error.kind() == ErrorKind::ConnectionRefused { FetchError::Refused } else { FetchError::Connect };
+                            last = not_connected(&error);
                             if connecting.is_empty() && waiting.is_empty() {
                                 return None;
                             }
@@ -177,6 +177,19 @@ impl Addresses {
         };
         socket::prepare(&first);
         Ok(first)
+    }
+}
+
+/// Why a connection could not be opened.
+pub(crate) fn not_connected(error: &std::io::Error) -> FetchError {
+    // ENFILE, EMFILE and ENOBUFS, of which the standard library has no kinds.
+    const NO_ROOM: [i32; 3] = [23, 24, 105];
+    let is_no_room = error.raw_os_error().is_some_and(|code| NO_ROOM.contains(&code));
+    match error.kind() {
+        ErrorKind::ConnectionRefused => FetchError::Refused,
+        ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory => FetchError::NoRoom,
+        _ if is_no_room => FetchError::NoRoom,
+        _ => FetchError::Connect,
     }
 }
 
@@ -523,6 +536,19 @@ mod tests {
         assert!(addresses.in_order(&all, 80)[2].is_ipv6() && addresses.in_order(&all, 443)[0].is_ipv6());
         addresses.note(SocketAddr::new(all[2], 80), true);
         assert!(addresses.in_order(&all, 80)[0].is_ipv6());
+    }
+
+    #[test]
+    fn a_node_that_has_no_room_blames_nobody_else() {
+        // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL; ECONNREFUSED; EHOSTUNREACH.
+        for (codes, error) in
+            [(&[24, 23, 105, 12, 99][..], FetchError::NoRoom), (&[111], FetchError::Refused), (&[113], FetchError::Connect)]
+        {
+            for code in codes {
+                assert_eq!(not_connected(&std::io::Error::from_raw_os_error(*code)), error, "{code}");
+            }
+        }
+        assert!(!FetchError::NoRoom.is_of_the_server());
     }
 
     #[tokio::test]

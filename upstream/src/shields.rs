@@ -2,6 +2,7 @@
 //! itself.
 
 use crate::body::TimedBody;
+use crate::connect::not_connected;
 use crate::framing;
 use crate::origin::{copy, is_repeatable};
 use crate::patience::{self, Patience};
@@ -34,7 +35,7 @@ const LEAVE_ALONE: Duration = Duration::from_secs(2);
 const MAX_LEAVE_ALONE: Duration = Duration::from_secs(30);
 /// Shields that one request asks before it goes to the origin itself.
 const MAX_SHIELDS: usize = 2;
-/// Connections of one worker to one shield; beyond, requests wait for one another.
+/// Connections of one worker to one shield.
 const MAX_CONNECTIONS: usize = 16;
 const CONNECTION: ClientSettings = ClientSettings {
     // More than an origin's head can come to when it is coded for HTTP/2, or one site's could end the connection for all.
@@ -42,6 +43,8 @@ const CONNECTION: ClientSettings = ClientSettings {
     windows: Windows { few: 2 << 20, many: 64 << 10 },
     keep_alive: KeepAlive { every: Duration::from_secs(1), within: Duration::from_secs(2) },
 };
+/// Time until a full shield is passed by: the requests that fill it may be those of another site, whose origin hangs.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
 /// Beyond the origin's own time-outs, which the shield keeps.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -209,7 +212,7 @@ impl Http2Shields {
                 let Some(new) = self.unheard(shield) else { break };
                 new.heard().await;
             }
-            let tcp = TcpStream::connect(&shield.address).await.map_err(|_| FetchError::Connect)?;
+            let tcp = TcpStream::connect(&shield.address).await.map_err(|error| not_connected(&error))?;
             socket::prepare(&tcp);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
             let tls = TlsConnector::from(Arc::clone(&config)).connect(name, tcp).await.map_err(|error| {
@@ -242,7 +245,7 @@ impl ShieldWay for Http2Shields {
         };
         let progress = request.body().progress();
         let began = tokio::time::Instant::now();
-        let slot = match tokio::time::timeout(first_byte, sender.slot()).await {
+        let slot = match tokio::time::timeout(first_byte.min(ROOM_WITHIN), sender.slot()).await {
             Ok(Ok(slot)) => slot,
             Ok(Err(_)) => return Err((FetchError::Reset, Some(request))),
             Err(_) => return Err((FetchError::NoStream, Some(request))),
@@ -450,7 +453,8 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         }
                         spent(&mut failed, &mut left, of_origin);
                         let may_go_on = left > 0 && of_origin.error.is_worth_a_retry() && self.clock.boot() < fetch.allowance.until;
-                        if of_origin.error == FetchError::Shield {
+                        // It does not know the site, or cannot reach anybody.
+                        if matches!(of_origin.error, FetchError::Shield | FetchError::NoRoom) {
                             next = again.as_ref().map(copy);
                             break;
                         }
@@ -460,7 +464,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         }
                     }
                     Err(Blame::Shield(error, unsent)) => {
-                        if error != FetchError::NoStream {
+                        if !matches!(error, FetchError::NoStream | FetchError::NoRoom) {
                             turn.failed(self.clock.boot(), error);
                         }
                         let was_tried = unsent.is_none() && !error.is_before_processing();
@@ -534,10 +538,10 @@ mod tests {
         assert!(a.is_some() && b.is_some());
     }
 
-    /// A shield that says at once that the origin is down, and never asked it.
-    struct Down(std::cell::Cell<u32>);
+    /// A shield that fails at once with this word and never asked the origin, and how often it was asked.
+    struct Fails(&'static str, std::cell::Cell<u32>);
 
-    impl ShieldWay for Down {
+    impl ShieldWay for Fails {
         async fn send(
             &self,
             _: &Shield,
@@ -546,9 +550,9 @@ mod tests {
             _: Duration,
             _: Duration,
         ) -> Result<Response<UpstreamBody>, Unanswered> {
-            self.0.set(self.0.get() + 1);
+            self.1.set(self.1.get() + 1);
             let body = UpstreamBody::new(http_body_util::Empty::new().map_err(|e: std::convert::Infallible| match e {}));
-            let response = Response::builder().status(503).header(fields::VOUCHED, "1:1").header(fields::OWN_ERROR, "down");
+            let response = Response::builder().status(503).header(fields::VOUCHED, "1:1").header(fields::OWN_ERROR, self.0);
             Ok(response.header(fields::ATTEMPTS, 0).body(body).unwrap())
         }
     }
@@ -623,13 +627,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_shield_that_reports_no_attempt_is_asked_no_more_often_than_the_origin_would_be() {
-        let shields = Arc::new(Shields::default());
-        shields.set(vec![Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into())]);
-        let edge = EdgeUpstream::new(shields, Down(std::cell::Cell::new(0)), Origin, Arc::new(At(Duration::ZERO)));
-        let request = Request::get("/").body(RequestBody::Empty).unwrap();
-        let failed = edge.fetch(request, fetch()).await.err().unwrap();
-        assert_eq!((failed.error, failed.attempts), (FetchError::Down, 0));
-        assert_eq!(edge.way.0.get(), 3);
+        // A shield that has no room for a connection is asked once, and nothing is wrong with the origin.
+        for (word, times, error) in [("down", 3, FetchError::Down), ("no-room", 1, FetchError::Refused)] {
+            let shields = Arc::new(Shields::default());
+            shields.set(vec![Shield::new("s1".into(), "192.0.2.1:7444".into(), "s1".into())]);
+            let edge = EdgeUpstream::new(shields, Fails(word, std::cell::Cell::new(0)), Origin, Arc::new(At(Duration::ZERO)));
+            let request = Request::get("/").body(RequestBody::Empty).unwrap();
+            let failed = edge.fetch(request, fetch()).await.err().unwrap();
+            assert_eq!((failed.error, failed.attempts, edge.way.1.get()), (error, 0, times));
+            assert!(edge.shields.get()[0].turn(BootTime::default()).is_some());
+        }
     }
 
     #[test]

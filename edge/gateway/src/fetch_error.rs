@@ -25,6 +25,7 @@ macro_rules! fetch_errors {
 fetch_errors! {
     Refused "refused" "the origin refused the connection"
     Connect "connect" "no address of the origin can be reached"
+    NoRoom "no-room" "this node has no file descriptors, ports or memory left for a connection"
     ConnectTimeout "connect-timeout" "the origin did not accept a connection in time (origin.connect_timeout)"
     Resolve "resolve" "the origin's name does not exist, or has no addresses"
     NameServer "name-server" "no name server answered for the origin's name"
@@ -74,7 +75,7 @@ impl FetchError {
             Self::Timeout | Self::ConnectTimeout | Self::TlsTimeout | Self::Deadline | Self::Stalled | Self::Idle | Self::NameServer => {
                 http::StatusCode::GATEWAY_TIMEOUT
             }
-            Self::Down | Self::NoStream => http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::Down | Self::NoStream | Self::NoRoom => http::StatusCode::SERVICE_UNAVAILABLE,
             Self::Client => http::StatusCode::BAD_REQUEST,
             Self::TooLarge => http::StatusCode::PAYLOAD_TOO_LARGE,
             _ => http::StatusCode::BAD_GATEWAY,
@@ -120,6 +121,7 @@ impl FetchError {
             self,
             Self::Refused
                 | Self::Connect
+                | Self::NoRoom
                 | Self::ConnectTimeout
                 | Self::Resolve
                 | Self::NameServer
@@ -148,6 +150,7 @@ impl FetchError {
                 | Self::Unasked
                 | Self::Chunk
                 | Self::NoStream
+                | Self::NoRoom
                 | Self::NameServer
                 | Self::PartRefused
                 | Self::Interim

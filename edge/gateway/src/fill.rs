@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use tidegate_cache::{CacheKey, Freshness, VaryKey};
 use tidegate_control_types::{BootTime, Revision};
@@ -58,6 +58,8 @@ struct State {
     wakers: BTreeMap<u64, Waker>,
     /// Number of those who waited so far.
     waiters: u64,
+    /// Number of those who wait for the head.
+    awaiting: usize,
     watchers: Vec<Waker>,
     /// Position of each reader in the body, in bytes, by its number.
     readers: BTreeMap<u64, u64>,
@@ -115,6 +117,7 @@ impl Fill {
             done: false,
             wakers: BTreeMap::new(),
             waiters: 0,
+            awaiting: 0,
             watchers: Vec::new(),
             readers: BTreeMap::new(),
             joined: 0,
@@ -370,7 +373,7 @@ impl Fill {
         self.state.lock().total()
     }
 
-    /// Whether anybody reads it.
+    /// Whether anybody reads it, or waits for its head.
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.state.lock().is_read()
@@ -422,11 +425,17 @@ impl Fill {
     /// The fetch failed before.
     pub async fn arrived(&self) -> Result<Arrived, FillError> {
         let mut waiting = Waiting { fill: self, number: None };
-        poll_fn(move |cx| {
+        // It borrows: a closure that takes `waiting.number` by value would take a copy.
+        poll_fn(|cx| {
             let mut s = self.state.lock();
             Poll::Ready(match &s.phase {
                 Phase::Waiting => {
+                    let is_new = waiting.number.is_none();
+                    s.awaiting += usize::from(is_new);
+                    let watchers = if is_new { std::mem::take(&mut s.watchers) } else { Vec::new() };
                     s.wait(cx, &mut waiting.number);
+                    drop(s);
+                    watchers.into_iter().for_each(Waker::wake);
                     return Poll::Pending;
                 }
                 Phase::Head(h) => Ok(Arrived::Head(Arc::clone(h))),
@@ -452,7 +461,7 @@ impl State {
     }
 
     fn is_read(&self) -> bool {
-        !self.readers.is_empty()
+        !self.readers.is_empty() || self.awaiting > 0
     }
 
     /// The length, also once the last chunk is a short one.
@@ -482,7 +491,10 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.fill.state.lock().wakers.remove(&number);
+            self.fill.change_readers(|s| {
+                s.wakers.remove(&number);
+                s.awaiting -= 1;
+            });
         }
     }
 }
@@ -590,6 +602,24 @@ pub struct Fills {
     table: Mutex<HashMap<CacheKey, Vec<Arc<Fill>>>>,
     /// Bytes of bodies that all fills hold in memory.
     held: Arc<AtomicU64>,
+    /// Number of fills that have no reader at the moment, without those that are for later.
+    unread: Arc<AtomicUsize>,
+}
+
+/// Maximum number of fills of a node that go on without readers for longer than a moment.
+const MOST_UNREAD: usize = 64;
+
+/// A fill that has no reader.
+pub struct Unread {
+    all: Arc<AtomicUsize>,
+    /// Too many are unread.
+    pub is_one_too_many: bool,
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A fill of one client alone, among the others for as long as this lives.
@@ -663,6 +693,13 @@ impl Fills {
     #[must_use]
     pub fn new_fill(&self, begun: Revision, begun_at: BootTime, end_to_end: bool, is_reload: bool) -> Arc<Fill> {
         Fill::new(begun, begun_at, end_to_end, is_reload, &self.held)
+    }
+
+    /// Counts a fill as unread for as long as the result lives.
+    #[must_use]
+    pub fn unread(&self) -> Unread {
+        let before = self.unread.fetch_add(1, Ordering::Relaxed);
+        Unread { all: Arc::clone(&self.unread), is_one_too_many: before >= MOST_UNREAD }
     }
 
     /// Bytes of bodies that all fills hold in memory.

@@ -31,6 +31,7 @@ mod site;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod untaken;
 mod upstream;
 
 pub use answering::Answering;
@@ -45,6 +46,7 @@ pub use gateway::{Answer, Caches, Gateway, Node, Tier, hash};
 pub use in_flight::{InFlight, OneInFlight};
 pub use request_body::{Progress, RequestBody, Turn};
 pub use site::{Counters, Site};
+pub use untaken::Untaken;
 pub use upstream::{Allowance, ConnectProtocol, Fetch, Fetched, Upstream, UpstreamBody};
 
 /// The key of a target within a site.

@@ -785,6 +785,40 @@ fn a_fill_without_readers_ends_where_it_is_not_worth_its_end() {
     }
 }
 
+/// Clients that go before the head has come leave few fetches behind them, for a short time.
+#[test]
+fn a_fill_that_nobody_waits_for_ends() {
+    test(Tier::Edge, async |w| {
+        let second = || tokio::time::sleep(Duration::from_secs(1));
+        let gone = w.get("/slow");
+        let fetch = w.fetch().await;
+        gone.abort();
+        second().await;
+        // Its client may ask again, and wait as briefly.
+        fetch.answer(200, &[CACHED], "slow");
+        settle().await;
+        assert_eq!(text(w.get("/slow")).await, "slow");
+        assert!(w.nothing_fetched());
+
+        let mut fetches = Vec::new();
+        for n in 0..100 {
+            let gone = w.get(&format!("/{n}"));
+            fetches.push(w.fetch().await);
+            gone.abort();
+        }
+        second().await;
+        fetches.retain(|f| !f.answer.is_closed());
+        assert_eq!(fetches.len(), 64, "the others are given up at once");
+        let waits = w.get("/0");
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        fetches.retain(|f| !f.answer.is_closed());
+        assert_eq!(fetches.len(), 1);
+        fetches.remove(0).answer(200, &[CACHED], "wanted");
+        assert_eq!(text(waits).await, "wanted");
+        assert!(w.nothing_fetched() && w.gateway.fills.is_empty());
+    });
+}
+
 /// Clients with cookies each fetch a page without explicit freshness; none waits for a fetch of another client.
 #[test]
 fn clients_with_cookies_wait_for_no_page_that_may_be_anothers() {

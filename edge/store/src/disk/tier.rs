@@ -631,8 +631,12 @@ impl Tier {
         if read.is_ok() && record::check(place, &record).is_some() {
             return Some(record);
         }
-        add(&self.figures.damaged, 1);
-        tracing::warn!(segment = place.segment, offset = place.offset, error = ?read.err(), "a record of the disk tier is damaged, and not used");
+        let records = self.figures.damaged.fetch_add(1, Ordering::Relaxed) + 1;
+        // A disk that fails may have damaged them all.
+        if records.is_power_of_two() {
+            let (segment, offset) = (place.segment, place.offset);
+            tracing::warn!(segment, offset, records, error = ?read.err(), "a record of the disk tier is damaged, and not used");
+        }
         None
     }
 
