@@ -21,7 +21,11 @@ const LARGE: usize = 24 << 20;
 
 /// An edge with short time limits in front of nginx with a large file.
 fn short_limits(dir: &std::path::Path) -> (Network, Nginx) {
-    let network = Network::planned(dir, Plan { limits: SHORT, ..Plan::default() });
+    limited(dir, SHORT)
+}
+
+fn limited(dir: &std::path::Path, limits: &'static str) -> (Network, Nginx) {
+    let network = Network::planned(dir, Plan { limits, ..Plan::default() });
     let root = dir.join("www");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("large.bin"), vec![7; LARGE]).unwrap();
@@ -120,6 +124,49 @@ fn stall_over_http2(edge: &Node, ca: &std::path::Path, done: &AtomicBool) -> u64
     })
 }
 
+/// Takes requests and answers none. Counts the connections that are open.
+fn silent_origin() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&open);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let count = Arc::clone(&count);
+            count.fetch_add(1, Ordering::SeqCst);
+            std::thread::spawn(move || {
+                while stream.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {}
+                count.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (url, open)
+}
+
+/// An origin that hangs is left alone once the clients have gone, but for a few fetches.
+#[test]
+fn clients_that_come_and_go_leave_few_fetches_behind() {
+    for shields in [0, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let (url, open) = silent_origin();
+        let network = Network::planned(dir.path(), Plan { shields, ..Plan::default() });
+        network.site("s", "\"s.example\"", &url, "first_byte_timeout = \"300s\"\ntotal_timeout = \"300s\"");
+        let edge = network.edges()[0];
+        let clients: Vec<Http> = (0..200)
+            .map(|n| {
+                let mut client = Http::connect(edge.address()).unwrap();
+                client.send(format!("GET /{n} HTTP/1.1\r\nHost: s.example\r\n\r\n").as_bytes()).unwrap();
+                client
+            })
+            .collect();
+        wait_for("the requests at the origin", || (open.load(Ordering::SeqCst) == 200).then_some(()));
+        drop(clients);
+        // Each node keeps some, and the edge's are waited for at the shield.
+        let most = 64 * (1 + shields);
+        wait_for("the others to be given up", || (open.load(Ordering::SeqCst) <= most).then_some(()));
+    }
+}
+
 fn request(path: &str) -> http::Request<()> {
     http::Request::get(format!("https://s.example{path}")).body(()).unwrap()
 }
@@ -128,7 +175,7 @@ fn request(path: &str) -> http::Request<()> {
 #[test]
 fn a_response_that_nobody_takes_ends_beside_others_that_are_taken() {
     let dir = tempfile::tempdir().unwrap();
-    let (network, _nginx) = short_limits(dir.path());
+    let (network, _nginx) = limited(dir.path(), "body_timeout = \"1s\"");
     let edge = network.edges()[0];
     let pause = || tokio::time::sleep(Duration::from_millis(100));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -138,7 +185,7 @@ fn a_response_that_nobody_takes_ends_beside_others_that_are_taken() {
         let (stalled, _) = sender.send_request(request("/large.bin"), true).unwrap();
         let mut stalled = stalled.await.unwrap().into_body();
         let ended = tokio::spawn(async move { while stalled.data().await.unwrap().is_ok() {} });
-        // The stalled response is reset after four times `body_timeout` at most.
+        // The stalled response is reset after eight times `body_timeout` at most.
         let mut asked = 0;
         while !ended.is_finished() {
             asked += 1;

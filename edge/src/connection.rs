@@ -4,7 +4,7 @@ use crate::admission::{Admission, ConnectionState};
 use crate::proxy_protocol;
 use crate::quic::Unproven;
 use crate::worker::{Client, Worker};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -129,7 +129,6 @@ where
         provoked_resets: MOST_PROVOKED_RESETS,
         extended_connect: true,
         drain: limits.drain,
-        untaken: Some(limits.body_timeout * 2),
     };
     let service = |request: http::Request<tidegate_http2::Received>, interim| {
         let request = request.map(|body| RequestBody::of(body, worker.most_body()));
@@ -160,8 +159,7 @@ pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unprove
     });
     let state = worker.watch_connection(true);
     let client = Client { ip: address.ip().to_canonical(), https: true, server_name };
-    let (head_timeout, drain, untaken) = (limits.head_timeout, limits.drain, limits.body_timeout * 2);
-    let settings = tidegate_http3::ServerSettings { head, head_timeout, drain, untaken };
+    let settings = tidegate_http3::ServerSettings { head, head_timeout: limits.head_timeout, drain: limits.drain };
     let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
     let service = move |mut request: http::Request<tidegate_http3::Received>, interim| {
         let is_early = request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some();
@@ -195,8 +193,12 @@ fn answer(
     most: usize,
 ) -> Answering<Answered> {
     let in_flight = state.in_flight.begin();
+    let is_tunnel = request.method() == Method::CONNECT;
+    let limits = worker.limits.get();
+    let (of_body, of_stream) = (limits.body_timeout * 4, limits.tunnel_timeout);
     worker.answer(request, client, state, interim).then(move |mut response| {
-        response.body_mut().hand_over(in_flight, most);
+        let is_stream = is_tunnel || tidegate_gateway::is_stream(response.headers());
+        response.body_mut().hand_over(in_flight, most, if is_stream { of_stream } else { of_body });
         response
     })
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tidegate_gateway::interim::{Interim, MOST_INTERIM, TakesInterim};
-use tidegate_gateway::{Answering, ConnectProtocol, ResponseBody, Untaken};
+use tidegate_gateway::{Answering, ConnectProtocol, ResponseBody};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +38,6 @@ pub struct ServerSettings {
     pub extended_connect: bool,
     /// Once the server is to stop: for requests that are not over.
     pub drain: Duration,
-    /// After so long, and at most twice as long, a response is reset of which its client takes nothing.
-    pub untaken: Option<Duration>,
 }
 
 /// Resets that a peer may have pending before its connection is ended (CVE-2023-44487).
@@ -76,7 +74,7 @@ where
     };
     let Some(pings) = connection.ping_pong() else { return Ok(()) };
     let mut pinger = Pinger::new(pings, settings.keep_alive, received);
-    let mut requests = Requests { service, waiting: Vec::new(), spare: Arc::default(), untaken: settings.untaken };
+    let mut requests = Requests { service, waiting: Vec::new(), spare: Arc::default() };
     let mut drained: Option<Pin<Box<tokio::time::Sleep>>> = None;
     std::future::poll_fn(|cx| {
         if drained.is_none() && stopping.as_mut().poll(cx).is_ready() {
@@ -108,7 +106,6 @@ struct Requests<S> {
     waiting: Vec<(Request<h2::RecvStream>, SendResponse<Bytes>)>,
     /// For the next request, from one that was answered at once.
     spare: Arc<Reply>,
-    untaken: Option<Duration>,
 }
 
 impl<S: FnMut(Request<Received>, Interim) -> Answering<Answered>> Requests<S> {
@@ -131,8 +128,7 @@ impl<S: FnMut(Request<Received>, Interim) -> Answering<Answered>> Requests<S> {
             let body = Received::new(body, &head.headers);
             let is_complete = body.is_complete();
             let answering = (self.service)(Request::from_parts(head, body), interim);
-            let (reply, untaken) = (Arc::clone(&self.spare), self.untaken);
-            let mut stream = Stream { reply, is_head, is_complete, untaken, state: State::Answering(answering) };
+            let mut stream = Stream { reply: Arc::clone(&self.spare), is_head, is_complete, state: State::Answering(answering) };
             if Pin::new(&mut stream).poll(cx).is_pending() {
                 tokio::task::spawn_local(stream);
             }
@@ -163,7 +159,6 @@ struct Stream {
     is_head: bool,
     /// Whether all of the request has come.
     is_complete: Rc<Cell<bool>>,
-    untaken: Option<Duration>,
     state: State,
 }
 
@@ -201,7 +196,7 @@ impl Future for Stream {
                 };
             };
             let Some((reply, _)) = this.reply.0.lock().take() else { return Poll::Ready(()) };
-            match respond(reply, response, this.is_head, Untaken::new(this.untaken)) {
+            match respond(reply, response, this.is_head) {
                 Some(state) => this.state = state,
                 None => return Poll::Ready(()),
             }
@@ -221,7 +216,7 @@ impl Future for Stream {
 }
 
 /// Sends the head. A response to HEAD has no body. `None`: the client has gone.
-fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool, untaken: Untaken) -> Option<State> {
+fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool) -> Option<State> {
     let (mut head, mut body) = response.into_parts();
     if is_head {
         body.leave_out();
@@ -232,7 +227,10 @@ fn respond(mut reply: SendResponse<Bytes>, response: Answered, is_head: bool, un
     }
     match reply.send_response(Response::from_parts(head, ()), bodiless) {
         Ok(to) if bodiless => Some(State::Lingering(to, None)),
-        Ok(to) => Some(State::Sending(Pipe::new(body, to, Reason::INTERNAL_ERROR, untaken))),
+        Ok(to) => {
+            let untaken = body.untaken();
+            Some(State::Sending(Pipe::new(body, to, Reason::INTERNAL_ERROR, untaken)))
+        }
         Err(error) => {
             tracing::debug!(%error, "a response was not sent");
             reply.send_reset(Reason::INTERNAL_ERROR);

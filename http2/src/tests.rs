@@ -30,7 +30,6 @@ const SERVER: ServerSettings = ServerSettings {
     provoked_resets: 100,
     extended_connect: false,
     drain: Duration::from_secs(5),
-    untaken: None,
 };
 
 fn on_worker<T>(work: impl Future<Output = T>) -> T {

@@ -116,10 +116,9 @@ where
 {
     pub fn new(shared: Rc<Shared<S>>, send: SendStream, receive: RecvStream, alive: mpsc::Sender<Infallible>) -> Self {
         let stream = Stream::new(receive, shared.settings.head * READ_BEYOND);
-        let untaken = Untaken::new(Some(shared.settings.untaken));
         Self {
             shared,
-            to: Sending { stream: send, waiting: Vec::new(), is_of_head: false, over: false, untaken },
+            to: Sending { stream: send, waiting: Vec::new(), is_of_head: false, over: false, untaken: Untaken::new(None) },
             phase: Phase::Head(stream),
             interim: Arc::default(),
             late: None,
@@ -313,6 +312,7 @@ impl Sending {
         if self.is_of_head {
             body.leave_out();
         }
+        self.untaken = body.untaken();
         let open = Arc::new(Open { in_flight: body.take_in_flight().map(Mutex::new), _alive: alive });
         let bodiless = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !bodiless);

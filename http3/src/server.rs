@@ -27,8 +27,6 @@ pub struct ServerSettings {
     pub head_timeout: Duration,
     /// Once the server is to stop: for requests that are not over.
     pub drain: Duration,
-    /// After so long, and at most twice as long, a response is reset of which its client takes nothing.
-    pub untaken: Duration,
 }
 
 /// Marks a request that came before the handshake was over: somebody may have recorded it and sent it again (RFC 8470).

@@ -126,8 +126,6 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream) {
         provoked_resets: usize::MAX,
         extended_connect: false,
         drain: worker.drain,
-        // An edge sees to its clients.
-        untaken: None,
     };
     let ends = worker.tls.ends(tls.get_ref().1, worker.stopping.clone());
     if let Err(error) =

@@ -129,7 +129,7 @@ impl Addresses {
         let mut waiting: VecDeque<SocketAddr> = self.in_order(addresses, port).into();
         let mut connecting = FuturesUnordered::new();
         let mut tried = Vec::new();
-        let mut last = FetchError::ConnectTimeout;
+        let mut last = None;
         let racing = async {
             loop {
                 if let Some(address) = waiting.pop_front() {
@@ -148,7 +148,8 @@ impl Addresses {
                         Ok(stream) => return Some((address, stream)),
                         Err(error) => {
                             tried.retain(|(a, _)| *a != address);
-                            last = not_connected(&error);
+                            // What another address says speaks of the server.
+                            last = last.filter(|_| is_no_room(&error, address)).or_else(|| Some(not_connected(&error, address)));
                             if connecting.is_empty() && waiting.is_empty() {
                                 return None;
                             }
@@ -168,7 +169,7 @@ impl Addresses {
                 tried.iter().filter(is_silent).for_each(|(a, _)| self.note(*a, false));
                 stream
             }
-            Ok(None) => return Err(last),
+            Ok(None) => return Err(last.unwrap_or(FetchError::ConnectTimeout)),
             Err(_) => {
                 let is_silent = |(_, since): &&(SocketAddr, Instant)| since.elapsed() >= SILENT_AFTER;
                 tried.iter().filter(is_silent).for_each(|(a, _)| self.note(*a, false));
@@ -180,15 +181,22 @@ impl Addresses {
     }
 }
 
-/// Why a connection could not be opened.
-pub(crate) fn not_connected(error: &std::io::Error) -> FetchError {
+/// Whether a connection could not be opened because this node has no descriptor, port or memory left for it.
+fn is_no_room(error: &std::io::Error, to: SocketAddr) -> bool {
     // ENFILE, EMFILE and ENOBUFS, of which the standard library has no kinds.
-    const NO_ROOM: [i32; 3] = [23, 24, 105];
-    let is_no_room = error.raw_os_error().is_some_and(|code| NO_ROOM.contains(&code));
+    let is_without_kind = matches!(error.raw_os_error(), Some(23 | 24 | 105));
     match error.kind() {
+        // Over IPv6 a node without an address of its own gets the same error.
+        ErrorKind::AddrNotAvailable => to.is_ipv4(),
+        kind => kind == ErrorKind::OutOfMemory || is_without_kind,
+    }
+}
+
+/// Why a connection could not be opened.
+pub(crate) fn not_connected(error: &std::io::Error, to: SocketAddr) -> FetchError {
+    match error.kind() {
+        _ if is_no_room(error, to) => FetchError::NoRoom,
         ErrorKind::ConnectionRefused => FetchError::Refused,
-        ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory => FetchError::NoRoom,
-        _ if is_no_room => FetchError::NoRoom,
         _ => FetchError::Connect,
     }
 }
@@ -541,13 +549,15 @@ mod tests {
     #[test]
     fn a_node_that_has_no_room_blames_nobody_else() {
         // EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL; ECONNREFUSED; EHOSTUNREACH.
+        let [v4, v6] = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|a| a.parse().unwrap());
         for (codes, error) in
             [(&[24, 23, 105, 12, 99][..], FetchError::NoRoom), (&[111], FetchError::Refused), (&[113], FetchError::Connect)]
         {
             for code in codes {
-                assert_eq!(not_connected(&std::io::Error::from_raw_os_error(*code)), error, "{code}");
+                assert_eq!(not_connected(&std::io::Error::from_raw_os_error(*code), v4), error, "{code}");
             }
         }
+        assert_eq!(not_connected(&std::io::Error::from_raw_os_error(99), v6), FetchError::Connect, "IPv6 is off");
         assert!(!FetchError::NoRoom.is_of_the_server());
     }
 

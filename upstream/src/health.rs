@@ -90,6 +90,9 @@ pub async fn probe_all(pools: Arc<OriginPools>, clock: Arc<dyn Clock>) {
                 let pools = Arc::clone(&pools);
                 tokio::task::spawn_local(async move {
                     let result = probe(&pools, &servers, &server, &spec).await;
+                    if matches!(result, Err(FetchError::NoRoom)) {
+                        return;
+                    }
                     if health.probed(result.is_ok(), &spec) {
                         let up = result.is_ok();
                         tracing::info!(site = servers.site(), %server, up, "an origin server changed");

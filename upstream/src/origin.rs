@@ -675,8 +675,8 @@ impl Upstream for OriginUpstream {
                         servers.note_failed(at, self.clock.boot(), &error);
                     }
                     tried.failed(at, error);
-                    let may_go_on = !matches!(error, FetchError::Private | FetchError::NoRoom)
-                        && (failed.attempts < fetch.allowance.attempts || Bug::AttemptsUncounted.is_planted());
+                    let may_go_on =
+                        error != FetchError::Private && (failed.attempts < fetch.allowance.attempts || Bug::AttemptsUncounted.is_planted());
                     let may_repeat = is_repeatable || error.is_before_processing();
                     next = unsent.or_else(|| again.as_ref().filter(|_| may_repeat).map(copy)).filter(|_| may_go_on && servers.may_retry());
                 }

@@ -16,6 +16,7 @@ use rustls_pki_types::ServerName;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -212,7 +213,8 @@ impl Http2Shields {
                 let Some(new) = self.unheard(shield) else { break };
                 new.heard().await;
             }
-            let tcp = TcpStream::connect(&shield.address).await.map_err(|error| not_connected(&error))?;
+            let tcp =
+                TcpStream::connect(&shield.address).await.map_err(|error| not_connected(&error, SocketAddr::from(([0, 0, 0, 0], 0))))?;
             socket::prepare(&tcp);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
             let tls = TlsConnector::from(Arc::clone(&config)).connect(name, tcp).await.map_err(|error| {
@@ -271,6 +273,11 @@ impl ShieldWay for Http2Shields {
             }
         }
     }
+}
+
+/// Whether it says nothing of the shield.
+fn is_of_this_node(error: FetchError) -> bool {
+    matches!(error, FetchError::NoStream | FetchError::NoRoom)
 }
 
 /// One worker's way over the shields, and to the origin where none helps.
@@ -429,7 +436,9 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
             // A request with a body takes as long as its client does, and is sent once: it is no probe.
             if let Some(request) = next.as_ref().filter(|_| turn.is_probe && progress.is_some()) {
                 if let Err(error) = self.probe(shield, request, &fetch).await {
-                    turn.failed(self.clock.boot(), error);
+                    if !is_of_this_node(error) {
+                        turn.failed(self.clock.boot(), error);
+                    }
                     continue;
                 }
                 turn.succeeded();
@@ -464,7 +473,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         }
                     }
                     Err(Blame::Shield(error, unsent)) => {
-                        if !matches!(error, FetchError::NoStream | FetchError::NoRoom) {
+                        if !is_of_this_node(error) {
                             turn.failed(self.clock.boot(), error);
                         }
                         let was_tried = unsent.is_none() && !error.is_before_processing();

@@ -79,8 +79,10 @@ pub struct Exchange<'a> {
 #[must_use]
 pub fn is_stream(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE) else { return false };
-    let media = crate::field::without_parameters(value.as_bytes()).to_ascii_lowercase();
-    matches!(&media[..], b"text/event-stream" | b"multipart/x-mixed-replace") || media.starts_with(b"application/grpc")
+    let media = crate::field::without_parameters(value.as_bytes());
+    let is = |name: &[u8]| media.eq_ignore_ascii_case(name);
+    let is_grpc = media.get(..b"application/grpc".len()).is_some_and(|begin| begin.eq_ignore_ascii_case(b"application/grpc"));
+    is(b"text/event-stream") || is(b"multipart/x-mixed-replace") || is_grpc
 }
 
 /// Final statuses that this cache understands (RFC 9111 section 3, `must-understand`), and that are cacheable

@@ -6,6 +6,7 @@ use crate::fields;
 use crate::fill::FillReader;
 use crate::in_flight::OneInFlight;
 use crate::slices::SlicedBody;
+use crate::untaken::Untaken;
 use crate::upstream::UpstreamBody;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -100,6 +101,7 @@ pub struct ResponseBody {
     finished: Option<Finished>,
     failed: Option<Failing>,
     in_flight: Option<OneInFlight>,
+    untaken: Option<Duration>,
     /// The longest piece that goes out at once, and what is left of a longer one.
     most: usize,
     held: Bytes,
@@ -110,14 +112,31 @@ pub const MULTIPLEXED_PIECE: usize = 16 << 10;
 
 impl ResponseBody {
     fn of(kind: Kind) -> Self {
-        Self { kind, sent: 0, end: End::Left, finished: None, failed: None, in_flight: None, most: usize::MAX, held: Bytes::new() }
+        Self {
+            kind,
+            sent: 0,
+            end: End::Left,
+            finished: None,
+            failed: None,
+            in_flight: None,
+            untaken: None,
+            most: usize::MAX,
+            held: Bytes::new(),
+        }
     }
 
-    /// From now on the client has this body to take, in pieces of at most `most` bytes.
-    pub fn hand_over(&mut self, mut in_flight: OneInFlight, most: usize) {
+    /// From now on the client has this body to take, in pieces of at most `most` bytes. `untaken`: how long it may take nothing.
+    pub fn hand_over(&mut self, mut in_flight: OneInFlight, most: usize, untaken: Duration) {
+        self.untaken = Some(untaken);
         in_flight.waits_for_us(false);
         self.most = most;
         self.in_flight = Some(in_flight);
+    }
+
+    /// The time that its client may take nothing, for a transport that sees which response is taken.
+    #[must_use]
+    pub fn untaken(&self) -> Untaken {
+        Untaken::new(self.untaken)
     }
 
     /// What counts this response as one that is not over: for a transport that hears when the client has it.
@@ -335,7 +354,7 @@ mod tests {
         let in_flight = Arc::new(crate::InFlight::new(Arc::new(AtomicU64::new(0))));
         let whole: Vec<u8> = (0..40_000u32).map(|n| n as u8).collect();
         let mut body = ResponseBody::whole(whole.clone().into());
-        body.hand_over(in_flight.begin(), MULTIPLEXED_PIECE);
+        body.hand_over(in_flight.begin(), MULTIPLEXED_PIECE, Duration::MAX);
         let (mut got, mut lengths) = (Vec::new(), Vec::new());
         while !body.is_end_stream() {
             assert_eq!(body.size_hint().exact(), Some((whole.len() - got.len()) as u64));

@@ -129,7 +129,7 @@ pub async fn run<U: Upstream>(
             let _ = after.arrived().await;
             Ok(())
         };
-        if let Err(error) = while_wanted(&gateway, &asked, &fill, its_turn).await {
+        if let Err(error) = while_wanted(&asked, &fill, its_turn).await {
             return fill.fail(error);
         }
         asked.reload_for_all();
@@ -156,7 +156,7 @@ async fn lead<U: Upstream>(
     loop {
         let conditions = validating.as_ref().map(|v| validation::conditions(&v.stored.headers)).unwrap_or_default();
         let asking = ask(gateway, asked, demand, end_to_end, &conditions, wanted);
-        let mut received = while_wanted(gateway, asked, fill, asking).await?;
+        let mut received = while_wanted(asked, fill, asking).await?;
         let status = received.fetched.response.status();
         if received.fetched.stands_in {
             fill.note_stand_in();
@@ -538,8 +538,8 @@ fn keep<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, response:
 const LAG: Duration = Duration::from_secs(30);
 /// Time without any reader after which a fill is judged. Longer than the time from a head's arrival to its first reader.
 pub const UNREAD_FOR: Duration = Duration::from_millis(500);
-/// The same where many fills have no readers.
-const UNREAD_AMONG_MANY_FOR: Duration = Duration::from_millis(50);
+/// Time without a waiting request after which a fetch ends before its head, where a site has many of them.
+const LEFT_FOR: Duration = Duration::from_millis(50);
 /// Largest body in bytes that is still stored when the bodies under way have used up their memory budget.
 const LEAST_PASSED_BY: u64 = 1 << 20;
 /// Pacing starts at one part in this many of that budget: bodies then stay close to their readers, so that a few slow readers do not
@@ -557,7 +557,7 @@ async fn stream<U: Upstream>(
 ) -> Result<bool, FetchFailed> {
     let rule = &asked.site.state.spec.cache;
     let (mut total, mut passing) = (0, false);
-    let mut abandoned = pin!(is_not_worth_its_end(gateway, asked, fill, length));
+    let mut abandoned = pin!(is_not_worth_its_end(asked, fill, length));
     loop {
         let data = tokio::select! {
             biased;
@@ -605,52 +605,63 @@ async fn stream<U: Upstream>(
     Ok(!passing)
 }
 
-/// Resolves once a fill has no readers and finishing it is not worth it: much of the `length` bytes is missing, or an unknown
-/// part of them, or fetching takes long, or too many others have no readers either.
-pub async fn is_not_worth_its_end<U: Upstream>(gateway: &Gateway<U>, asked: &Asked, fill: &Fill, length: Option<u64>) {
+/// Resolves once a fill has no readers and finishing its body is not worth it: much of the `length` bytes is missing, or an unknown
+/// part of them, or fetching takes long. The fill has failed then.
+pub async fn is_not_worth_its_end(asked: &Asked, fill: &Fill, length: Option<u64>) {
     let rule = &asked.site.state.spec.cache;
     loop {
         fill.unread().await;
-        if fill.is_for_later() {
-            // A fill without a reader from the start is for later requests, which would start it again and again.
-            if tokio::time::timeout(asked.site.state.spec.origin.total_timeout, fill.read()).await.is_err() {
-                return;
-            }
+        if tokio::time::timeout(UNREAD_FOR, fill.read()).await.is_ok() {
             continue;
         }
-        let unread = gateway.fills.unread();
-        // Not at once: a reader that has just been woken may be on its way.
-        let moment = if unread.is_one_too_many { UNREAD_AMONG_MANY_FOR } else { UNREAD_FOR };
-        if tokio::time::timeout(moment, fill.read()).await.is_ok() || fill.is_for_later() {
+        if fill.is_for_later() {
+            // A fill without a reader from the start is for later requests, which would start it again and again.
+            let late = tokio::time::timeout(asked.site.state.spec.origin.total_timeout, fill.read()).await.is_err();
+            if late && fill.is_given_up() {
+                return;
+            }
             continue;
         }
         let missing = length.map(|l| l.saturating_sub(fill.length()));
         if Bug::StreamsOutliveReaders.is_planted() {
             continue;
         }
-        let is_little = missing.is_some_and(|m| m <= rule.finish_size) && !unread.is_one_too_many;
-        if !is_little || tokio::time::timeout(rule.finish_time, fill.read()).await.is_err() {
+        let is_much = missing.is_none_or(|m| m > rule.finish_size);
+        if (is_much || tokio::time::timeout(rule.finish_time, fill.read()).await.is_err()) && fill.is_given_up() {
             return;
         }
     }
 }
 
-/// Waits for the head of an answer, as long as a request waits for the fill. After the last client has gone upstream has some time left:
-/// this client may ask again soon, and an answer that takes longer than its clients wait would never be stored otherwise.
+/// Waits for the head of an answer, for as long as a request waits for the fill. A few fetches go on after their clients have left: those
+/// may ask again soon, an answer that takes longer than they wait would never be stored otherwise, and a server that hangs would never
+/// be found out.
 ///
 /// # Errors
 /// The fetch failed, or was abandoned.
-pub async fn while_wanted<U: Upstream, T>(
-    gateway: &Gateway<U>,
-    asked: &Asked,
-    fill: &Fill,
-    asking: impl Future<Output = Result<T, FetchFailed>>,
-) -> Result<T, FetchFailed> {
+pub async fn while_wanted<T>(asked: &Asked, fill: &Fill, asking: impl Future<Output = Result<T, FetchFailed>>) -> Result<T, FetchFailed> {
+    let is_one_too_many = async {
+        loop {
+            fill.unread().await;
+            if fill.is_for_later() {
+                fill.read().await;
+                continue;
+            }
+            let left = asked.site.counters.leave();
+            if !left.is_one_too_many {
+                fill.read().await;
+                continue;
+            }
+            // A request that has been woken may be on its way.
+            if tokio::time::timeout(LEFT_FOR, fill.read()).await.is_err() && !fill.is_for_later() && fill.is_given_up() {
+                return;
+            }
+        }
+    };
     tokio::select! {
         biased;
         answer = asking => answer,
-        // Nothing is known to be missing.
-        () = is_not_worth_its_end(gateway, asked, fill, Some(0)) => Err(FetchError::Abandoned.into()),
+        () = is_one_too_many => Err(FetchError::Abandoned.into()),
     }
 }
 

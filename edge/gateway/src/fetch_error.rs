@@ -53,7 +53,7 @@ fetch_errors! {
     Changed "changed" "the origin has a newer version of what it began to send"
     PartRefused "part-refused" "the origin refused a further part of what it began to send (a redirect, or an error such as 403 or 429)"
     Broken "broken" "the connection ended in the middle of the answer"
-    Abandoned "abandoned" "the fetch was abandoned: it has no readers, and too much of the body is missing to finish it"
+    Abandoned "abandoned" "the fetch was abandoned: its clients have left, and too much is missing to finish it for later ones"
     Down "down" "every origin server is down"
     Private "private" "the origin's address is private, and this site may not reach such addresses (origin.allow_private)"
     ServerError "server-error" "the origin answered with an error"

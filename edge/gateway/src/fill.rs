@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use tidegate_cache::{CacheKey, Freshness, VaryKey};
 use tidegate_control_types::{BootTime, Revision};
@@ -279,11 +279,19 @@ impl Fill {
     }
 
     pub fn fail(&self, error: impl Into<FillError>) {
-        self.change(|s| {
-            s.phase = Phase::Failed(error.into());
-            s.chunks.clear();
-            s.tail = Vec::new();
-        });
+        self.change(|s| s.fail(error.into()));
+    }
+
+    /// Fails unless it has a reader again: no request may join it between the decision and its end.
+    pub fn is_given_up(&self) -> bool {
+        let is_read = {
+            let mut s = self.state.lock();
+            if !s.is_read() {
+                s.fail(FetchError::Abandoned.into());
+            }
+            s.is_read()
+        };
+        !is_read
     }
 
     /// Fails, unless it has come to its end.
@@ -430,9 +438,9 @@ impl Fill {
             let mut s = self.state.lock();
             Poll::Ready(match &s.phase {
                 Phase::Waiting => {
-                    let is_new = waiting.number.is_none();
-                    s.awaiting += usize::from(is_new);
-                    let watchers = if is_new { std::mem::take(&mut s.watchers) } else { Vec::new() };
+                    let was_read = s.is_read();
+                    s.awaiting += usize::from(waiting.number.is_none());
+                    let watchers = if was_read { Vec::new() } else { std::mem::take(&mut s.watchers) };
                     s.wait(cx, &mut waiting.number);
                     drop(s);
                     watchers.into_iter().for_each(Waker::wake);
@@ -458,6 +466,12 @@ const MOST_AHEAD: u64 = 8 << 20;
 impl State {
     fn length(&self) -> u64 {
         ((self.released + self.chunks.len()) * CHUNK + self.tail.len()) as u64
+    }
+
+    fn fail(&mut self, error: FillError) {
+        self.phase = Phase::Failed(error);
+        self.chunks.clear();
+        self.tail = Vec::new();
     }
 
     fn is_read(&self) -> bool {
@@ -491,10 +505,13 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.fill.change_readers(|s| {
+            let watchers = {
+                let mut s = self.fill.state.lock();
                 s.wakers.remove(&number);
                 s.awaiting -= 1;
-            });
+                if s.is_read() { Vec::new() } else { std::mem::take(&mut s.watchers) }
+            };
+            watchers.into_iter().for_each(Waker::wake);
         }
     }
 }
@@ -602,24 +619,6 @@ pub struct Fills {
     table: Mutex<HashMap<CacheKey, Vec<Arc<Fill>>>>,
     /// Bytes of bodies that all fills hold in memory.
     held: Arc<AtomicU64>,
-    /// Number of fills that have no reader at the moment, without those that are for later.
-    unread: Arc<AtomicUsize>,
-}
-
-/// Maximum number of fills of a node that go on without readers for longer than a moment.
-const MOST_UNREAD: usize = 64;
-
-/// A fill that has no reader.
-pub struct Unread {
-    all: Arc<AtomicUsize>,
-    /// Too many are unread.
-    pub is_one_too_many: bool,
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A fill of one client alone, among the others for as long as this lives.
@@ -693,13 +692,6 @@ impl Fills {
     #[must_use]
     pub fn new_fill(&self, begun: Revision, begun_at: BootTime, end_to_end: bool, is_reload: bool) -> Arc<Fill> {
         Fill::new(begun, begun_at, end_to_end, is_reload, &self.held)
-    }
-
-    /// Counts a fill as unread for as long as the result lives.
-    #[must_use]
-    pub fn unread(&self) -> Unread {
-        let before = self.unread.fetch_add(1, Ordering::Relaxed);
-        Unread { all: Arc::clone(&self.unread), is_one_too_many: before >= MOST_UNREAD }
     }
 
     /// Bytes of bodies that all fills hold in memory.

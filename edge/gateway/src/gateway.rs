@@ -538,6 +538,8 @@ impl<U: Upstream> Gateway<U> {
                 {
                     return self.by_itself(asked, None, demand.max_index(arrival), end_to_end, status).await;
                 }
+                // It was given up in the same moment.
+                Err(error) if collapsed && error.error == FetchError::Abandoned => continue,
                 // The fields of the request that began the fetch may have been the cause.
                 Err(error)
                     if collapsed

@@ -3,7 +3,7 @@
 use crate::failures::Failures;
 use crate::fetch_error::{FetchError, FetchFailed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tidegate_cache::{FreshnessDefaults, Target};
 use tidegate_control_types::site::QueryRule;
 use tidegate_control_types::{SiteState, WallTime};
@@ -22,11 +22,33 @@ pub struct Counters {
     /// Bytes of bodies handed to clients.
     pub body_bytes: AtomicU64,
     pub failures: Failures,
+    /// Number of fetches without a head that no client waits for any more.
+    left: AtomicUsize,
+}
+
+/// Maximum number of fetches of a site and node that go on although their clients left before the head came.
+pub const MOST_LEFT: usize = 64;
+
+/// One of these fetches.
+pub struct Left<'a> {
+    all: &'a AtomicUsize,
+    pub is_one_too_many: bool,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Counters {
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts a fetch whose clients have left, for as long as the result lives.
+    pub fn leave(&self) -> Left<'_> {
+        Left { all: &self.left, is_one_too_many: self.left.fetch_add(1, Ordering::Relaxed) >= MOST_LEFT }
     }
 }
 

@@ -191,7 +191,7 @@ async fn fetch_slice<U: Upstream>(
     }
     Counters::add(&asked.site.counters.fetches, 1);
     let asking = gateway.ask_upstream(asked, request, gateway.fetch_to(asked, demand, end_to_end));
-    let mut fetched = fetch::while_wanted(gateway, asked, fill, asking).await?;
+    let mut fetched = fetch::while_wanted(asked, fill, asking).await?;
     let (status, headers) = (fetched.response.status(), fetched.response.headers());
     if status.is_server_error() {
         return Err(FetchError::ServerError.into());
@@ -238,7 +238,7 @@ async fn fetch_slice<U: Upstream>(
         let rest = tokio::select! {
             biased;
             rest = leave_out(slice * SLICE, from) => rest?,
-            () = fetch::is_not_worth_its_end(gateway, asked, fill, Some(length)) => return Err(FetchError::Abandoned.into()),
+            () = fetch::is_not_worth_its_end(asked, fill, Some(length)) => return Err(FetchError::Abandoned.into()),
         };
         // If another fetch brings the next slice already, that one goes on.
         let on = !key(&stored.body, slice + 1).is_some_and(|next| gateway.fills.has(&next));
@@ -317,7 +317,7 @@ pub async fn take_in<U: Upstream>(
         let whole = tokio::select! {
             biased;
             whole = fill_slice(&fill, length, &mut rest, from) => whole,
-            () = fetch::is_not_worth_its_end(gateway, asked, &fill, Some(length)) => Err(FetchError::Abandoned),
+            () = fetch::is_not_worth_its_end(asked, &fill, Some(length)) => Err(FetchError::Abandoned),
         };
         match whole {
             Err(error) => fill.fail(error),
