@@ -1,6 +1,6 @@
 //! Clients of every temper: slow, stalled, idle, and a thousand at once.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_possible_truncation)] // A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_possible_truncation, clippy::print_stdout)] // A test fails by panicking.
 
 mod support;
 
@@ -167,6 +167,16 @@ fn clients_that_come_and_go_leave_few_fetches_behind() {
     }
 }
 
+async fn over_http3(edge: &Node, ca: &std::path::Path, window: u32) -> quinn::Connection {
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls(ca, b"h3")).unwrap();
+    let (mut settings, mut transport) = (quinn::ClientConfig::new(Arc::new(crypto)), quinn::TransportConfig::default());
+    transport.stream_receive_window(window.into());
+    settings.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], edge.https));
+    endpoint.connect_with(settings, address, "s.example").unwrap().await.unwrap()
+}
+
 fn request(path: &str) -> http::Request<()> {
     http::Request::get(format!("https://s.example{path}")).body(()).unwrap()
 }
@@ -185,7 +195,7 @@ fn a_response_that_nobody_takes_ends_beside_others_that_are_taken() {
         let (stalled, _) = sender.send_request(request("/large.bin"), true).unwrap();
         let mut stalled = stalled.await.unwrap().into_body();
         let ended = tokio::spawn(async move { while stalled.data().await.unwrap().is_ok() {} });
-        // The stalled response is reset after eight times `body_timeout` at most.
+        // The stalled response is reset after twenty times `body_timeout` at most.
         let mut asked = 0;
         while !ended.is_finished() {
             asked += 1;
@@ -198,13 +208,7 @@ fn a_response_that_nobody_takes_ends_beside_others_that_are_taken() {
         assert!(!driven.is_finished());
     });
     runtime.block_on(async {
-        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls(&network.ca, b"h3")).unwrap();
-        let (mut settings, mut transport) = (quinn::ClientConfig::new(Arc::new(crypto)), quinn::TransportConfig::default());
-        transport.stream_receive_window(SMALL_WINDOW.into());
-        settings.transport_config(Arc::new(transport));
-        let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], edge.https));
-        let connection = endpoint.connect_with(settings, address, "s.example").unwrap().await.unwrap();
+        let connection = over_http3(edge, &network.ca, SMALL_WINDOW).await;
         let (mut driver, mut sender) = h3::client::new(h3_quinn::Connection::new(connection.clone())).await.unwrap();
         let driven = tokio::spawn(async move { std::future::poll_fn(|cx| driver.poll_close(cx)).await });
         // Over QUIC the window opens as a stream is read, and this one is not read.
@@ -223,6 +227,41 @@ fn a_response_that_nobody_takes_ends_beside_others_that_are_taken() {
             pause().await;
         }
         assert!(!driven.is_finished());
+    });
+}
+
+/// Each of many large responses comes on while the others do, and all come whole.
+#[test]
+fn large_responses_share_a_connection_of_http3() {
+    const RESPONSES: usize = 6;
+    let dir = tempfile::tempdir().unwrap();
+    let (network, _nginx) = limited(dir.path(), "body_timeout = \"1s\"");
+    let edge = network.edges()[0];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connection = over_http3(edge, &network.ca, 8 << 20).await;
+        let (mut driver, mut sender) = h3::client::new(h3_quinn::Connection::new(connection)).await.unwrap();
+        tokio::spawn(async move { std::future::poll_fn(|cx| driver.poll_close(cx)).await });
+        let come: Arc<[AtomicUsize; RESPONSES]> = Arc::default();
+        let mut reading = tokio::task::JoinSet::new();
+        for n in 0..RESPONSES {
+            let (mut stream, come) = (sender.send_request(request("/large.bin")).await.unwrap(), Arc::clone(&come));
+            reading.spawn(async move {
+                stream.finish().await.unwrap();
+                assert_eq!(stream.recv_response().await.unwrap().status(), 200);
+                while let Some(data) = stream.recv_data().await.unwrap() {
+                    come[n].fetch_add(bytes::Buf::remaining(&data), Ordering::SeqCst);
+                }
+                come.iter().map(|c| c.load(Ordering::SeqCst)).collect::<Vec<_>>()
+            });
+        }
+        let when_the_first_was_whole = reading.join_next().await.unwrap().unwrap();
+        println!("{when_the_first_was_whole:?}");
+        assert!(when_the_first_was_whole.iter().all(|come| *come > LARGE / 4), "{when_the_first_was_whole:?}");
+        while let Some(ended) = reading.join_next().await {
+            ended.unwrap();
+        }
+        assert!(come.iter().all(|c| c.load(Ordering::SeqCst) == LARGE));
     });
 }
 

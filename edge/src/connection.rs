@@ -2,7 +2,7 @@
 
 use crate::admission::{Admission, ConnectionState};
 use crate::proxy_protocol;
-use crate::quic::Unproven;
+use crate::quic::{UNACKNOWLEDGED, Unproven};
 use crate::worker::{Client, Worker};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::server::conn::http1;
@@ -159,7 +159,8 @@ pub async fn accept_quic(worker: Rc<Worker>, mut connecting: Connecting, unprove
     });
     let state = worker.watch_connection(true);
     let client = Client { ip: address.ip().to_canonical(), https: true, server_name };
-    let settings = tidegate_http3::ServerSettings { head, head_timeout: limits.head_timeout, drain: limits.drain };
+    let (head_timeout, drain, unacknowledged) = (limits.head_timeout, limits.drain, UNACKNOWLEDGED);
+    let settings = tidegate_http3::ServerSettings { head, head_timeout, drain, unacknowledged };
     let (answering, of_connection) = (Rc::clone(&worker), Arc::clone(&state));
     let service = move |mut request: http::Request<tidegate_http3::Received>, interim| {
         let is_early = request.extensions_mut().remove::<tidegate_http3::EarlyData>().is_some();
@@ -195,7 +196,7 @@ fn answer(
     let in_flight = state.in_flight.begin();
     let is_tunnel = request.method() == Method::CONNECT;
     let limits = worker.limits.get();
-    let (of_body, of_stream) = (limits.body_timeout * 4, limits.tunnel_timeout);
+    let (of_body, of_stream) = (limits.body_timeout * 10, limits.tunnel_timeout);
     worker.answer(request, client, state, interim).then(move |mut response| {
         let is_stream = is_tunnel || tidegate_gateway::is_stream(response.headers());
         response.body_mut().hand_over(in_flight, most, if is_stream { of_stream } else { of_body });

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tidegate_gateway::MULTIPLEXED_PIECE;
 use tidegate_http3::{EndpointSettings, Port, Secret};
 use tidegate_node::clock::random_u64;
 
@@ -24,7 +25,7 @@ const MOST_UNPROVEN: usize = 256;
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of responses that one client has not acknowledged: its network's delay times what it carries.
-const SEND_WINDOW: u64 = 1 << 20;
+pub const UNACKNOWLEDGED: u64 = 1 << 20;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const SILENT_FOR: Duration = Duration::from_secs(30);
 
@@ -36,7 +37,8 @@ pub async fn accept(worker: Rc<Worker>, quic: Arc<Quic>, port: Port) {
         streams: worker.shared.limits().streams,
         stream_window: STREAM_WINDOW,
         connection_window: CONNECTION_WINDOW,
-        send_window: SEND_WINDOW,
+        // Never reached: each response has its share of less than this.
+        send_window: 2 * UNACKNOWLEDGED + u64::from(worker.shared.limits().streams) * 2 * MULTIPLEXED_PIECE as u64,
         ping_every: PING_EVERY,
         silent_for: SILENT_FOR,
     };

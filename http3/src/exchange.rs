@@ -6,6 +6,7 @@ use crate::message::{self, MessageError};
 use crate::qpack::SectionError;
 use crate::received::{ReceiveError, Received, Stream};
 use crate::server::{Answered, EarlyData, Shared, data_head};
+use crate::share::Share;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body::Body;
@@ -57,6 +58,7 @@ enum Phase {
 /// A response that its client does not have yet, all of it.
 struct Open {
     in_flight: Option<Mutex<OneInFlight>>,
+    share: Share,
     _alive: mpsc::Sender<Infallible>,
 }
 
@@ -69,6 +71,7 @@ struct Unacknowledged {
 
 impl Unacknowledged {
     fn hold(data: Bytes, of: &Arc<Open>) -> Bytes {
+        of.share.hold(data.len());
         Bytes::from_owner(Self { data, of: Arc::clone(of) })
     }
 }
@@ -81,6 +84,7 @@ impl AsRef<[u8]> for Unacknowledged {
 
 impl Drop for Unacknowledged {
     fn drop(&mut self) {
+        self.of.share.let_go(self.data.len());
         if let Some(in_flight) = &self.of.in_flight {
             in_flight.lock().all().taken();
         }
@@ -155,7 +159,8 @@ where
                         ready!(self.to.poll_written(cx))?;
                     }
                     let Poll::Ready(response) = answered else { return self.poll_stopped(cx) };
-                    self.phase = Phase::Sending(self.to.respond(response, self.alive.clone()));
+                    let share = self.shared.shares.begin();
+                    self.phase = Phase::Sending(self.to.respond(response, self.alive.clone(), share));
                 }
                 Phase::Sending(outgoing) => {
                     let sent = outgoing.poll_sent(&mut self.to, cx);
@@ -307,13 +312,13 @@ impl Sending {
         }
     }
 
-    fn respond(&mut self, response: Answered, alive: mpsc::Sender<Infallible>) -> Outgoing {
+    fn respond(&mut self, response: Answered, alive: mpsc::Sender<Infallible>, share: Share) -> Outgoing {
         let (mut head, mut body) = response.into_parts();
         if self.is_of_head {
             body.leave_out();
         }
         self.untaken = body.untaken();
-        let open = Arc::new(Open { in_flight: body.take_in_flight().map(Mutex::new), _alive: alive });
+        let open = Arc::new(Open { in_flight: body.take_in_flight().map(Mutex::new), share, _alive: alive });
         let bodiless = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !bodiless);
         if let Some(length) = length.filter(|_| !head.headers.contains_key(header::CONTENT_LENGTH)) {
@@ -346,6 +351,10 @@ impl Drop for Sending {
 impl Outgoing {
     fn poll_sent(&mut self, to: &mut Sending, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         loop {
+            if !self.over && self.open.share.poll_room(cx).is_pending() {
+                ready!(to.poll_written(cx))?;
+                return Poll::Pending;
+            }
             // The head goes out with the first piece, where that is there.
             let piece = if self.over { Poll::Ready(None) } else { Pin::new(&mut self.body).poll_frame(cx) };
             if let Some(in_flight) = &self.open.in_flight {

@@ -16,6 +16,7 @@ mod qpack;
 mod received;
 mod routing;
 mod server;
+mod share;
 mod varint;
 
 pub use endpoint::{EndpointSettings, Secret, endpoint};

@@ -5,6 +5,7 @@ use crate::control;
 use crate::exchange::Exchange;
 use crate::frame;
 use crate::received::Received;
+use crate::share::Shares;
 use crate::varint;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Request, Response};
@@ -13,6 +14,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 use tidegate_gateway::interim::Interim;
@@ -27,6 +29,8 @@ pub struct ServerSettings {
     pub head_timeout: Duration,
     /// Once the server is to stop: for requests that are not over.
     pub drain: Duration,
+    /// Bytes of responses that wait for the client to acknowledge them, and a piece of each.
+    pub unacknowledged: u64,
 }
 
 /// Marks a request that came before the handshake was over: somebody may have recorded it and sent it again (RFC 8470).
@@ -41,6 +45,7 @@ pub(crate) struct Shared<S> {
     pub service: S,
     pub settings: ServerSettings,
     pub connection: Connection,
+    pub shares: Arc<Shares>,
 }
 
 /// Serves a connection to its end, or until `stopping`, and from then on to the end of its requests; or until `expired`.
@@ -62,7 +67,8 @@ pub async fn serve<S>(
     };
     let Some(mut ours) = begun else { return connection.close(Code::STREAM_CREATION_ERROR.into(), b"no control stream can be opened") };
     tokio::task::spawn_local(control::read(connection.clone()));
-    let shared = Rc::new(Shared { service, settings: *settings, connection: connection.clone() });
+    let shares = Shares::new(settings.unacknowledged);
+    let shared = Rc::new(Shared { service, settings: *settings, connection: connection.clone(), shares });
     // Each response holds the other end until its client has it.
     let (alive, mut all_over) = mpsc::channel::<Infallible>(1);
     let mut next = 0;

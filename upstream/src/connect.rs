@@ -148,7 +148,7 @@ impl Addresses {
                         Ok(stream) => return Some((address, stream)),
                         Err(error) => {
                             tried.retain(|(a, _)| *a != address);
-                            // What another address says speaks of the server.
+                            // The error of another address speaks of the server.
                             last = last.filter(|_| is_no_room(&error, address)).or_else(|| Some(not_connected(&error, address)));
                             if connecting.is_empty() && waiting.is_empty() {
                                 return None;

@@ -213,8 +213,8 @@ impl Http2Shields {
                 let Some(new) = self.unheard(shield) else { break };
                 new.heard().await;
             }
-            let tcp =
-                TcpStream::connect(&shield.address).await.map_err(|error| not_connected(&error, SocketAddr::from(([0, 0, 0, 0], 0))))?;
+            let address = shield.address.parse().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+            let tcp = TcpStream::connect(&shield.address).await.map_err(|error| not_connected(&error, address))?;
             socket::prepare(&tcp);
             let name = ServerName::try_from(shield.tls_name.clone()).map_err(|_| FetchError::Tls)?;
             let tls = TlsConnector::from(Arc::clone(&config)).connect(name, tcp).await.map_err(|error| {

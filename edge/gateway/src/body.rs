@@ -125,7 +125,7 @@ impl ResponseBody {
         }
     }
 
-    /// From now on the client has this body to take, in pieces of at most `most` bytes. `untaken`: how long it may take nothing.
+    /// Leaves it to the client to take this body, in pieces of at most `most` bytes. `untaken`: how long the client may take nothing.
     pub fn hand_over(&mut self, mut in_flight: OneInFlight, most: usize, untaken: Duration) {
         self.untaken = Some(untaken);
         in_flight.waits_for_us(false);

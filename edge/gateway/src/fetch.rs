@@ -647,8 +647,7 @@ pub async fn while_wanted<T>(asked: &Asked, fill: &Fill, asking: impl Future<Out
                 fill.read().await;
                 continue;
             }
-            let left = asked.site.counters.leave();
-            if !left.is_one_too_many {
+            if let Some(_one_of_few) = asked.site.counters.leave() {
                 fill.read().await;
                 continue;
             }

@@ -30,14 +30,11 @@ pub struct Counters {
 pub const MOST_LEFT: usize = 64;
 
 /// One of these fetches.
-pub struct Left<'a> {
-    all: &'a AtomicUsize,
-    pub is_one_too_many: bool,
-}
+pub struct Left<'a>(&'a AtomicUsize);
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        self.all.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -46,9 +43,10 @@ impl Counters {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Counts a fetch whose clients have left, for as long as the result lives.
-    pub fn leave(&self) -> Left<'_> {
-        Left { all: &self.left, is_one_too_many: self.left.fetch_add(1, Ordering::Relaxed) >= MOST_LEFT }
+    /// Counts a fetch whose clients have left, for as long as the result lives. `None`: there are too many of them.
+    pub fn leave(&self) -> Option<Left<'_>> {
+        let one_more = |n| (n < MOST_LEFT).then_some(n + 1);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Left(&self.left))
     }
 }
 

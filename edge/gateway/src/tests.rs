@@ -809,7 +809,7 @@ fn a_fill_that_nobody_waits_for_ends() {
         second().await;
         fetches.retain(|f| !f.answer.is_closed());
         assert_eq!(fetches.len(), 64, "the others are given up at once");
-        // Who comes back finds one of them.
+        // A client that comes back finds one of them.
         let waits = w.get("/0");
         settle().await;
         fetches.remove(0).answer(200, &[CACHED], "wanted");
