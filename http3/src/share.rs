@@ -1,5 +1,5 @@
-//! What the responses of a connection may have on their way to its client, in equal shares. QUIC's own limit is one for the whole
-//! connection: it wakes all who wait for room at once, and the first of them takes all of it.
+//! Equal shares for the responses of a connection in the bytes that its client has not acknowledged. QUIC's own limit is one for the
+//! whole connection: it wakes all writers that wait for room at once, and the first of them takes all of it.
 
 use parking_lot::Mutex;
 use std::sync::Arc;

@@ -275,8 +275,8 @@ impl ShieldWay for Http2Shields {
     }
 }
 
-/// Whether it says nothing of the shield.
-fn is_of_this_node(error: FetchError) -> bool {
+/// Whether an error says nothing about the shield's health: it is full, or this node is.
+fn is_full(error: FetchError) -> bool {
     matches!(error, FetchError::NoStream | FetchError::NoRoom)
 }
 
@@ -436,7 +436,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
             // A request with a body takes as long as its client does, and is sent once: it is no probe.
             if let Some(request) = next.as_ref().filter(|_| turn.is_probe && progress.is_some()) {
                 if let Err(error) = self.probe(shield, request, &fetch).await {
-                    if !is_of_this_node(error) {
+                    if !is_full(error) {
                         turn.failed(self.clock.boot(), error);
                     }
                     continue;
@@ -473,7 +473,7 @@ impl<W: ShieldWay, O: Upstream> Upstream for EdgeUpstream<W, O> {
                         }
                     }
                     Err(Blame::Shield(error, unsent)) => {
-                        if !is_of_this_node(error) {
+                        if !is_full(error) {
                             turn.failed(self.clock.boot(), error);
                         }
                         let was_tried = unsent.is_none() && !error.is_before_processing();

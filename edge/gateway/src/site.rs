@@ -27,7 +27,7 @@ pub struct Counters {
 }
 
 /// Maximum number of fetches of a site and node that go on although their clients left before the head came.
-pub const MOST_LEFT: usize = 64;
+const MOST_LEFT: usize = 64;
 
 /// One of these fetches.
 pub struct Left<'a>(&'a AtomicUsize);
